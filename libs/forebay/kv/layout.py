@@ -1,0 +1,45 @@
+"""Shape of the KV in one block, and its size in memory."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class KvDtype(Enum):
+    """Number format of KV; the value is its size in bytes times a tag-free name."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT8_E4M3 = "float8_e4m3"
+    INT8 = "int8"
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of one number."""
+        return {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3": 1, "int8": 1}[self.value]
+
+
+class AxisOrder(Enum):
+    """Order of axes inside one block."""
+
+    LAYER_KV_HEAD_TOKEN = "layer_kv_head_token"  # [layer, key|value, kv_head, token, head_dim]
+    LAYER_KV_TOKEN_HEAD = "layer_kv_token_head"  # [layer, key|value, token, kv_head, head_dim]
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """Shape of one block. Two workers can share blocks only when their layouts are equal."""
+
+    dtype: KvDtype
+    layers: int
+    kv_heads: int
+    head_dim: int
+    block_tokens: int = 32
+    order: AxisOrder = AxisOrder.LAYER_KV_HEAD_TOKEN
+    first_kv_head: int = 0
+    total_kv_heads: int | None = None  # None: kv_heads, no tensor parallelism
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block, all layers."""
+        return self.layers * 2 * self.kv_heads * self.block_tokens * self.head_dim * self.dtype.size_bytes
