@@ -1,1 +1,1 @@
-
+"""gRPC manners shared by every service: errors as status, deadlines passed on, traces carried, health and drain."""

@@ -1,0 +1,34 @@
+"""What is left of the deadline of the request being served.
+
+Python gRPC does not pass deadlines on; the server interceptor sets this, the client interceptor reads it.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_deadline_s: ContextVar[float | None] = ContextVar("forebay_deadline_s", default=None)
+
+
+def remaining_s() -> float | None:
+    """Seconds left, >= 0; None when the request has no deadline."""
+    deadline_s = _deadline_s.get()
+    return None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+
+
+@contextmanager
+def limited_to(seconds: float | None) -> Iterator[None]:
+    """Inside the block the request has so many seconds left."""
+    token = _deadline_s.set(None if seconds is None else time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _deadline_s.reset(token)
+
+
+def shorter(timeout_s: float | None, default_s: float) -> float:
+    """The timeout for an outgoing call: its own (else the default), but never more than what is left."""
+    wanted_s = default_s if timeout_s is None else timeout_s
+    left_s = remaining_s()
+    return wanted_s if left_s is None else min(wanted_s, left_s)

@@ -1,0 +1,132 @@
+"""What happens around every RPC a server serves: a span, the deadline, and errors turned into status.
+
+One interceptor, because the three must nest in one order. Cancellation passes through untouched: the span says
+CANCELLED, the handler's `finally` frees. (The contrib instrumentation swallows cancellation on grpc.aio.)
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager
+from typing import Any
+
+import grpc
+from grpc_status import rpc_status
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+
+from forebay.errors import Code, ForebayError
+from forebay.rpc.deadline import limited_to
+from forebay.rpc.status import to_status
+from forebay.telemetry import extract, tracer
+
+_log = logging.getLogger(__name__)
+
+_unary_unary = grpc.unary_unary_rpc_method_handler
+_unary_stream = grpc.unary_stream_rpc_method_handler
+_INTERNAL = ForebayError("internal error; the service's log says more")
+
+
+class ServerContext(grpc.aio.ServerInterceptor):
+    """Opens a span per RPC, named by `span_names` (full method → name) or by the method itself.
+
+    Methods mapped to None get no span: health checks, and long links whose requests have spans of their own.
+    """
+
+    def __init__(self, span_names: Mapping[str, str | None]) -> None:
+        self._span_names = span_names
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method = handler_call_details.method
+        name = self._span_names.get(method, method.removeprefix("/"))
+        metadata = dict(handler_call_details.invocation_metadata or ())
+
+        @contextmanager
+        def around(context: Any) -> Iterator[None]:
+            with limited_to(context.time_remaining()), _span(name, method, metadata):
+                yield
+
+        return _wrapped(handler, around)
+
+
+def _wrapped(
+    handler: Any, around: Callable[[Any], AbstractContextManager[None]]
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """The same handler inside `around`, with error translation; the request side may be unary or a stream."""
+    if handler.response_streaming:
+        inner = handler.unary_stream or handler.stream_stream
+
+        # A coroutine that writes, not a generator: a cancel is then raised inside it, and the inner generator's
+        # `finally` runs at once, in this task and context, instead of whenever the generator is collected.
+        async def streaming(request: Any, context: Any) -> None:
+            async with _reported(context):
+                with around(context):
+                    async with aclosing(inner(request, context)) as responses:
+                        async for response in responses:
+                            await context.write(response)
+
+        make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else _unary_stream
+        return make(streaming, handler.request_deserializer, handler.response_serializer)
+
+    inner_unary = handler.unary_unary or handler.stream_unary
+
+    async def unary(request: Any, context: Any) -> Any:
+        async with _reported(context):
+            with around(context):
+                return await inner_unary(request, context)
+
+    make_unary = grpc.stream_unary_rpc_method_handler if handler.request_streaming else _unary_unary
+    return make_unary(unary, handler.request_deserializer, handler.response_serializer)
+
+
+@asynccontextmanager
+async def _reported(context: Any) -> AsyncIterator[None]:
+    """Ends the call with the status of what is raised inside the block."""
+    try:
+        yield
+    except ForebayError as error:
+        await context.abort_with_status(rpc_status.to_status(to_status(error)))
+    except (asyncio.CancelledError, grpc.aio.AbortError):
+        raise
+    except Exception:
+        _log.exception("unhandled error while serving a call")
+        await context.abort_with_status(rpc_status.to_status(to_status(_INTERNAL)))
+
+
+@contextmanager
+def _span(name: str | None, method: str, metadata: Mapping[str, str]) -> Iterator[None]:
+    if name is None:
+        yield
+        return
+    with tracer().start_as_current_span(
+        name,
+        context=extract(metadata),
+        kind=SpanKind.SERVER,
+        attributes={"rpc.system": "grpc", "rpc.method": method.removeprefix("/")},
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        try:
+            yield
+        except ForebayError as error:
+            _fail(span, error.code.name, error.reason)
+            raise
+        except asyncio.CancelledError:
+            span.set_attribute("rpc.grpc.status_code", grpc.StatusCode.CANCELLED.value[0])
+            raise
+        except Exception as error:
+            _fail(span, Code.INTERNAL.name, type(error).__name__)
+            raise
+        span.set_attribute("rpc.grpc.status_code", 0)
+
+
+def _fail(span: Span, code: str, reason: str) -> None:
+    span.set_attribute("rpc.grpc.status_code", grpc.StatusCode[code].value[0])
+    span.set_attribute("error.type", reason)
+    span.set_status(Status(StatusCode.ERROR, reason))

@@ -1,0 +1,66 @@
+"""The life of a service process: settings, telemetry, serve, drain, exit code.
+
+`__main__.py` of every service is `run(name, Settings, serve)`; `serve` builds the objects and returns when `stop` is set.
+"""
+
+import asyncio
+import gc
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from forebay.errors import ForebayError
+from forebay.rpc.settings import ServiceSettings
+from forebay.telemetry import configure, configure_logging
+
+_log = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+def run(
+    name: str,
+    settings_type: type[S],
+    serve: Callable[[S, asyncio.Event], Awaitable[None]],
+    attributes: Callable[[S], Mapping[str, str]] = lambda _: {},
+) -> None:
+    """Runs `serve(settings, stop)` until SIGTERM or SIGINT sets `stop` and serve has drained; then exits the process.
+
+    Exit codes: 0 drained, 1 defect, 2 cannot start (one line on stderr says what to do).
+    """
+    try:
+        settings = settings_type()
+    except ValidationError as error:
+        sys.exit(_usage(name, error))
+    configure_logging(name, settings.log_level, is_json=settings.log_format == "json")
+    telemetry = configure(
+        name, state_dir=settings.state_dir, attributes={"forebay.node_id": settings.node_id, **attributes(settings)}
+    )
+    try:
+        asyncio.run(_until_stopped(settings, serve))
+    except ForebayError as error:
+        _log.error("cannot start: %s", error.message)  # noqa: TRY400  # one line, no traceback
+        sys.exit(2)
+    finally:
+        telemetry.shutdown()
+
+
+async def _until_stopped(settings: S, serve: Callable[[S, asyncio.Event], Awaitable[None]]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    # What is loaded by now lives as long as the process: the collector need not look at it again.
+    gc.freeze()
+    await serve(settings, stop)
+
+
+def _usage(name: str, error: ValidationError) -> int:
+    for problem in error.errors(include_url=False):
+        flag = "--" + ".".join(str(part) for part in problem["loc"]).replace("_", "-")
+        sys.stderr.write(f"forebay {name}: {flag}: {problem['msg']}\n")
+    return 2

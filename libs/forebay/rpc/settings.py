@@ -1,0 +1,32 @@
+"""Settings every service has: from flags, else from FOREBAY_* environment variables, else defaults."""
+
+import socket
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ServiceSettings(BaseSettings):
+    """Each field is a flag (--node-id) and an environment variable (FOREBAY_NODE_ID)."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FOREBAY_",
+        cli_parse_args=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        extra="forbid",
+    )
+
+    listen: str = Field("127.0.0.1:0", description="address to serve on, HOST:PORT; port 0 takes any")
+    advertise: str | None = Field(None, description="address others reach this service at; default: the bound one")
+    node_id: str = Field(
+        default_factory=socket.gethostname, pattern=r"^[A-Za-z0-9_-]{1,64}$", description="name of this host in the fleet"
+    )
+    nats_url: str = Field("nats://127.0.0.1:7440", description="NATS server")
+    state_dir: Path | None = Field(None, description="folder for the local span store; none: no local spans")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe level to log")
+    log_format: Literal["text", "json"] = Field("text", description="how log lines look")
+    drain_s: float = Field(10.0, ge=0, le=3600, description="seconds that running work may take after SIGTERM")
