@@ -1,0 +1,66 @@
+"""An exporter whose failures are counted and logged once, and never reach those who serve.
+
+Knows nothing of where the spans go. It runs on the batch processor's thread.
+"""
+
+import logging
+import threading
+from collections.abc import Sequence
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+_log = logging.getLogger(__name__)
+
+
+class GuardedExporter(SpanExporter):
+    """Passes batches on to `inner`.
+
+    Args:
+        inner: where they go; may raise anything.
+        destination: what the log calls it.
+    """
+
+    def __init__(self, inner: SpanExporter, destination: str) -> None:
+        self._inner = inner
+        self._destination = destination
+        self._is_failing = False
+        self._lost_spans_count = 0
+        self._stopped = threading.Event()
+
+    @property
+    def lost_spans_count(self) -> int:
+        """Spans that did not arrive since the start."""
+        return self._lost_spans_count
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """SUCCESS or FAILURE; raises nothing. A failed batch is given up: newer spans matter more."""
+        if self._stopped.is_set():
+            return self._lose(len(spans), "shut down")
+        try:
+            result = self._inner.export(spans)
+        except Exception as error:  # whatever it is, serving goes on
+            return self._lose(len(spans), f"{type(error).__name__}: {error}")
+        if result is not SpanExportResult.SUCCESS:
+            return self._lose(len(spans), "not accepted")
+        if self._is_failing:
+            self._is_failing = False
+            _log.warning("spans reach %s again; %d were lost so far", self._destination, self._lost_spans_count)
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """Gives up what is under way and refuses what comes after. May be called from any thread, and twice."""
+        if not self._stopped.is_set():
+            self._stopped.set()
+            self._inner.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """As `inner`."""
+        return self._inner.force_flush(timeout_millis)
+
+    def _lose(self, count: int, reason: str) -> SpanExportResult:
+        self._lost_spans_count += count
+        if not self._is_failing:
+            self._is_failing = True
+            _log.warning("spans do not reach %s (%s); serving goes on", self._destination, reason)
+        return SpanExportResult.FAILURE
