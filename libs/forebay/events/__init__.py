@@ -1,0 +1,1 @@
+"""NATS: the connection that outlives outages, and the KV events of every node, published and followed."""

@@ -1,0 +1,96 @@
+"""How busy workers are: told on core NATS, at most ten times a second and at least once."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from types import MappingProxyType
+from typing import Final
+
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from forebay.events.connection import Connection
+from forebay.fleet.member import Load
+from forebay.fleet.messages import load_from_proto, load_to_proto
+from forebay.v1 import events_pb2
+
+MIN_INTERVAL_S: Final = 0.1
+MAX_INTERVAL_S: Final = 1.0
+
+
+class LoadPublisher:
+    """Publishes a worker's load in the background: soon after a change, and each second without one."""
+
+    def __init__(self, connection: Connection, worker_id: str) -> None:
+        self._connection = connection
+        self._worker_id = worker_id
+        self._load = Load()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to publish. Needs a running loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="load-publisher")
+
+    def update(self, load: Load) -> None:
+        """Says how busy the worker is now. Cheap; call it as often as you like, on the loop's thread."""
+        if load != self._load:
+            self._load = load
+            self._wake.set()
+
+    async def close(self) -> None:
+        """Stops. Idempotent."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            payload = load_to_proto(self._worker_id, self._load).SerializeToString()
+            await self._connection.publish(f"forebay.load.{self._worker_id}", payload)
+            await asyncio.sleep(MIN_INTERVAL_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(MAX_INTERVAL_S - MIN_INTERVAL_S):
+                    await self._wake.wait()
+
+
+class LoadView:
+    """The last load heard of each worker, and how many reports came: so a reader knows what a report has seen."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._loads: dict[str, Load] = {}
+        self._report_counts: dict[str, int] = {}
+        self._subscription: Subscription | None = None
+
+    @property
+    def loads(self) -> Mapping[str, Load]:
+        """Loads by worker id, as a live read-only view."""
+        return MappingProxyType(self._loads)
+
+    def report_count(self, worker_id: str) -> int:
+        """How many reports of this worker were heard."""
+        return self._report_counts.get(worker_id, 0)
+
+    async def start(self) -> None:
+        """Subscribes."""
+        self._subscription = await self._connection.subscribe("forebay.load.*", self._on_message)
+
+    def forget(self, worker_id: str) -> None:
+        """The worker is gone."""
+        self._loads.pop(worker_id, None)
+        self._report_counts.pop(worker_id, None)
+
+    async def close(self) -> None:
+        """Unsubscribes."""
+        if self._subscription is not None:
+            await self._connection.unsubscribe(self._subscription)
+
+    async def _on_message(self, message: Msg) -> None:
+        report = events_pb2.WorkerLoad.FromString(message.data)
+        self._loads[report.worker_id] = load_from_proto(report)
+        self._report_counts[report.worker_id] = self._report_counts.get(report.worker_id, 0) + 1

@@ -1,0 +1,52 @@
+"""What the fleet knows of a service: plain values, no protobuf, no NATS."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from forebay.kv.layout import KvLayout
+
+
+class Role(Enum):
+    """What a service is; the value begins its key in the fleet's bucket."""
+
+    ROUTER = "router"
+    TOKENIZER = "tokenizer"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    KVCACHE = "kvcache"
+    GATEWAY = "gateway"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A service that is alive. Meanings: FleetMember in events.proto."""
+
+    worker_id: str
+    role: Role
+    address: str
+    node_id: str
+    model: str = ""
+    model_digest: str = ""
+    chip_class: str = ""
+    layout: KvLayout | None = None
+    kvcache_address: str = ""
+    is_draining: bool = False
+    max_sequences: int = 0
+    version: str = ""
+    incarnation: int = 0
+
+    @property
+    def key(self) -> str:
+        """Its key in the fleet's bucket."""
+        return f"{self.role.value}.{self.worker_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy a worker says it is. Meanings: WorkerLoad in events.proto."""
+
+    running_sequences: int = 0
+    queued_sequences: int = 0
+    queued_tokens: int = 0
+    context_tokens: int = 0
+    free_blocks: int = 0
