@@ -17,7 +17,8 @@ from rich.table import Table
 class Figure:
     """One measured number.
 
-    target: what it should be, with its relation (">= 0.9"); None: stated, not judged. peer: what it was measured against.
+    target: what it should be, with its relation (">= 0.9"); None: stated, not judged.
+    peer: what it was measured against.
     """
 
     name: str
@@ -49,7 +50,12 @@ def report(bench: str, figures: Sequence[Figure]) -> None:
     marks = {None: "", True: "yes", False: "NO"}
     for figure in figures:
         table.add_row(
-            figure.name, f"{figure.value:.4g}", figure.unit, figure.target or "", marks[figure.is_met], figure.peer or ""
+            figure.name,
+            f"{figure.value:.4g}",
+            figure.unit,
+            figure.target or "",
+            marks[figure.is_met],
+            figure.peer or "",
         )
     Console(width=max(120, Console().width)).print(table)
     folder = Path(".bench")
@@ -68,7 +74,9 @@ def _machine() -> str:
         platform.processor(),
     )
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, {memory_gib:.0f} GiB, {platform.system()} {platform.machine()}"
+    return (
+        f"{model}, {len(os.sched_getaffinity(0))} cores, {memory_gib:.0f} GiB, {platform.system()} {platform.machine()}"
+    )
 
 
 def _commit() -> str:

@@ -45,14 +45,14 @@ def open_channel(address: str) -> Channel:
     return grpc.aio.insecure_channel(address, options=_OPTIONS, interceptors=interceptors)
 
 
-class _UnaryContext(UnaryUnaryClientInterceptor[Any, Any]):
+class _UnaryContext(UnaryUnaryClientInterceptor):
     async def intercept_unary_unary(
         self, continuation: Callable[..., Any], client_call_details: ClientCallDetails, request: Any
     ) -> Any:
         return await continuation(_with_context(client_call_details, DEFAULT_UNARY_TIMEOUT_S), request)
 
 
-class _StreamContext(UnaryStreamClientInterceptor[Any, Any]):
+class _StreamContext(UnaryStreamClientInterceptor):
     async def intercept_unary_stream(
         self, continuation: Callable[..., Any], client_call_details: ClientCallDetails, request: Any
     ) -> AsyncIterator[Any]:

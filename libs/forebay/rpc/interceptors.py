@@ -4,6 +4,8 @@ One interceptor, because the three must nest in one order. Cancellation passes t
 CANCELLED, the handler's `finally` frees. (The contrib instrumentation swallows cancellation on grpc.aio.)
 """
 
+from __future__ import annotations  # grpc's handler types are generic for the type checker only
+
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -37,15 +39,15 @@ class ServerContext(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
         method = handler_call_details.method
         name = self._span_names.get(method, method.removeprefix("/"))
-        metadata = dict(handler_call_details.invocation_metadata or ())
+        metadata = {key: value for key, value in handler_call_details.invocation_metadata if isinstance(value, str)}
 
         @contextmanager
         def around(context: Any) -> Iterator[None]:
@@ -55,9 +57,7 @@ class ServerContext(grpc.aio.ServerInterceptor):
         return _wrapped(handler, around)
 
 
-def _wrapped(
-    handler: Any, around: Callable[[Any], AbstractContextManager[None]]
-) -> grpc.RpcMethodHandler[Any, Any]:
+def _wrapped(handler: Any, around: Callable[[Any], AbstractContextManager[None]]) -> grpc.RpcMethodHandler[Any, Any]:
     """The same handler inside `around`, with error translation; the request side may be unary or a stream."""
     if handler.response_streaming:
         inner = handler.unary_stream or handler.stream_stream

@@ -1,6 +1,7 @@
 """The life of a service process: settings, telemetry, serve, drain, exit code.
 
-`__main__.py` of every service is `run(name, Settings, serve)`; `serve` builds the objects and returns when `stop` is set.
+`__main__.py` of every service is `run(name, Settings, serve)`; `serve` builds the objects and returns, drained, once
+`stop` is set.
 """
 
 import asyncio
@@ -43,7 +44,7 @@ def run(
     try:
         asyncio.run(_until_stopped(settings, serve))
     except ForebayError as error:
-        _log.error("cannot start: %s", error.message)  # noqa: TRY400  # one line, no traceback
+        _log.error("cannot start: %s", error.message)
         sys.exit(2)
     finally:
         telemetry.shutdown()

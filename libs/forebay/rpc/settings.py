@@ -23,7 +23,9 @@ class ServiceSettings(BaseSettings):
     listen: str = Field("127.0.0.1:0", description="address to serve on, HOST:PORT; port 0 takes any")
     advertise: str | None = Field(None, description="address others reach this service at; default: the bound one")
     node_id: str = Field(
-        default_factory=socket.gethostname, pattern=r"^[A-Za-z0-9_-]{1,64}$", description="name of this host in the fleet"
+        default_factory=lambda: socket.gethostname().replace(".", "-"),
+        pattern=r"^[A-Za-z0-9_-]{1,64}$",
+        description="name of this host in the fleet",
     )
     nats_url: str = Field("nats://127.0.0.1:7440", description="NATS server")
     state_dir: Path | None = Field(None, description="folder for the local span store; none: no local spans")

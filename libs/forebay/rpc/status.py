@@ -5,6 +5,7 @@ The one place where `forebay.errors` meets grpc. Knows nothing of servers or cha
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final, cast
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -14,7 +15,9 @@ from grpc_status import rpc_status
 from forebay.errors import BY_REASON, Code, ForebayError, RemoteError
 from forebay.v1 import common_pb2
 
-DOMAIN = "forebay"
+DOMAIN: Final = "forebay"
+
+_CODES: Final = frozenset(code.value for code in Code)
 
 
 def to_status(error: ForebayError) -> status_pb2.Status:
@@ -29,8 +32,8 @@ def to_status(error: ForebayError) -> status_pb2.Status:
 
 def from_rpc_error(error: grpc.RpcError) -> ForebayError:
     """The error of ours that a failed call carries, or a `RemoteError` when it carries none."""
-    assert isinstance(error, grpc.aio.AioRpcError | grpc.Call)
-    status = rpc_status.from_call(error) if _has_details(error) else None
+    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
+    status = rpc_status.from_call(cast(grpc.Call, error)) if _has_details(error) else None
     if status is not None:
         return _from_status(status)
     if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -64,7 +67,7 @@ def translated() -> Iterator[None]:
         raise from_rpc_error(error) from error
 
 
-def _has_details(error: grpc.Call) -> bool:
+def _has_details(error: grpc.Call | grpc.aio.AioRpcError) -> bool:
     return any(key == "grpc-status-details-bin" for key, _ in error.trailing_metadata() or ())
 
 
@@ -78,12 +81,10 @@ def _from_status(status: status_pb2.Status) -> ForebayError:
     return _error(status.code, status.message, info.reason, dict(info.metadata), retry_after_s)
 
 
-def _error(
-    code: int, message: str, reason: str, metadata: dict[str, str], retry_after_s: float | None
-) -> ForebayError:
+def _error(code: int, message: str, reason: str, metadata: dict[str, str], retry_after_s: float | None) -> ForebayError:
     kind = BY_REASON.get(reason)
     if kind is None:
-        known = code if code in iter(Code) else Code.UNKNOWN
+        known = code if code in _CODES else Code.UNKNOWN
         error: ForebayError = RemoteError(Code(known), message)
     else:
         error = kind(message)
@@ -94,7 +95,7 @@ def _error(
 
 def _code_of(code: grpc.StatusCode) -> Code:
     number = code_pb2.Code.Value(code.name)
-    return Code(number) if number in iter(Code) else Code.UNKNOWN
+    return Code(number) if number in _CODES else Code.UNKNOWN
 
 
 def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> any_pb2.Any:
