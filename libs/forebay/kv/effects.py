@@ -1,0 +1,74 @@
+"""What an operation on KV rights makes others do: tell readers, copy bytes, revoke leases.
+
+Copies MUST be carried out in order, before the operation is answered and before the next operation is asked: a block is
+free for others as soon as the operation returns. The KV-cache service therefore copies inside its one thread; a block
+is about 0.7 MB, so that a copy costs less than a call does, and no pending state can be got wrong.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Tier(Enum):
+    """Where a block lies."""
+
+    DEVICE = "device"
+    HOST = "host"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Blocks that became findable, by their 16-byte hashes."""
+
+    tier: Tier
+    hashes: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Blocks that are not held any more."""
+
+    tier: Tier
+    hashes: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Blocks that changed tier."""
+
+    from_tier: Tier
+    to_tier: Tier
+    hashes: tuple[bytes, ...]
+
+
+IndexEvent = Stored | Removed | Moved
+
+
+@dataclass(frozen=True, slots=True)
+class CopyBlock:
+    """One block's bytes to copy; indexes count blocks within their tier."""
+
+    from_tier: Tier
+    from_index: int
+    to_tier: Tier
+    to_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """Sequences that are no longer an attachment's: its worker must stop writing to them."""
+
+    attachment_id: int
+    sequence_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """All that follows from one operation."""
+
+    copies: tuple[CopyBlock, ...] = ()
+    events: tuple[IndexEvent, ...] = ()
+    revoked: tuple[Revoked, ...] = ()
+
+
+NO_EFFECTS = Effects()

@@ -1,0 +1,39 @@
+"""What passes between the ledger and its callers about one sequence: rights granted, blocks sealed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from forebay.kv.effects import NO_EFFECTS, Effects
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The right to write a sequence's blocks from `cached_block_count` on; those before it are sealed."""
+
+    epoch: int
+    block_ids: tuple[int, ...]
+    cached_block_count: int
+    promoted_block_count: int = 0
+    effects: Effects = NO_EFFECTS
+
+
+@dataclass(frozen=True, slots=True)
+class SealEntry:
+    """Blocks of one sequence to seal, from `first_block_index` of its table on.
+
+    With `hand_over` the worker stops writing the sequence altogether.
+    """
+
+    sequence_id: str
+    epoch: int
+    first_block_index: int
+    block_hashes: Sequence[bytes]
+    hand_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """The sequence's epoch after sealing: a new one when it was handed over."""
+
+    epoch: int
+    effects: Effects = NO_EFFECTS

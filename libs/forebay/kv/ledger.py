@@ -1,0 +1,322 @@
+"""The ledger of KV rights on one node: attachments, leases, epochs, fencing. Decides; others copy, publish and revoke.
+
+Knows time only as an argument (`now_s`, any monotonic clock), workers only by what they say and by whether their
+process is gone, content only through the tiered store. An operation that raises has granted and sealed nothing.
+
+The rule that everything here serves: a block is never granted while an older writer could still write it. A writer has
+stopped when it released or handed over the sequence, when its process is gone, or when lease plus grace have passed.
+
+Memory: bounded by the blocks (see pool) and by one record per sequence that holds at least one block.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from forebay.errors import (
+    DuplicateRequestError,
+    ForebayError,
+    InvalidFieldError,
+    StaleEpochError,
+    UnknownSequenceError,
+    WriterActiveError,
+)
+from forebay.kv.attachments import Attachment, Attachments, WorkerProcess
+from forebay.kv.effects import Effects, Revoked, Tier
+from forebay.kv.grant import Grant, Sealed, SealEntry
+from forebay.kv.lease import Right, SequenceLease
+from forebay.kv.pool import TierCounts
+from forebay.kv.tiered_store import EffectLog, TieredStore
+
+RETRY_TAKE_OVER_S = 0.1
+"""A writer that has just died is seen to be gone within about this time."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSettings:
+    """Capacity and times.
+
+    Numbers (epochs, attachment ids) begin at `first_number`: a restarted service passes a greater one than it ever
+    reached, so that no number means two things.
+    """
+
+    device_block_count: int
+    host_block_count: int
+    lease_s: float
+    grace_s: float
+    first_number: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerStats:
+    """Counts now, and totals since start."""
+
+    tiers: tuple[TierCounts, TierCounts]
+    sequences: int
+    attachments: int
+    prefix_blocks_asked: int
+    prefix_blocks_found: int
+    evicted_blocks: int
+    take_overs: int
+
+
+class BlockLedger:
+    """Rights to all KV blocks of one node."""
+
+    def __init__(self, settings: LedgerSettings) -> None:
+        self._settings = settings
+        self._store = TieredStore(settings.device_block_count, settings.host_block_count)
+        self._attachments = Attachments()
+        self._leases: dict[str, SequenceLease] = {}
+        self._last_number = settings.first_number - 1
+        self._prefix_blocks_asked = self._prefix_blocks_found = self._take_overs = 0
+
+    def attach(self, process: WorkerProcess) -> int:
+        """Lets a worker in; returns its attachment id.
+
+        Errors: DuplicateWorkerError while another attachment of this worker id is open.
+        """
+        return self._attachments.add(self._next_number(), process)
+
+    def detach(self, attachment_id: int, *, process_is_gone: bool) -> None:
+        """Ends an attachment. Its sequences can be taken over once the process is gone: say so, even if later.
+
+        Unknown attachments are ignored.
+        """
+        for sequence_id in self._attachments.close(attachment_id):
+            lease = self._leases[sequence_id]
+            if lease.right is Right.OWNED:
+                self._fence(lease)
+            if process_is_gone:
+                lease.right = Right.ORPHANED
+
+    def processes(self) -> list[tuple[int, WorkerProcess]]:
+        """Attachments whose process matters: open ones, and closed ones that may still write."""
+        return self._attachments.processes()
+
+    def writer_of(self, sequence_id: str) -> tuple[int, WorkerProcess] | None:
+        """The attachment and process that may write a sequence's blocks."""
+        lease = self._leases.get(sequence_id)
+        if lease is None or lease.right not in (Right.OWNED, Right.FENCED):
+            return None
+        return lease.attachment_id, self._attachments.process(lease.attachment_id)
+
+    def begin(
+        self, attachment_id: int, sequence_id: str, prefix_hashes: Sequence[bytes], block_count: int, now_s: float
+    ) -> Grant:
+        """Grants blocks to a new sequence: the longest held run of its prefix, and new ones up to `block_count`.
+
+        A sequence of the same id whose writer is gone is released first.
+        Errors: NotAttachedError, InvalidFieldError, DuplicateRequestError, WriterActiveError, KvExhaustedError.
+        """
+        attachment = self._attachments.open(attachment_id)
+        if not 1 <= block_count <= self._settings.device_block_count:
+            raise InvalidFieldError("not 1 .. blocks of the DEVICE tier", field="new_sequence.block_count")
+        if len(prefix_hashes) > block_count or len(set(prefix_hashes)) < len(prefix_hashes):
+            raise InvalidFieldError("more than block_count, or one twice", field="new_sequence.prefix_hashes")
+        held = self._leases.get(sequence_id)
+        if held is not None:
+            self._supersede(held)
+        log = EffectLog()
+        reserved = self._store.reserve(prefix_hashes, block_count, log)
+        self._prefix_blocks_asked += len(prefix_hashes)
+        self._prefix_blocks_found += reserved.cached_count
+        lease = SequenceLease(
+            sequence_id=sequence_id,
+            attachment_id=attachment_id,
+            epoch=self._next_number(),
+            ends_at_s=now_s + self._settings.lease_s,
+            block_ids=reserved.block_ids,
+            hashes=list(prefix_hashes[: reserved.cached_count]),
+        )
+        self._leases[sequence_id] = lease
+        attachment.sequence_ids.add(sequence_id)
+        return self._grant(lease, log, reserved.promoted_count)
+
+    def take_over(
+        self, attachment_id: int, sequence_id: str, epoch: int, block_count: int | None, now_s: float
+    ) -> Grant:
+        """Grants a sequence that was handed over, or whose owner's process is gone, with at least `block_count` blocks.
+
+        `epoch` is the one of the hand-over, or of the owner's grant. Idempotent for the same attachment and epoch.
+        Errors: NotAttachedError, UnknownSequenceError, StaleEpochError, WriterActiveError, KvExhaustedError.
+        """
+        attachment = self._attachments.open(attachment_id)
+        lease = self._known(sequence_id)
+        if not lease.is_known_as(epoch):
+            raise StaleEpochError("the sequence has changed hands since", sequence_id=sequence_id)
+        is_owner = lease.right is Right.OWNED and lease.attachment_id == attachment_id
+        if not is_owner and self._has_other_writer(lease, attachment):
+            raise _writer_active(lease)
+        log = EffectLog()
+        self._lengthen(lease, (block_count or 0) - len(lease.block_ids), log)
+        lease.ends_at_s = now_s + self._settings.lease_s
+        if not is_owner:
+            self._attachments.disown(lease.attachment_id, lease.sequence_id)
+            lease.attachment_id, lease.right = attachment_id, Right.OWNED
+            lease.taken_with_epoch, lease.handed_over_epoch = epoch, None
+            lease.epoch = self._next_number()
+            attachment.sequence_ids.add(sequence_id)
+            self._take_overs += 1
+        return self._grant(lease, log)
+
+    def extend(self, attachment_id: int, sequence_id: str, epoch: int, block_count: int, now_s: float) -> Grant:
+        """Grants `block_count` further blocks to a sequence's owner; the epoch stays.
+
+        Errors: NotAttachedError, InvalidFieldError, UnknownSequenceError, StaleEpochError, KvExhaustedError.
+        """
+        self._attachments.open(attachment_id)
+        lease = self._owned(attachment_id, sequence_id, epoch)
+        if block_count < 1:
+            raise InvalidFieldError("must be at least 1", field="extend.block_count")
+        log = EffectLog()
+        self._lengthen(lease, block_count, log)
+        lease.ends_at_s = now_s + self._settings.lease_s
+        return self._grant(lease, log)
+
+    def seal(self, attachment_id: int, entry: SealEntry, now_s: float) -> Sealed:
+        """Makes blocks immutable and findable; a hand-over leaves the sequence to whoever takes it over.
+
+        Repeating an entry is a no-op with the same answer.
+        Errors: NotAttachedError, UnknownSequenceError, StaleEpochError, InvalidFieldError.
+        """
+        self._attachments.open(attachment_id)
+        lease = self._known(entry.sequence_id)
+        if entry.hand_over and (lease.attachment_id, lease.handed_over_epoch) == (attachment_id, entry.epoch):
+            return Sealed(lease.epoch)
+        lease = self._owned(attachment_id, entry.sequence_id, entry.epoch)
+        sealed_count, end = len(lease.hashes), entry.first_block_index + len(entry.block_hashes)
+        if not 0 <= entry.first_block_index <= sealed_count or end > len(lease.block_ids):
+            raise InvalidFieldError("leaves a gap or passes the block table's end", field="entries.first_block_index")
+        known = lease.hashes[entry.first_block_index : end]
+        new_hashes = entry.block_hashes[sealed_count - entry.first_block_index :]
+        if list(entry.block_hashes[: len(known)]) != known:
+            raise InvalidFieldError("a block is sealed with another hash", field="entries.block_hashes")
+        log = EffectLog()
+        self._store.seal(lease.block_ids[sealed_count : sealed_count + len(new_hashes)], new_hashes, log)
+        lease.hashes += new_hashes
+        if entry.hand_over:
+            self._attachments.disown(lease.attachment_id, lease.sequence_id)
+            lease.right, lease.handed_over_epoch = Right.OFFERED, lease.epoch
+            lease.taken_with_epoch = None
+            lease.epoch = self._next_number()
+            lease.ends_at_s = now_s + self._settings.lease_s
+        return Sealed(lease.epoch, log.effects())
+
+    def release(self, attachment_id: int, sequences: Iterable[tuple[str, int]]) -> int:
+        """Gives up sequences, named with their epochs; returns how many. Unknown ones and stale epochs are ignored.
+
+        A sequence that nobody may write (handed over, or its owner gone) can be released by any attachment that knows
+        its epoch: so a request cancelled between hand-over and take-over holds nothing.
+        Errors: NotAttachedError.
+        """
+        attachment = self._attachments.open(attachment_id)
+        released_count = 0
+        for sequence_id, epoch in sequences:
+            lease = self._leases.get(sequence_id)
+            if lease is not None and lease.epoch == epoch and not self._has_other_writer(lease, attachment):
+                self._release(lease)
+                released_count += 1
+        return released_count
+
+    def renew(self, attachment_id: int, sequences: Iterable[tuple[str, int]], now_s: float) -> list[str]:
+        """Renews the leases of the sequences named; returns the ids of those that are not this attachment's.
+
+        A sequence that is not named runs out: a grant whose answer was lost does not live for ever.
+        Errors: NotAttachedError.
+        """
+        self._attachments.open(attachment_id)
+        lost: list[str] = []
+        for sequence_id, epoch in sequences:
+            try:
+                lease = self._owned(attachment_id, sequence_id, epoch)
+            except ForebayError:
+                lost.append(sequence_id)
+            else:
+                lease.ends_at_s = now_s + self._settings.lease_s
+        return lost
+
+    def expire(self, now_s: float) -> Effects:
+        """Ends leases that ran out, and releases what nobody may write any more. To be called a few times a second."""
+        revoked: dict[int, list[str]] = {}
+        for lease in [lease for lease in self._leases.values() if lease.ends_at_s <= now_s]:
+            if lease.right is Right.OWNED:
+                revoked.setdefault(lease.attachment_id, []).append(lease.sequence_id)
+                self._fence(lease)
+            if lease.ends_at_s <= now_s:
+                self._release(lease)
+        return Effects(revoked=tuple(Revoked(owner, tuple(ids)) for owner, ids in revoked.items()))
+
+    def find(self, block_hash: bytes) -> Tier | None:
+        """Tier in which a sealed block is held. Changes no recency."""
+        return self._store.find(block_hash)
+
+    def hashes(self, tier: Tier) -> list[bytes]:
+        """Hashes of all findable blocks of a tier."""
+        return self._store.hashes(tier)
+
+    def stats(self) -> LedgerStats:
+        """Counts now, and totals since start."""
+        return LedgerStats(
+            tiers=self._store.counts(),
+            sequences=len(self._leases),
+            attachments=self._attachments.open_count,
+            prefix_blocks_asked=self._prefix_blocks_asked,
+            prefix_blocks_found=self._prefix_blocks_found,
+            evicted_blocks=self._store.evicted_count,
+            take_overs=self._take_overs,
+        )
+
+    def _next_number(self) -> int:
+        self._last_number += 1
+        return self._last_number
+
+    def _known(self, sequence_id: str) -> SequenceLease:
+        lease = self._leases.get(sequence_id)
+        if lease is None:
+            raise UnknownSequenceError("no such sequence: released, or its lease ran out", sequence_id=sequence_id)
+        return lease
+
+    def _owned(self, attachment_id: int, sequence_id: str, epoch: int) -> SequenceLease:
+        lease = self._known(sequence_id)
+        if lease.right is not Right.OWNED or lease.attachment_id != attachment_id or lease.epoch != epoch:
+            raise StaleEpochError("the sequence is not this worker's any more", sequence_id=sequence_id)
+        return lease
+
+    def _has_other_writer(self, lease: SequenceLease, attachment: Attachment) -> bool:
+        if lease.right in (Right.ORPHANED, Right.OFFERED) or lease.attachment_id == attachment.attachment_id:
+            return False
+        # A worker that attached again after a broken connection may go on with what it alone can write.
+        is_own_fence = lease.right is Right.FENCED
+        return not (is_own_fence and self._attachments.process(lease.attachment_id) == attachment.process)
+
+    def _lengthen(self, lease: SequenceLease, count: int, log: EffectLog) -> None:
+        if count > 0:
+            lease.block_ids += self._store.lease(count, log)
+
+    def _grant(self, lease: SequenceLease, log: EffectLog, promoted_count: int = 0) -> Grant:
+        return Grant(lease.epoch, tuple(lease.block_ids), len(lease.hashes), promoted_count, log.effects())
+
+    def _fence(self, lease: SequenceLease) -> None:
+        lease.right = Right.FENCED
+        lease.ends_at_s += self._settings.grace_s
+
+    def _supersede(self, lease: SequenceLease) -> None:
+        if lease.right is Right.ORPHANED:
+            self._release(lease)
+        elif lease.right is Right.FENCED:
+            raise _writer_active(lease)
+        else:
+            raise DuplicateRequestError("a sequence with this id is active", sequence_id=lease.sequence_id)
+
+    def _release(self, lease: SequenceLease) -> None:
+        del self._leases[lease.sequence_id]
+        self._store.give_back(lease.block_ids, len(lease.hashes))
+        self._attachments.disown(lease.attachment_id, lease.sequence_id)
+
+
+def _writer_active(lease: SequenceLease) -> WriterActiveError:
+    return WriterActiveError(
+        "another worker may still write this sequence's blocks",
+        retry_after_s=RETRY_TAKE_OVER_S,
+        sequence_id=lease.sequence_id,
+    )

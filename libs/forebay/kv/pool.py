@@ -1,0 +1,145 @@
+"""The blocks of one tier: which are free, leased or sealed, what the sealed ones hold, and who refers to them.
+
+Does not know sequences, workers, leases or other tiers. Memory: every list and dictionary here has at most one entry
+per block, so that the index is bounded by the tier's capacity (about 330 bytes a block when all are sealed and idle).
+
+Invariants, per block: its state is one byte, so it is never two things at once; it has a hash exactly when it is sealed
+and findable; it is with the eviction policy exactly when it has a hash and no references.
+"""
+
+from dataclasses import dataclass
+
+from forebay.kv.effects import Tier
+from forebay.kv.eviction import EvictionPolicy
+
+_FREE, _LEASED, _SEALED = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class TierCounts:
+    """Blocks of one tier; free + leased + sealed = capacity. `referenced` counts those of `sealed` a sequence uses."""
+
+    tier: Tier
+    capacity: int
+    free: int
+    leased: int
+    sealed: int
+    referenced: int
+
+
+class BlockPool:
+    """Free, leased and sealed blocks of one tier."""
+
+    def __init__(self, tier: Tier, capacity: int, policy: EvictionPolicy) -> None:
+        self.tier = tier
+        self.capacity = capacity
+        self._policy = policy
+        self._states = bytearray(capacity)
+        self._free = list(range(capacity - 1, -1, -1))  # a stack: a block just freed is warm
+        self._references = [0] * capacity
+        self._hash_by_block: list[bytes | None] = [None] * capacity
+        self._block_by_hash: dict[bytes, int] = {}
+
+    @property
+    def free_count(self) -> int:
+        """Blocks that nobody needs."""
+        return len(self._free)
+
+    @property
+    def evictable_count(self) -> int:
+        """Sealed blocks that nobody refers to."""
+        return len(self._policy)
+
+    def counts(self) -> TierCounts:
+        """Blocks by state."""
+        sealed = self._states.count(_SEALED)
+        return TierCounts(
+            tier=self.tier,
+            capacity=self.capacity,
+            free=len(self._free),
+            leased=self._states.count(_LEASED),
+            sealed=sealed,
+            referenced=sealed - len(self._policy),
+        )
+
+    def find(self, block_hash: bytes) -> int | None:
+        """The sealed block with this hash. Changes no recency."""
+        return self._block_by_hash.get(block_hash)
+
+    def hashes(self) -> list[bytes]:
+        """Hashes of all findable blocks."""
+        return list(self._block_by_hash)
+
+    def coldest(self, count: int) -> list[int]:
+        """Blocks to evict first."""
+        return self._policy.coldest(count)
+
+    def is_idle(self, block: int) -> bool:
+        """Whether no sequence refers to this sealed block."""
+        return self._references[block] == 0
+
+    def lease(self, count: int) -> list[int]:
+        """Takes free blocks, to be written by one owner. The caller has made sure that there are enough."""
+        assert count <= len(self._free)
+        cut = len(self._free) - count
+        blocks = self._free[cut:]
+        del self._free[cut:]
+        for block in blocks:
+            self._states[block] = _LEASED
+        return blocks
+
+    def free(self, blocks: list[int]) -> None:
+        """Takes leased blocks back, whose writer has stopped."""
+        for block in blocks:
+            assert self._states[block] == _LEASED
+            self._states[block] = _FREE
+        self._free += blocks
+
+    def seal(self, block: int, block_hash: bytes | None) -> None:
+        """Makes a leased block immutable, with one reference.
+
+        `block_hash` is None for a duplicate of a block that is findable already: it serves its sequence's block table
+        and is free when that lets go of it.
+        """
+        assert self._states[block] == _LEASED
+        self._states[block] = _SEALED
+        self._references[block] = 1
+        if block_hash is not None:
+            self._hash_by_block[block] = block_hash
+            self._block_by_hash[block_hash] = block
+
+    def store(self, block_hash: bytes) -> int:
+        """Gives a free block to content that comes from another tier: sealed, findable, without references."""
+        (block,) = self.lease(1)
+        self.seal(block, block_hash)
+        self.unreference(block)
+        return block
+
+    def reference(self, block: int) -> None:
+        """One more sequence uses this sealed block: it is not evicted meanwhile."""
+        if self._references[block] == 0:
+            self._policy.withdraw(block)
+        self._references[block] += 1
+
+    def unreference(self, block: int) -> None:
+        """One sequence fewer uses this sealed block."""
+        self._references[block] -= 1
+        if self._references[block] > 0:
+            return
+        if self._hash_by_block[block] is not None:
+            self._policy.admit(block)
+        else:
+            self._states[block] = _FREE
+            self._free.append(block)
+
+    def drop(self, block: int) -> bytes:
+        """Frees a sealed block that nobody refers to; returns the hash under which it was found."""
+        block_hash = self._hash_by_block[block]
+        assert block_hash is not None
+        assert self._references[block] == 0
+        self._policy.withdraw(block)
+        self._hash_by_block[block] = None
+        del self._block_by_hash[block_hash]
+        self._states[block] = _FREE
+        self._free.append(block)
+        return block_hash
