@@ -1,0 +1,46 @@
+"""The SDK: ask a Forebay router for text, from `async` code (`AsyncClient`) or plain code (`Client`)."""
+
+from forebay.client.async_client import AsyncClient
+from forebay.client.blocking_stream import BlockingStream
+from forebay.client.client import Client
+from forebay.client.completion import (
+    Chunk,
+    Completion,
+    ExecutionMode,
+    FinishReason,
+    Plan,
+    Timings,
+    TokenLogprobs,
+    TokenProbability,
+    Usage,
+)
+from forebay.client.errors import BrokenAnswerError, ConnectionLostError, RequestCancelledError, UnreachableError
+from forebay.client.fleet import Fleet, Member, WorkerLoad
+from forebay.client.request import Message, Prompt, RequestOptions
+from forebay.client.stream import CompletionStream
+
+__all__ = [
+    "AsyncClient",
+    "BlockingStream",
+    "BrokenAnswerError",
+    "Chunk",
+    "Client",
+    "Completion",
+    "CompletionStream",
+    "ConnectionLostError",
+    "ExecutionMode",
+    "FinishReason",
+    "Fleet",
+    "Member",
+    "Message",
+    "Plan",
+    "Prompt",
+    "RequestCancelledError",
+    "RequestOptions",
+    "Timings",
+    "TokenLogprobs",
+    "TokenProbability",
+    "UnreachableError",
+    "Usage",
+    "WorkerLoad",
+]

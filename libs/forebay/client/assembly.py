@@ -1,0 +1,111 @@
+"""Puts a completion together from the events of one `Generate` call. Knows protos; does no I/O."""
+
+from typing import Final
+
+from forebay.client.completion import (
+    Chunk,
+    Completion,
+    ExecutionMode,
+    FinishReason,
+    Plan,
+    Timings,
+    TokenLogprobs,
+    TokenProbability,
+    Usage,
+)
+from forebay.client.errors import BrokenAnswerError
+from forebay.v1 import common_pb2, router_pb2
+
+_MODES: Final = {
+    common_pb2.EXECUTION_MODE_LOCAL: ExecutionMode.LOCAL,
+    common_pb2.EXECUTION_MODE_SPLIT: ExecutionMode.SPLIT,
+    common_pb2.EXECUTION_MODE_RESUME: ExecutionMode.RESUME,
+}
+_FINISH_REASONS: Final = {
+    common_pb2.FINISH_REASON_STOP: FinishReason.STOP,
+    common_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+}
+
+
+class Assembly:
+    """The state of one answer: started, then chunks, then finished."""
+
+    def __init__(self) -> None:
+        self.started: router_pb2.Started | None = None
+        self.plan: Plan | None = None
+        self.completion: Completion | None = None
+        self._chunks: list[Chunk] = []
+
+    def add(self, event: router_pb2.GenerateResponse) -> Chunk | None:
+        """Takes the next event; returns the chunk it carried, if it carried one.
+
+        Raises BrokenAnswerError for an event out of order.
+        """
+        kind = event.WhichOneof("event")
+        if (kind == "started") is not (self.started is None) or self.completion is not None:
+            raise BrokenAnswerError(f"the router sent {kind!r} out of order")
+        if self.started is None:
+            self.started, self.plan = event.started, _plan(event.started.plan)
+        elif kind == "chunk":
+            chunk = _chunk(event.chunk)
+            self._chunks.append(chunk)
+            return chunk
+        elif kind == "finished":
+            self.completion = self._completion(self.started, event.finished)
+        return None
+
+    def _completion(self, started: router_pb2.Started, finished: router_pb2.Finished) -> Completion:
+        reason = _FINISH_REASONS.get(finished.finish_reason)
+        if reason is None:
+            raise BrokenAnswerError("the router did not say why the answer ended")
+        return Completion(
+            text="".join(chunk.text for chunk in self._chunks),
+            token_ids=tuple(token_id for chunk in self._chunks for token_id in chunk.token_ids),
+            logprobs=tuple(entry for chunk in self._chunks for entry in chunk.logprobs),
+            finish_reason=reason,
+            stop_match=finished.stop_match if finished.HasField("stop_match") else None,
+            usage=_usage(finished.usage),
+            timings=_timings(finished.timings),
+            plan=_plan(started.plan),
+            request_id=started.request_id,
+            trace_id=started.trace_id,
+        )
+
+
+def _chunk(chunk: router_pb2.Chunk) -> Chunk:
+    return Chunk(chunk.text, tuple(chunk.token_ids), tuple(_logprobs(entry) for entry in chunk.logprobs))
+
+
+def _logprobs(entry: common_pb2.TokenLogprobs) -> TokenLogprobs:
+    return TokenLogprobs(_probability(entry.chosen), tuple(_probability(other) for other in entry.alternatives))
+
+
+def _probability(entry: common_pb2.TokenProbability) -> TokenProbability:
+    return TokenProbability(entry.token_id, entry.logprob)
+
+
+def _plan(plan: common_pb2.Plan) -> Plan:
+    return Plan(
+        mode=_MODES.get(plan.mode),
+        prefill_worker_id=plan.prefill_worker_id,
+        decode_worker_id=plan.decode_worker_id,
+        matched_tokens=plan.matched_tokens,
+        reason=plan.reason,
+    )
+
+
+def _usage(usage: common_pb2.Usage) -> Usage:
+    return Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+
+
+def _timings(timings: common_pb2.Timings) -> Timings:
+    return Timings(
+        queue_s=timings.queue_s,
+        tokenize_s=timings.tokenize_s,
+        plan_s=timings.plan_s,
+        prefill_s=timings.prefill_s,
+        transfer_s=timings.transfer_s,
+        decode_s=timings.decode_s,
+        time_to_first_token_s=timings.time_to_first_token_s,
+        total_s=timings.total_s,
+    )

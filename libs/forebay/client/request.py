@@ -1,0 +1,144 @@
+"""From the caller's arguments to a `GenerateRequest`.
+
+Ranges are the router's to judge; here only what cannot be put into the message at all is refused.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Literal, TypedDict
+
+from forebay.errors import InvalidFieldError, TokenOutOfRangeError
+from forebay.v1 import common_pb2, router_pb2, tokenizer_pb2
+
+Prompt = str | Sequence[int]
+"""Plain text without a template, or token ids."""
+
+_MODES: Final[dict[str, "common_pb2.ExecutionMode.ValueType"]] = {
+    "local": common_pb2.EXECUTION_MODE_LOCAL,
+    "split": common_pb2.EXECUTION_MODE_SPLIT,
+    "resume": common_pb2.EXECUTION_MODE_RESUME,
+}
+_QOS_TIERS: Final[dict[str, "common_pb2.QosTier.ValueType"]] = {
+    "realtime": common_pb2.QOS_TIER_REALTIME,
+    "batch": common_pb2.QOS_TIER_BATCH,
+    "backup": common_pb2.QOS_TIER_BACKUP,
+}
+
+
+class Message(TypedDict):
+    """One message of a conversation; role is "system", "user", "assistant" or "tool"."""
+
+    role: str
+    content: str
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How tokens are chosen. Meanings, ranges and defaults: SamplingParams in common.proto."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    logprobs: int
+    ignore_eos: bool
+
+
+class RequestOptions(SamplingOptions, total=False):
+    """All that may be said of a request beside its prompt. `None` means the same as leaving it out.
+
+    timeout_s: seconds the whole request may take; default: the client's.
+    mode: forces the plan; for tests and research.
+    """
+
+    model: str
+    qos_tier: Literal["realtime", "batch", "backup"]
+    time_to_first_token_ms: int
+    time_per_output_token_ms: int
+    tenant: str
+    session: str
+    cache_salt: str
+    request_id: str
+    mode: Literal["local", "split"]
+    timeout_s: float | None
+
+
+_SAMPLING_FIELDS: Final = frozenset(SamplingOptions.__annotations__)
+_OBJECTIVE_FIELDS: Final = frozenset({"time_to_first_token_ms", "time_per_output_token_ms"})
+_PLAIN_FIELDS: Final = frozenset({"model", "tenant", "session", "cache_salt", "request_id"})
+_KNOWN_FIELDS: Final = frozenset(RequestOptions.__annotations__)
+
+
+def build_request(
+    prompt: Prompt | None, messages: Iterable[Message] | None, options: Mapping[str, Any]
+) -> router_pb2.GenerateRequest:
+    """The request to send; without prompt and messages it has no input, which the router refuses.
+
+    Raises InvalidFieldError or TokenOutOfRangeError for what the message cannot hold, TypeError for unknown options.
+    """
+    unknown = options.keys() - _KNOWN_FIELDS
+    if unknown:
+        raise TypeError(f"unexpected option {min(unknown)!r}; known are {', '.join(sorted(_KNOWN_FIELDS))}")
+    given = {name: value for name, value in options.items() if value is not None}
+    request = router_pb2.GenerateRequest(
+        qos_tier=_chosen("qos_tier", _QOS_TIERS, given), mode=_chosen("mode", _MODES, given)
+    )
+    for name in _PLAIN_FIELDS & given.keys():
+        _set(request, name, given[name], name)
+    for name in _OBJECTIVE_FIELDS & given.keys():
+        _set(request.slo, name, given[name], f"slo.{name}")
+    for name in _SAMPLING_FIELDS & given.keys():
+        _set(request.sampling, name, given[name], f"sampling.{name}")
+    _set_input(request, prompt, messages)
+    return request
+
+
+def _set_input(request: router_pb2.GenerateRequest, prompt: Prompt | None, messages: Iterable[Message] | None) -> None:
+    if prompt is not None and messages is not None:
+        raise InvalidFieldError("give either a prompt or messages, not both", field="input")
+    if isinstance(prompt, str):
+        request.text = prompt
+    elif prompt is not None:
+        try:
+            request.tokens.CopyFrom(router_pb2.TokenIds(token_ids=prompt))
+        except (ValueError, TypeError) as error:
+            raise TokenOutOfRangeError("token ids are whole numbers from 0 up", field="tokens.token_ids") from error
+    elif messages is not None:
+        with _fits("chat.messages"):
+            listed = [tokenizer_pb2.ChatMessage(**message) for message in messages]
+            request.chat.CopyFrom(tokenizer_pb2.ChatMessages(messages=listed))
+
+
+def _set(message: Any, name: str, value: Any, field: str) -> None:
+    if name == "stop" and isinstance(value, str):
+        value = [value]
+    with _fits(field):
+        if name in {"stop", "stop_token_ids"}:
+            getattr(message, name).extend(value)
+        else:
+            setattr(message, name, value)
+
+
+def _chosen(name: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    value = given.get(name)
+    if value is None:
+        return 0
+    try:
+        return known[value]
+    except (KeyError, TypeError) as error:
+        raise InvalidFieldError(f"{name} is one of {', '.join(known)}", field=name) from error
+
+
+@contextmanager
+def _fits(field: str) -> Iterator[None]:
+    """Turns a value that the wire type cannot hold into an error that names the field (never the value)."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise InvalidFieldError(f"{field} has a value of the wrong type or out of range", field=field) from error
