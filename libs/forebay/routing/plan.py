@@ -1,0 +1,163 @@
+"""Choosing prefill worker, decode worker and mode of one request, together. Pure.
+
+First policy: the longest cached prefix, then the least load. Both workers are on one node, whose memory they share.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from forebay.errors import NoWorkerError
+from forebay.routing.fleet import FleetSnapshot, Worker
+from forebay.routing.in_flight import WorkerLoad
+from forebay.routing.prefix_index import NO_MATCH, PrefixMatch
+
+RESUME_MAX_TOKENS: Final = 64  # one chunk: computing so little delays the decode worker's other sequences by one step
+RETRY_AFTER_S: Final = 1.0
+
+_IDLE: Final = WorkerLoad()
+
+
+class Mode(Enum):
+    """Which workers compute a request. Meanings: ExecutionMode in common.proto."""
+
+    LOCAL = "LOCAL"
+    SPLIT = "SPLIT"
+    RESUME = "RESUME"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What planning needs to know of a request."""
+
+    prompt_tokens: int
+    forced_mode: Mode | None = None  # LOCAL or SPLIT; RESUME follows from the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The decision. `prefill_worker_id` is set exactly in SPLIT."""
+
+    mode: Mode
+    decode_worker_id: str
+    prefill_worker_id: str | None
+    matched_tokens: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    mode: Mode
+    decode: Worker
+    prefill: Worker | None
+    matched_tokens: int
+
+
+def plan(
+    request: PlanRequest,
+    fleet: FleetSnapshot,
+    matches: Mapping[str, PrefixMatch],
+    loads: Mapping[str, WorkerLoad],
+    tie_break: float,
+) -> Plan:
+    """Decides.
+
+    Args:
+        request: what is asked.
+        fleet: workers that can be reached; draining ones get nothing.
+        matches: by node, how much of the prompt is cached there.
+        loads: by worker; absent means idle.
+        tie_break: a random number in [0, 1) that chooses among equally good options.
+
+    Raises:
+        NoWorkerError: no worker can take it; the message says what is missing.
+    """
+    options = [option for decode in fleet.decode for option in _options(request, decode, fleet, matches)]
+    if not options:
+        raise _no_worker(request, fleet)
+    best_score = min(_score(option, loads) for option in options)
+    best = [option for option in options if _score(option, loads) == best_score]
+    chosen = best[int(tie_break * len(best))]
+    return Plan(
+        mode=chosen.mode,
+        decode_worker_id=chosen.decode.worker_id,
+        prefill_worker_id=None if chosen.prefill is None else chosen.prefill.worker_id,
+        matched_tokens=chosen.matched_tokens,
+        reason=_reason(request, chosen, len(options)),
+    )
+
+
+def _options(
+    request: PlanRequest, decode: Worker, fleet: FleetSnapshot, matches: Mapping[str, PrefixMatch]
+) -> Iterator[_Option]:
+    """The ways in which this decode worker could serve: one without a prefill worker, or one with each."""
+    if decode.is_draining:
+        return
+    # The last prompt token is always computed: the next is sampled from its logits.
+    reusable = (request.prompt_tokens - 1) // decode.layout.block_tokens
+    matched_blocks = min(reusable, matches.get(decode.node_id, NO_MATCH).block_count)
+    matched_tokens = matched_blocks * decode.layout.block_tokens
+    if request.forced_mode is Mode.LOCAL:
+        yield _Option(Mode.LOCAL, decode, None, matched_tokens)
+        return
+    rest_tokens = request.prompt_tokens - matched_tokens
+    is_held = matched_blocks == reusable > 0 and rest_tokens <= RESUME_MAX_TOKENS
+    if is_held and request.forced_mode is None:
+        yield _Option(Mode.RESUME, decode, None, matched_tokens)
+        return
+    partners = [prefill for prefill in fleet.prefill if _can_share(prefill, decode)]
+    for prefill in partners:
+        yield _Option(Mode.SPLIT, decode, prefill, matched_tokens)
+    if not partners and request.forced_mode is None:
+        yield _Option(Mode.LOCAL, decode, None, matched_tokens)
+
+
+def _can_share(prefill: Worker, decode: Worker) -> bool:
+    return (
+        not prefill.is_draining
+        and prefill.node_id == decode.node_id
+        and prefill.model_digest == decode.model_digest
+        and prefill.layout == decode.layout
+    )
+
+
+def _score(option: _Option, loads: Mapping[str, WorkerLoad]) -> tuple[int, float, int, float]:
+    """Smaller is better."""
+    computes = option.prefill or option.decode
+    return (
+        -option.matched_tokens,
+        _fullness(option.decode, loads),
+        loads.get(computes.worker_id, _IDLE).queued_tokens,
+        _fullness(computes, loads),
+    )
+
+
+def _fullness(worker: Worker, loads: Mapping[str, WorkerLoad]) -> float:
+    return loads.get(worker.worker_id, _IDLE).sequences / max(1, worker.max_sequences)
+
+
+def _reason(request: PlanRequest, option: _Option, option_count: int) -> str:
+    cached = f"{option.matched_tokens} of {request.prompt_tokens} prompt tokens are cached on {option.decode.node_id}"
+    match option.mode:
+        case Mode.RESUME:
+            what = "so the decode worker computes the rest"
+        case Mode.SPLIT:
+            what = "a prefill worker computes the rest"
+        case Mode.LOCAL:
+            what = "the decode worker computes the rest, " + (
+                "as was asked for" if request.forced_mode is Mode.LOCAL else "since its node has no prefill worker"
+            )
+    choice = "the only option" if option_count == 1 else f"longest prefix, then least load, of {option_count} options"
+    return f"{option.mode.value}: {cached}; {what}; {choice}."
+
+
+def _no_worker(request: PlanRequest, fleet: FleetSnapshot) -> NoWorkerError:
+    if all(worker.is_draining for worker in fleet.decode):
+        return NoWorkerError("no decode worker takes new work", retry_after_s=RETRY_AFTER_S, role="decode")
+    assert request.forced_mode is Mode.SPLIT
+    return NoWorkerError(
+        "mode SPLIT was asked for, but no node has both a prefill and a decode worker that take new work",
+        retry_after_s=RETRY_AFTER_S,
+        role="prefill",
+    )

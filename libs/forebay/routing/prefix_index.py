@@ -1,0 +1,127 @@
+"""Which node holds which sealed block in which tier, as far as this reader was told. Pure.
+
+Knows hashes, not tokens. It may be wrong either way for a moment: the KV-cache service has the last word.
+
+Memory: about 250 bytes per block hash (key, ordered-dict entry and LRU links; holders are shared tuples), whatever the
+number of nodes that hold it, so 64 MB at the default capacity. Beyond the capacity the hashes used longest ago are
+forgotten, which costs a prefill that might have been saved, nothing else.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+DEFAULT_CAPACITY: Final = 262_144
+
+
+class Tier(IntEnum):
+    """Where a block lies; smaller is nearer to the kernels. Numbers are those of common.proto."""
+
+    DEVICE = 1
+    HOST = 2
+    DISK = 3
+    REMOTE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixMatch:
+    """A run of blocks from a prompt's start that one node holds: the nearest tier of each."""
+
+    tiers: tuple[Tier, ...]
+
+    @property
+    def block_count(self) -> int:
+        """Blocks held, counted from the first."""
+        return len(self.tiers)
+
+
+NO_MATCH: Final = PrefixMatch(())
+
+# A node's id with its tiers as bits (1 << tier), of every node that holds a block.
+_Holders = tuple[tuple[str, int], ...]
+
+
+class PrefixIndex:
+    """Block hash → holders, at most `capacity` hashes, least recently used forgotten first."""
+
+    def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
+        self._capacity = capacity
+        self._holders: OrderedDict[bytes, _Holders] = OrderedDict()
+        self._shared: dict[_Holders, _Holders] = {}
+
+    def __len__(self) -> int:
+        return len(self._holders)
+
+    def store(self, node_id: str, tier: Tier, hashes: Iterable[bytes]) -> None:
+        """The node holds these blocks in this tier, perhaps in others too."""
+        # Backwards, so that of one prompt's blocks the first is the last to be forgotten.
+        for block_hash in reversed(tuple(hashes)):
+            self._update(block_hash, node_id, add=1 << tier, drop=0)
+            self._holders.move_to_end(block_hash)
+        while len(self._holders) > self._capacity:
+            self._holders.popitem(last=False)
+
+    def remove(self, node_id: str, tier: Tier, hashes: Iterable[bytes]) -> None:
+        """The node does not hold these blocks in this tier any more. Unknown ones are ignored."""
+        for block_hash in hashes:
+            if block_hash in self._holders:
+                self._update(block_hash, node_id, add=0, drop=1 << tier)
+
+    def move(self, node_id: str, from_tier: Tier, to_tier: Tier, hashes: Iterable[bytes]) -> None:
+        """The node moved these blocks."""
+        moved = tuple(hashes)
+        self.remove(node_id, from_tier, moved)
+        self.store(node_id, to_tier, moved)
+
+    def replace(self, node_id: str, entries: Iterable[tuple[bytes, Tier]]) -> None:
+        """The node holds exactly these. Costs a pass over the whole index."""
+        self.forget(node_id)
+        for block_hash, tier in entries:
+            self.store(node_id, tier, (block_hash,))
+
+    def forget(self, node_id: str) -> None:
+        """The node is gone. Costs a pass over the whole index."""
+        held = [h for h, holders in self._holders.items() if any(node == node_id for node, _ in holders)]
+        for block_hash in held:
+            self._update(block_hash, node_id, add=0, drop=-1)
+
+    def match(self, hashes: Sequence[bytes]) -> Mapping[str, PrefixMatch]:
+        """For each node that holds the first block, how far it holds the run of `hashes` without a hole."""
+        tiers: dict[str, list[Tier]] = {}
+        depth = 0
+        for block_hash in hashes:
+            is_longer = False
+            for node_id, mask in self._holders.get(block_hash, ()):
+                run = tiers.setdefault(node_id, []) if depth == 0 else tiers.get(node_id)
+                if run is not None and len(run) == depth:
+                    run.append(_nearest(mask))
+                    is_longer = True
+            if not is_longer:
+                break
+            depth += 1
+        for block_hash in reversed(hashes[:depth]):
+            self._holders.move_to_end(block_hash)
+        return {node_id: PrefixMatch(tuple(run)) for node_id, run in tiers.items()}
+
+    def _update(self, block_hash: bytes, node_id: str, add: int, drop: int) -> None:
+        """Changes one node's tiers of one block, and forgets a block nobody holds."""
+        old = self._holders.get(block_hash, ())
+        mask = next((m for node, m in old if node == node_id), 0)
+        mask = (mask & ~drop) | add
+        others = tuple(holder for holder in old if holder[0] != node_id)
+        holders = (*others, (node_id, mask)) if mask else others
+        if holders:
+            self._holders[block_hash] = self._share(holders)
+        else:
+            self._holders.pop(block_hash, None)
+
+    def _share(self, holders: _Holders) -> _Holders:
+        if len(self._shared) > 4096:
+            self._shared.clear()
+        return self._shared.setdefault(holders, holders)
+
+
+def _nearest(mask: int) -> Tier:
+    return Tier((mask & -mask).bit_length() - 1)
