@@ -1,0 +1,190 @@
+"""Draws a trace for a terminal. Pure: spans in, lines out; knows neither where spans are stored nor the terminal.
+
+One line per span, children under their parents by start: service, name, bar, duration, key attributes.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from forebay.telemetry import spans as names
+from forebay.telemetry.span_store import StoredSpan
+
+MIN_WIDTH = 60
+"""Narrower terminals get lines of this many characters."""
+
+_SHOWN = {
+    names.MODE: "mode",
+    names.INPUT_TOKENS: "in",
+    names.OUTPUT_TOKENS: "out",
+    names.MATCHED_TOKENS: "matched",
+    names.CACHED_TOKENS: "cached",
+    names.COMPUTED_TOKENS: "computed",
+    names.DECODE_STEPS: "steps",
+    names.TTFT_S: "ttft",
+    names.QUEUE_S: "queue",
+    names.KV_BLOCKS: "blocks",
+    names.KV_COPIED_BYTES: "copied",
+    names.TRANSFER_BYTES: "moved",
+    names.FINISH_REASONS: "finish",
+    names.WORKER_ID: "worker",
+    names.PLAN_REASON: "reason",
+}
+"""Attributes worth a place on the line, in this order, by their short labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    span: StoredSpan
+    depth: int
+    note: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    service: int
+    name: int
+    bar: int
+    attributes: int
+    start_ns: int
+    total_ns: int
+
+
+_DURATION_WIDTH = 8
+_GAPS = 4 * 2
+
+
+def waterfall(spans: Sequence[StoredSpan], width: int) -> list[str]:
+    """The lines of one trace, each at most `max(width, MIN_WIDTH)` characters; the first sums it up.
+
+    A span whose parent is not among `spans` stands at the left edge, and a line under it says so. No spans, no lines.
+    """
+    if not spans:
+        return []
+    width = max(width, MIN_WIDTH)
+    rows = _rows(spans)
+    columns = _columns(rows, width)
+    lines = [_summary(rows, columns.total_ns)]
+    for row in rows:
+        lines.append(_line(row, columns))
+        if row.note is not None:
+            lines.append(f"{' ' * columns.service}  └ {row.note}")
+    return [_fit(line, width).rstrip() for line in lines]
+
+
+def _rows(spans: Sequence[StoredSpan]) -> list[_Row]:
+    """Every span once, parents before children, siblings by start."""
+    by_start = sorted(spans, key=lambda span: (span.start_ns, -span.end_ns, span.span_id))
+    known = {span.span_id for span in spans}
+    children: defaultdict[str, list[StoredSpan]] = defaultdict(list)
+    for span in by_start:
+        if span.parent_span_id in known:
+            children[span.parent_span_id or ""].append(span)
+    rows: list[_Row] = []
+    placed: set[int] = set()
+    tops = [span for span in by_start if span.parent_span_id not in known]
+    # Spans that are their own ancestors hang from no top: whatever is left starts a tree of its own.
+    for top in (*tops, *by_start):
+        stack = [_Row(top, 0, _note(top, known))]
+        while stack:
+            row = stack.pop()
+            if id(row.span) in placed:
+                continue
+            placed.add(id(row.span))
+            rows.append(row)
+            stack += [_Row(child, row.depth + 1, None) for child in reversed(children[row.span.span_id])]
+    return rows
+
+
+def _note(top: StoredSpan, known: set[str]) -> str | None:
+    if top.parent_span_id is None:
+        return None
+    if top.parent_span_id in known:
+        return "orphan: its parents form a circle"
+    return f"orphan: parent {top.parent_span_id} is missing"
+
+
+def _columns(rows: Sequence[_Row], width: int) -> _Columns:
+    start_ns = min(row.span.start_ns for row in rows)
+    end_ns = max(max(row.span.end_ns, row.span.start_ns) for row in rows)
+    service = min(max(len(row.span.service) for row in rows), 10)
+    name = min(max(2 * row.depth + len(row.span.name) for row in rows), width // 4)
+    left = width - service - name - _DURATION_WIDTH - _GAPS
+    bar = min(left // 2, 48)
+    return _Columns(service, name, bar, left - bar, start_ns, end_ns - start_ns)
+
+
+def _summary(rows: Sequence[_Row], total_ns: int) -> str:
+    services = sorted({row.span.service for row in rows})
+    roots = sum(row.span.parent_span_id is None for row in rows)
+    orphans = sum(row.note is not None for row in rows)
+    parts = [f"trace {rows[0].span.trace_id}", _duration(total_ns / 1e9), f"spans={len(rows)}"]
+    if roots != 1:
+        parts.append(f"roots={roots}")
+    if orphans:
+        parts.append(f"orphans={orphans}")
+    return "  ".join([*parts, " ".join(services)])
+
+
+def _line(row: _Row, columns: _Columns) -> str:
+    span = row.span
+    # Deep trees lose indentation, never the name.
+    indent = "  " * min(row.depth, columns.name // 4)
+    return "  ".join(
+        (
+            _fit(span.service, columns.service),
+            _fit(indent + span.name, columns.name),
+            bar(span.start_ns - columns.start_ns, span.end_ns - span.start_ns, columns.total_ns, columns.bar),
+            _duration(max(0, span.end_ns - span.start_ns) / 1e9).rjust(_DURATION_WIDTH),
+            _fit(_attributes(row), columns.attributes),
+        )
+    )
+
+
+def bar(offset_ns: int, duration_ns: int, total_ns: int, width: int) -> str:
+    """`width` characters with a block, at least one wide, where [offset, offset + duration) lies in [0, total)."""
+    if total_ns <= 0:
+        return "█".ljust(width)
+    first = min(offset_ns * width // total_ns, width - 1)
+    # Rounded up, so that a bar also covers the cell its last moment lies in.
+    last = min(-(-(offset_ns + max(duration_ns, 0)) * width // total_ns), width)
+    return (" " * first + "█" * max(1, last - first)).ljust(width)
+
+
+def _attributes(row: _Row) -> str:
+    attributes = row.span.attributes
+    parts = []
+    if row.span.status == "ERROR":
+        parts.append(f"FAILED {attributes.get(names.ERROR_TYPE, '')}".rstrip())
+    parts += [f"{label}={_value(key, attributes[key])}" for key, label in _SHOWN.items() if key in attributes]
+    parts += [f"reuses={link.trace_id[:8]}" for link in row.span.links]
+    return " ".join(parts)
+
+
+def _value(key: str, value: object) -> str:
+    if isinstance(value, int | float) and key.endswith("_s"):
+        return _duration(value)
+    if isinstance(value, int | float) and key.endswith("_bytes"):
+        return _size(value)
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.2f}{unit}" if seconds * factor < 100 else f"{seconds * factor:.0f}{unit}"
+    return f"{seconds * 1e6:.0f}µs"
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f}{unit}" if unit == "B" else f"{size_bytes:.1f}{unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f}GiB"
+
+
+def _fit(text: str, width: int) -> str:
+    """Exactly `width` characters, and none that could command a terminal."""
+    clean = "".join(character if character.isprintable() else "?" for character in text)
+    return clean.ljust(width) if len(clean) <= width else clean[: width - 1] + "…"
