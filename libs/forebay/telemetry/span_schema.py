@@ -17,6 +17,9 @@ CREATE = (
 COLUMNS = "trace_id, span_id, parent_span_id, name, service, kind, start_ns, end_ns, status, attributes, links"
 """In the order of a row. `attributes` is a JSON object, `links` a JSON list of [trace_id, span_id]; ids are hex."""
 
+Row = tuple[str, str, str | None, str, str, str, int, int, str, str, str]
+"""One span, as COLUMNS has it."""
+
 
 def store_path(state_dir: Path) -> Path:
     """Where the processes that share `state_dir` keep their spans."""

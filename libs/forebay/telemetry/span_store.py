@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from forebay.errors import Code, ForebayError
-from forebay.telemetry.span_schema import COLUMNS, SCHEMA_VERSION
+from forebay.telemetry.span_schema import COLUMNS, SCHEMA_VERSION, Row
 
 _TRACE_ID_CHARACTERS = 32
 _LISTED_CANDIDATES = 5
@@ -160,8 +160,6 @@ class SpanStore:
             raise SpanStoreError(f"{self._path} cannot be read: {error}") from error
 
 
-def _span(row: tuple[Any, ...]) -> StoredSpan:
-    *plain, attributes, links = row
-    return StoredSpan(
-        *plain, attributes=json.loads(attributes), links=tuple(SpanLink(*link) for link in json.loads(links))
-    )
+def _span(row: Row) -> StoredSpan:
+    attributes, links = row[9:]
+    return StoredSpan(*row[:9], json.loads(attributes), tuple(SpanLink(*link) for link in json.loads(links)))

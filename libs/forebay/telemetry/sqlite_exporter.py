@@ -16,7 +16,7 @@ from opentelemetry.sdk.resources import SERVICE_NAME
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from forebay.telemetry.span_schema import COLUMNS, CREATE, SCHEMA_VERSION
+from forebay.telemetry.span_schema import COLUMNS, CREATE, SCHEMA_VERSION, Row
 
 _INSERT = f"INSERT INTO spans ({COLUMNS}) VALUES ({', '.join('?' * len(COLUMNS.split(', ')))})"  # noqa: S608  # constants
 
@@ -28,8 +28,6 @@ DELETE FROM spans WHERE trace_id IN (
       SELECT trace_id, COUNT(*) AS span_count, MAX(end_ns) AS last_ns FROM spans GROUP BY trace_id))
   WHERE older_count < :excess)
 """
-
-_Row = tuple[str, str, str | None, str, str, str, int, int, str, str, str]
 
 
 class SqliteSpanExporter(SpanExporter):
@@ -78,7 +76,7 @@ class SqliteSpanExporter(SpanExporter):
         """Nothing is held back here."""
         return True
 
-    def _write(self, connection: sqlite3.Connection, rows: list[_Row]) -> None:
+    def _write(self, connection: sqlite3.Connection, rows: list[Row]) -> None:
         # IMMEDIATE: a transaction that read first could not wait for another writer, it would fail.
         connection.execute("BEGIN IMMEDIATE")
         connection.executemany(_INSERT, rows)
@@ -140,7 +138,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
-def _row(span: ReadableSpan) -> _Row:
+def _row(span: ReadableSpan) -> Row:
     resource = span.resource.attributes
     # What tells processes apart is said once per process; each stored span carries it, so that it can be read alone.
     attributes = {key: value for key, value in resource.items() if key.startswith("forebay.")}

@@ -55,7 +55,7 @@ _GAPS = 4 * 2
 
 
 def waterfall(spans: Sequence[StoredSpan], width: int) -> list[str]:
-    """The lines of one trace, each at most `max(width, MIN_WIDTH)` characters; the first sums it up.
+    """The lines of one trace, each at most `max(width, MIN_WIDTH)` characters; the first two sum it up.
 
     A span whose parent is not among `spans` stands at the left edge, and a line under it says so. No spans, no lines.
     """
@@ -64,7 +64,7 @@ def waterfall(spans: Sequence[StoredSpan], width: int) -> list[str]:
     width = max(width, MIN_WIDTH)
     rows = _rows(spans)
     columns = _columns(rows, width)
-    lines = [_summary(rows, columns.total_ns)]
+    lines = [f"trace {rows[0].span.trace_id}", _summary(rows, columns.total_ns)]
     for row in rows:
         lines.append(_line(row, columns))
         if row.note is not None:
@@ -101,7 +101,7 @@ def _note(top: StoredSpan, known: set[str]) -> str | None:
         return None
     if top.parent_span_id in known:
         return "orphan: its parents form a circle"
-    return f"orphan: parent {top.parent_span_id} is missing"
+    return f"orphan: parent {top.parent_span_id} is missing (still open, or lost)"
 
 
 def _columns(rows: Sequence[_Row], width: int) -> _Columns:
@@ -118,7 +118,7 @@ def _summary(rows: Sequence[_Row], total_ns: int) -> str:
     services = sorted({row.span.service for row in rows})
     roots = sum(row.span.parent_span_id is None for row in rows)
     orphans = sum(row.note is not None for row in rows)
-    parts = [f"trace {rows[0].span.trace_id}", _duration(total_ns / 1e9), f"spans={len(rows)}"]
+    parts = [_duration(total_ns / 1e9), f"spans={len(rows)}"]
     if roots != 1:
         parts.append(f"roots={roots}")
     if orphans:
