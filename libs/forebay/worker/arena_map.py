@@ -1,0 +1,42 @@
+"""Maps the KV memory that the node's KV-cache service owns. The worker never creates, resizes or unlinks it."""
+
+import mmap
+import os
+from pathlib import Path
+
+from forebay.errors import StartError
+from forebay.v1 import kvcache_pb2
+
+_SHM_FOLDER = Path("/dev/shm")  # noqa: S108  # where POSIX shared memory lives on Linux; not a temporary file of ours
+
+
+def map_segment(segment: kvcache_pb2.MemorySegment, block_bytes: int) -> mmap.mmap:
+    """The segment's bytes, writable and shared.
+
+    Opened as a file, not by multiprocessing.shared_memory, whose resource tracker would unlink it at our exit.
+    Raises StartError when it is not there, too small, or its blocks are smaller than this worker's.
+    """
+    if segment.block_stride_bytes < block_bytes:
+        raise StartError(
+            f"blocks of the KV-cache service hold {segment.block_stride_bytes} bytes, this worker's layout needs"
+            f" {block_bytes}; start both with the same --model and --chip-class"
+        )
+    path = _SHM_FOLDER / segment.shm_name.removeprefix("/")
+    needed_bytes = segment.block_stride_bytes * segment.block_count
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise StartError(
+            f"cannot open shared memory {segment.shm_name}: {error.strerror}; the worker must run on the node of its"
+            " KV-cache service and share its /dev/shm"
+        ) from error
+    try:
+        size_bytes = os.fstat(file).st_size
+        if not needed_bytes <= segment.size_bytes <= size_bytes:
+            raise StartError(
+                f"shared memory {segment.shm_name} has {size_bytes} bytes, {needed_bytes} are needed; give the node a"
+                " larger /dev/shm or the KV-cache service less to hold"
+            )
+        return mmap.mmap(file, segment.size_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    finally:
+        os.close(file)

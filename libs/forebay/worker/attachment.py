@@ -1,0 +1,236 @@
+"""A worker's attachment to its node's KV-cache service: kept open, renewed, and made again when the service comes back.
+
+Knows which sequences the worker owns, and tells its listener when it owns them no more. Not what they are for.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from forebay.errors import (
+    ForebayError,
+    InvalidFieldError,
+    LayoutMismatchError,
+    ModelMismatchError,
+    NotAttachedError,
+    StartError,
+)
+from forebay.rpc.channel import open_channel
+from forebay.rpc.status import translated
+from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
+
+_log = logging.getLogger(__name__)
+
+RETRY_INTERVAL_S: Final = 0.2
+ATTACH_TIMEOUT_S: Final = 30.0
+"""How long a starting worker waits for the service to be reachable."""
+_OPEN_ENDED_S: Final = 10 * 365 * 86_400.0  # the stream lives as long as the worker
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """What the service answered: where the memory is, and how long a right lasts without renewal."""
+
+    attachment_id: int
+    node_id: str
+    segments: tuple[kvcache_pb2.MemorySegment, ...]
+    lease_s: float
+    renew_interval_s: float
+
+    @property
+    def device_block_count(self) -> int:
+        """Blocks of the DEVICE tier."""
+        return sum(one.block_count for one in self.segments if one.tier == common_pb2.KV_TIER_DEVICE)
+
+
+class AttachmentListener(Protocol):
+    """Who must act on news of the attachment; called on the event loop, must not block."""
+
+    def on_attached(self, attachment: Attachment) -> None:
+        """Attached again: the memory may be other memory than before. Not called for the first time."""
+        ...
+
+    def on_lost(self, sequence_ids: frozenset[str]) -> None:
+        """These are not this worker's any more: it MUST NOT begin another step that writes to them."""
+        ...
+
+
+def attach_request(
+    worker_id: str, role: "common_pb2.ServiceRole.ValueType", model_digest: str, layout: common_pb2.KvLayout
+) -> kvcache_pb2.AttachWorkerRequest:
+    """This process, introduced."""
+    # Field 22 of stat; the command in field 2 may hold spaces and parentheses, so count from behind it.
+    stat = Path("/proc/self/stat").read_text(encoding="utf-8")
+    return kvcache_pb2.AttachWorkerRequest(
+        worker_id=worker_id,
+        pid=os.getpid(),
+        process_start_ticks=int(stat.rpartition(")")[2].split()[19]),
+        role=role,
+        model_digest=model_digest,
+        layout=layout,
+    )
+
+
+class KvLink:
+    """Attached from `open` to `close`, but for the times when the service is away.
+
+    Invariant: is_lease_valid() is false before any right could be given to another worker.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        request: kvcache_pb2.AttachWorkerRequest,
+        listener: AttachmentListener,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.address = address
+        self.attachment: Attachment | None = None
+        self.owned_epochs: dict[str, int] = {}  # by sequence id
+        self._request = request
+        self._listener = listener
+        self._clock = clock
+        self._lease_ends_s = float("-inf")
+        self._channel = open_channel(address)
+        self.stub = kvcache_pb2_grpc.KvCacheServiceStub(self._channel)
+        self._task: asyncio.Task[None] | None = None
+        self._stream_task: asyncio.Task[None] | None = None
+
+    def is_lease_valid(self) -> bool:
+        """Whether the worker may write now. Callable from any thread."""
+        return self._clock() < self._lease_ends_s
+
+    async def open(self, timeout_s: float = ATTACH_TIMEOUT_S) -> Attachment:
+        """Attaches for the first time. Raises StartError when refused, or when the service stays away."""
+        first: asyncio.Future[Attachment] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._keep_attached(first), name="kv-attachment")
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await first
+        except TimeoutError:
+            await self.close()
+            raise StartError(
+                f"the KV-cache service at {self.address} did not answer in {timeout_s:g} s; start it or check --kvcache"
+            ) from None
+        except StartError:
+            await self.close()
+            raise
+
+    def detach(self) -> None:
+        """Gives this attachment up, because the service does not know it any more; a new one follows."""
+        if self._stream_task is not None:
+            self._stream_task.cancel()
+
+    def lose(self, sequence_ids: Iterable[str]) -> None:
+        """Forgets sequences that another may own by now, and tells the listener."""
+        lost = frozenset(one for one in sequence_ids if self.owned_epochs.pop(one, None) is not None)
+        if lost:
+            _log.warning("lost the right to %d sequences", len(lost))
+            self._listener.on_lost(lost)
+
+    async def close(self) -> None:
+        """Ends the attachment."""
+        for task in (self._task, self._stream_task):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        await self._channel.close()
+
+    async def _keep_attached(self, first: "asyncio.Future[Attachment]") -> None:
+        reported = ""
+        while True:
+            stream_task = self._stream_task = asyncio.create_task(self._attach_once(first), name="kv-stream")
+            try:
+                await asyncio.wait([stream_task])
+            finally:
+                self._end_attachment()
+            error = None if stream_task.cancelled() else stream_task.exception()
+            if not first.done() and isinstance(error, ModelMismatchError | LayoutMismatchError | InvalidFieldError):
+                first.set_exception(StartError(_refusal(self.address, error)))
+                return
+            problem = "the attachment ended" if error is None else str(error)
+            if problem != reported:
+                _log.warning("not attached to the KV-cache service at %s: %s; trying again", self.address, problem)
+                reported = problem
+            await asyncio.sleep(RETRY_INTERVAL_S)
+
+    def _end_attachment(self) -> None:
+        self._lease_ends_s = float("-inf")
+        self.attachment = None
+        self.lose(list(self.owned_epochs))
+
+    async def _attach_once(self, first: "asyncio.Future[Attachment]") -> None:
+        asked_s = self._clock()
+        renewal: asyncio.Task[None] | None = None
+        call = self.stub.AttachWorker(self._request, timeout=_OPEN_ENDED_S)
+        try:
+            with translated():
+                async for response in call:
+                    if response.HasField("revoked"):
+                        self.lose(response.revoked.sequence_ids)
+                        continue
+                    attachment = _to_attachment(response.attached)
+                    self._lease_ends_s = asked_s + attachment.lease_s
+                    self.attachment = attachment
+                    renewal = asyncio.create_task(self._renew(attachment), name="kv-renewal")
+                    if first.done():
+                        self._listener.on_attached(attachment)
+                    else:
+                        first.set_result(attachment)
+        finally:
+            if renewal is not None:
+                renewal.cancel()
+            call.cancel()
+
+    async def _renew(self, attachment: Attachment) -> None:
+        """Renews until the service says that it does not know us, or the lease has run out unanswered."""
+        while True:
+            await asyncio.sleep(attachment.renew_interval_s)
+            asked_s = self._clock()
+            request = kvcache_pb2.RenewLeaseRequest(
+                attachment_id=attachment.attachment_id, sequences=sequence_epochs(self.owned_epochs)
+            )
+            try:
+                with translated():
+                    response = await self.stub.RenewLease(request, timeout=attachment.renew_interval_s)
+            except NotAttachedError:
+                self.detach()
+            except ForebayError as error:
+                _log.warning("the KV lease was not renewed: %s", error.message)
+                if not self.is_lease_valid():
+                    self.detach()
+            else:
+                self._lease_ends_s = asked_s + attachment.lease_s
+                asked = {one.sequence_id: one.epoch for one in request.sequences}
+                # A sequence that was released and began anew meanwhile is not the one the answer is about.
+                self.lose(one for one in response.lost_sequence_ids if self.owned_epochs.get(one) == asked.get(one))
+
+
+def sequence_epochs(epochs: dict[str, int]) -> list[kvcache_pb2.SequenceEpoch]:
+    """Epochs by sequence id, as the service wants them."""
+    return [kvcache_pb2.SequenceEpoch(sequence_id=one, epoch=epoch) for one, epoch in epochs.items()]
+
+
+def _to_attachment(attached: kvcache_pb2.Attached) -> Attachment:
+    return Attachment(
+        attachment_id=attached.attachment_id,
+        node_id=attached.node_id,
+        segments=tuple(attached.segments),
+        lease_s=attached.lease_s,
+        renew_interval_s=attached.renew_interval_s,
+    )
+
+
+def _refusal(address: str, error: ForebayError) -> str:
+    if isinstance(error, ModelMismatchError):
+        advice = "start it and its workers with the same --model"
+    elif isinstance(error, LayoutMismatchError):
+        advice = "start it with the layout of this worker's model and --chip-class"
+    else:
+        advice = "this worker and the service are of different versions"
+    return f"the KV-cache service at {address} refused this worker: {error.message}; {advice}"

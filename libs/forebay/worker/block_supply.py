@@ -1,0 +1,91 @@
+"""Where a sequence's first blocks come from, and who waits how long when there are none.
+
+Knows the KV rights; knows nothing of the engine.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from forebay.errors import InvalidFieldError, KvExhaustedError
+from forebay.worker.admission import DEFAULT_QUEUE_LENGTH, RETRY_AFTER_S
+from forebay.worker.kv_rights import BlockGrant, KvRights
+from forebay.worker.running_sequence import Offer
+
+_log = logging.getLogger(__name__)
+
+RETRY_INTERVAL_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How many may wait, and for how long.
+
+    queue_length: sequences before the batch; blocks_s: most seconds a new sequence waits for KV blocks; stuck_s:
+    seconds in which no sequence of the worker has room to go on, until the youngest fails.
+    """
+
+    queue_length: int = DEFAULT_QUEUE_LENGTH
+    blocks_s: float = 5.0
+    stuck_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Blocks a sequence would begin with: `wanted` if it can be had, never less than `needed`."""
+
+    sequence_id: str
+    prefix_hashes: list[bytes]
+    wanted_blocks: int
+    needed_blocks: int
+
+
+class BlockSupply:
+    """First come, first served, once blocks are short."""
+
+    def __init__(self, rights: KvRights, patience: Patience, block_tokens: int) -> None:
+        self._rights = rights
+        self._patience = patience
+        self._block_tokens = block_tokens
+        self._queue = asyncio.Lock()
+
+    async def begin(self, wish: Wish) -> BlockGrant:
+        """Blocks of a new sequence.
+
+        Raises KvExhaustedError after `blocks_s`, or at once if the node can never give them; WorkerLostError and others.
+        """
+        in_all = self._rights.device_block_count
+        if wish.needed_blocks > in_all:
+            raise KvExhaustedError(f"the sequence needs {wish.needed_blocks} KV blocks; this node has {in_all} in all")
+        block_count = min(wish.wanted_blocks, in_all)
+        if not self._queue.locked():
+            try:
+                return await self._rights.acquire(wish.sequence_id, wish.prefix_hashes, block_count)
+            except KvExhaustedError:
+                _log.debug("a sequence waits for KV blocks")
+        try:
+            async with asyncio.timeout(self._patience.blocks_s), self._queue:
+                while True:
+                    try:
+                        return await self._rights.acquire(wish.sequence_id, wish.prefix_hashes, block_count)
+                    except KvExhaustedError:
+                        await asyncio.sleep(RETRY_INTERVAL_S)
+        except TimeoutError:
+            raise KvExhaustedError(
+                f"no {block_count} KV blocks became free in {self._patience.blocks_s:g} s", retry_after_s=RETRY_AFTER_S
+            ) from None
+
+    async def take_over(self, sequence_id: str, offer: Offer, wanted_blocks: int) -> BlockGrant:
+        """Blocks of an offered sequence: when no further ones can be had now, those it has.
+
+        Raises StaleEpochError, UnknownSequenceError, WriterActiveError, and InvalidFieldError when it has fewer than
+        the offer's tokens fill.
+        """
+        try:
+            grant = await self._rights.take_over(sequence_id, offer.epoch, wanted_blocks)
+        except KvExhaustedError:
+            grant = await self._rights.take_over(sequence_id, offer.epoch, 0)
+        if len(grant.block_ids) * self._block_tokens < offer.token_count:
+            raise InvalidFieldError("the sequence has fewer blocks than its tokens fill", field="manifest.token_count")
+        return grant

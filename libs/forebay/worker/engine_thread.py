@@ -1,0 +1,190 @@
+"""The one thread that calls the engine. The event loop gives it commands and gets one report per step.
+
+Knows the scheduler and the engine; knows nothing of gRPC, requests or KV rights but the question "may I write now?".
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from forebay.engine.scheduler import Failed, Outcome, Scheduler
+from forebay.engine.types import Engine, Sequence, Slice
+from forebay.errors import ForebayError, WorkerLostError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Take a sequence in. From now on the thread alone changes it."""
+
+    sequence: Sequence
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Forget a sequence; answered in Report.removed when nothing writes to its blocks any more."""
+
+    sequence_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Append blocks to a sequence's table."""
+
+    sequence_id: str
+    block_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UseEngine:
+    """Go on with another engine, over another arena."""
+
+    engine: Engine
+
+
+Command = Add | Cancel | Grant | UseEngine
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a step computed of one sequence: token_count positions from first_position on."""
+
+    sequence_id: str
+    first_position: int
+    token_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """News of one step, or of commands alone: then there are no shares.
+
+    removed: cancelled sequences that are written to no more. stuck: sequences when none of them has room to go on.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    removed: tuple[str, ...]
+    shares: tuple[Share, ...]
+    stuck: frozenset[str]
+    began_s: float
+    ended_s: float
+
+
+class EngineThread:
+    """Runs steps while there is something to compute, and sleeps otherwise.
+
+    `may_write` is asked before each step: when it says no, all sequences fail with WORKER_LOST.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        scheduler: Scheduler,
+        may_write: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._scheduler = scheduler
+        self._may_write = may_write
+        self._clock = clock
+        self._commands: deque[Command] = deque()
+        self._news = threading.Condition()
+        self._is_stopping = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, on_report: Callable[[Report], None]) -> None:
+        """Starts the thread; `on_report` is called on the running loop, once per step."""
+        loop = asyncio.get_running_loop()
+
+        def post(report: Report) -> None:
+            loop.call_soon_threadsafe(on_report, report)
+
+        self._thread = threading.Thread(target=self._run, args=(post,), name="engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, command: Command) -> None:
+        """Gives a command; it is obeyed before the next step. Never blocks for longer than a list operation."""
+        with self._news:
+            self._commands.append(command)
+            self._news.notify()
+
+    async def stop(self) -> None:
+        """Ends the thread after the step it is in."""
+        with self._news:
+            self._is_stopping = True
+            self._news.notify()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def _run(self, post: Callable[[Report], None]) -> None:
+        can_go_on = False
+        while True:
+            commands = self._wait(can_go_on)
+            if commands is None:
+                return
+            report = self._turn(commands)
+            can_go_on = bool(report.shares)
+            if report.outcomes or report.removed or report.shares or report.stuck:
+                post(report)
+
+    def _wait(self, can_go_on: bool) -> list[Command] | None:
+        """Commands given since the last turn; sleeps until there are some, unless a step can go on. None: stop."""
+        with self._news:
+            self._news.wait_for(lambda: can_go_on or self._commands or self._is_stopping)
+            if self._is_stopping:
+                return None
+            commands = list(self._commands)
+            self._commands.clear()
+            return commands
+
+    def _turn(self, commands: Iterable[Command]) -> Report:
+        began_s = self._clock()
+        outcomes: list[Outcome] = []
+        removed: list[str] = []
+        for command in commands:
+            self._obey(command, outcomes, removed)
+        slices = self._scheduler.plan_step()
+        shares: tuple[Share, ...] = ()
+        if slices and not self._may_write():
+            outcomes += self._fail_all()
+        elif slices:
+            shares = tuple(
+                Share(part.sequence.sequence_id, part.sequence.computed_tokens, part.token_count) for part in slices
+            )
+            outcomes += self._step(slices)
+        stuck = frozenset() if slices else frozenset(self._scheduler.sequence_ids)
+        return Report(tuple(outcomes), tuple(removed), shares, stuck, began_s, self._clock())
+
+    def _obey(self, command: Command, outcomes: list[Outcome], removed: list[str]) -> None:
+        match command:
+            case Add(sequence, priority):
+                try:
+                    outcomes += self._scheduler.add(sequence, priority)
+                except ForebayError as error:
+                    outcomes.append(Failed(sequence.sequence_id, error))
+            case Cancel(sequence_id):
+                self._scheduler.cancel(sequence_id)
+                removed.append(sequence_id)
+            case Grant(sequence_id, block_ids):
+                outcomes += self._scheduler.grant_blocks(sequence_id, block_ids)
+            case UseEngine(engine):
+                self._engine = engine
+
+    def _step(self, slices: list[Slice]) -> list[Outcome]:
+        try:
+            return self._scheduler.complete(slices, self._engine.step(slices))
+        except Exception:
+            _log.exception("a step of %d sequences failed", len(slices))
+            return self._scheduler.fail(slices, ForebayError("internal error; the worker's log says more"))
+
+    def _fail_all(self) -> list[Outcome]:
+        error = WorkerLostError("the worker's lease of its KV blocks ran out", retry_after_s=1.0)
+        lost = self._scheduler.sequence_ids
+        for sequence_id in lost:
+            self._scheduler.cancel(sequence_id)
+        return [Failed(sequence_id, error) for sequence_id in lost]

@@ -1,0 +1,123 @@
+"""Seals and releases that nobody waits for: collected while a call is under way, sent in order, tried again.
+
+Knows neither tokens nor why a sequence ended. A seal that is lost costs a cache entry; a release that is lost would
+cost memory until its lease ends, so releases are kept until they are answered.
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from forebay.errors import ForebayError, NotAttachedError
+from forebay.rpc.status import translated
+from forebay.v1 import kvcache_pb2
+from forebay.worker.attachment import KvLink, sequence_epochs
+
+_log = logging.getLogger(__name__)
+
+CALL_TIMEOUT_S: Final = 2.0
+RETRY_INTERVAL_S: Final = 0.1
+CLOSE_TIMEOUT_S: Final = 1.0
+
+
+@dataclass(slots=True)
+class _Seal:
+    epoch: int
+    first_block_index: int
+    block_hashes: list[bytes]
+
+
+class KvOutbox:
+    """Invariant: a sequence's seals are sent before its release, and in the order of its table."""
+
+    def __init__(self, link: KvLink) -> None:
+        self._link = link
+        self._seals: dict[str, _Seal] = {}  # by sequence id; later blocks join those that still wait
+        self._releases: dict[str, int] = {}  # epochs by sequence id
+        self._wake = asyncio.Event()
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
+        self._task: asyncio.Task[None] | None = None
+
+    def seal(self, sequence_id: str, epoch: int, first_block_index: int, block_hashes: list[bytes]) -> None:
+        """Seals the next blocks of a sequence soon."""
+        waiting = self._seals.setdefault(sequence_id, _Seal(epoch, first_block_index, []))
+        waiting.block_hashes += block_hashes
+        self._start()
+
+    def release(self, sequence_id: str, epoch: int) -> None:
+        """Releases a sequence soon."""
+        self._releases[sequence_id] = epoch
+        self._start()
+
+    async def close(self) -> None:
+        """Waits a moment for what is still to be sent, then stops."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._is_empty.wait()
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    def start(self) -> None:
+        """Begins to send. Needs a running loop; call it outside of any request, whose deadline is not this task's."""
+        self._task = asyncio.create_task(self._run(), name="kv-outbox")
+
+    def _start(self) -> None:
+        self._is_empty.clear()
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._seals or self._releases:
+                if not await self._send():
+                    await asyncio.sleep(RETRY_INTERVAL_S)
+            self._is_empty.set()
+
+    async def _send(self) -> bool:
+        """One round: seals, then releases. Returns whether everything that waited was answered."""
+        if self._link.attachment is None:
+            self._seals.clear()  # their sequences are lost
+            return not self._releases
+        attachment_id = self._link.attachment.attachment_id
+        releases, self._releases = self._releases, {}
+        seals, self._seals = self._seals, {}
+        try:
+            with translated():
+                if seals:
+                    await self._send_seals(attachment_id, seals)
+                if releases:
+                    request = kvcache_pb2.ReleaseSequenceRequest(
+                        attachment_id=attachment_id, sequences=sequence_epochs(releases)
+                    )
+                    await self._link.stub.ReleaseSequence(request, timeout=CALL_TIMEOUT_S)
+        except ForebayError as error:
+            if isinstance(error, NotAttachedError):
+                self._link.detach()
+            _log.warning("%d releases wait: %s", len(releases), error.message)
+            self._releases = releases | self._releases
+            return False
+        return True
+
+    async def _send_seals(self, attachment_id: int, seals: dict[str, _Seal]) -> None:
+        entries = [
+            kvcache_pb2.SealEntry(
+                sequence_id=sequence_id,
+                epoch=seal.epoch,
+                first_block_index=seal.first_block_index,
+                block_hashes=seal.block_hashes,
+            )
+            for sequence_id, seal in seals.items()
+        ]
+        request = kvcache_pb2.SealBlocksRequest(attachment_id=attachment_id, entries=entries)
+        response = await self._link.stub.SealBlocks(request, timeout=CALL_TIMEOUT_S)
+        for entry, result in zip(entries, response.results, strict=True):
+            if result.HasField("error_reason"):
+                _log.warning("blocks were not sealed: %s", result.error_reason)
+                if self._link.owned_epochs.get(entry.sequence_id) == entry.epoch:
+                    self._link.lose([entry.sequence_id])

@@ -1,0 +1,206 @@
+"""The worker's side of the KV-cache service: which blocks it may write, asked for, given up and handed over.
+
+Knows sequences by id and epoch. Every call has a deadline; an answer that comes after its caller was cancelled is given
+back. Sealing and releasing wait for nobody: they are collected, sent at once, and tried again (see `kv_outbox`).
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from forebay.errors import (
+    DeadlineExceededError,
+    NotAttachedError,
+    RemoteError,
+    StaleEpochError,
+    UnknownSequenceError,
+    WorkerLostError,
+)
+from forebay.rpc.deadline import limited_to
+from forebay.rpc.status import translated
+from forebay.v1 import kvcache_pb2
+from forebay.worker.attachment import Attachment, KvLink
+from forebay.worker.kv_outbox import KvOutbox
+
+_log = logging.getLogger(__name__)
+
+CALL_TIMEOUT_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class BlockGrant:
+    """The right to write a sequence's blocks.
+
+    block_ids: the whole table; its first cached_block_count hold the prefix and are sealed; copied_bytes: what the
+    service copied for this grant.
+    """
+
+    epoch: int
+    block_ids: tuple[int, ...]
+    cached_block_count: int
+    copied_bytes: int
+
+
+class KvRights:
+    """Rights of one worker, over its link."""
+
+    def __init__(self, link: KvLink) -> None:
+        self._link = link
+        self._outbox = KvOutbox(link)
+        self._calls: set[asyncio.Task[BlockGrant]] = set()
+        self._hand_overs: dict[str, tuple[int, asyncio.Task[int]]] = {}  # by sequence id: epoch before, answer
+
+    def start(self) -> None:
+        """Begins to send what waits for nobody. Needs a running loop."""
+        self._outbox.start()
+
+    @property
+    def device_block_count(self) -> int:
+        """Blocks of the DEVICE tier. Raises WorkerLostError while not attached."""
+        return self._attachment().device_block_count
+
+    async def acquire(self, sequence_id: str, prefix_hashes: list[bytes], block_count: int) -> BlockGrant:
+        """Begins a sequence with so many blocks, those found by their hashes included.
+
+        Raises KvExhaustedError, DuplicateRequestError, DrainingError, WorkerLostError.
+        """
+        new = kvcache_pb2.NewSequence(prefix_hashes=prefix_hashes, block_count=block_count)
+        return await self._begin(kvcache_pb2.AcquireBlocksRequest(sequence_id=sequence_id, new_sequence=new))
+
+    async def take_over(self, sequence_id: str, epoch: int, block_count: int) -> BlockGrant:
+        """Takes a handed-over sequence, with at least so many blocks (0: as many as it has).
+
+        Raises KvExhaustedError, StaleEpochError, UnknownSequenceError, WriterActiveError, DrainingError and
+        WorkerLostError.
+        """
+        take_over = kvcache_pb2.TakeOver(epoch=epoch, block_count=block_count)
+        return await self._begin(kvcache_pb2.AcquireBlocksRequest(sequence_id=sequence_id, take_over=take_over))
+
+    async def extend(self, sequence_id: str, block_count: int) -> BlockGrant:
+        """Adds so many blocks to a sequence of this worker. Raises KvExhaustedError, WorkerLostError."""
+        extend = kvcache_pb2.Extend(epoch=self._epoch(sequence_id), block_count=block_count)
+        try:
+            return await self._acquire(kvcache_pb2.AcquireBlocksRequest(sequence_id=sequence_id, extend=extend))
+        except (StaleEpochError, UnknownSequenceError):
+            self._link.lose([sequence_id])
+            raise lost() from None
+
+    async def hand_over(self, sequence_id: str, first_block_index: int, block_hashes: list[bytes]) -> int:
+        """Seals these blocks and stops writing; returns the epoch with which another worker takes the sequence over.
+
+        Raises WorkerLostError. Whatever happens, `release` or `give_away` must follow.
+        """
+        epoch = self._epoch(sequence_id)
+        entry = kvcache_pb2.SealEntry(
+            sequence_id=sequence_id,
+            epoch=epoch,
+            first_block_index=first_block_index,
+            block_hashes=block_hashes,
+            hand_over=True,
+        )
+        request = kvcache_pb2.SealBlocksRequest(attachment_id=self._attachment().attachment_id, entries=[entry])
+        del self._link.owned_epochs[sequence_id]  # not renewed any more: the service would call it lost
+        task = asyncio.create_task(self._hand_over(request))
+        self._hand_overs[sequence_id] = (epoch, task)
+        return await asyncio.shield(task)  # a cancel must not hide the new epoch, which `release` needs
+
+    def seal(self, sequence_id: str, first_block_index: int, block_hashes: list[bytes]) -> None:
+        """Makes full blocks findable, in the background."""
+        if sequence_id in self._link.owned_epochs:
+            self._outbox.seal(sequence_id, self._epoch(sequence_id), first_block_index, block_hashes)
+
+    def release(self, sequence_id: str) -> None:
+        """Gives a sequence up, in the background. The caller does not write to its blocks any more. Idempotent."""
+        epoch = self._link.owned_epochs.pop(sequence_id, None)
+        if epoch is not None:
+            self._outbox.release(sequence_id, epoch)
+        old_epoch, task = self._hand_overs.pop(sequence_id, (0, None))
+        if task is not None:
+            task.add_done_callback(lambda done: self._release_offered(sequence_id, old_epoch, done))
+
+    def give_away(self, sequence_id: str) -> None:
+        """The sequence, handed over, is its next owner's to take."""
+        self._hand_overs.pop(sequence_id, None)
+
+    def owns(self, sequence_id: str) -> bool:
+        """Whether the worker holds rights to this sequence."""
+        return sequence_id in self._link.owned_epochs
+
+    async def close(self) -> None:
+        """Sends what is still to be released, for a moment, and stops."""
+        await self._outbox.close()
+
+    def _attachment(self) -> Attachment:
+        if self._link.attachment is None:
+            raise lost()
+        return self._link.attachment
+
+    def _epoch(self, sequence_id: str) -> int:
+        try:
+            return self._link.owned_epochs[sequence_id]
+        except KeyError:
+            raise lost() from None
+
+    async def _begin(self, request: kvcache_pb2.AcquireBlocksRequest) -> BlockGrant:
+        """Acquires; when cancelled meanwhile, gives back what is granted after all."""
+        task = asyncio.create_task(self._acquire(request))
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(lambda done: None if done.exception() else self.release(request.sequence_id))
+            raise
+
+    async def _acquire(self, request: kvcache_pb2.AcquireBlocksRequest) -> BlockGrant:
+        attachment = self._attachment()
+        request.attachment_id = attachment.attachment_id
+        with self._answered():
+            response = await self._link.stub.AcquireBlocks(request, timeout=CALL_TIMEOUT_S)
+        if self._link.attachment is not attachment:
+            raise lost()
+        self._link.owned_epochs[request.sequence_id] = response.epoch
+        return BlockGrant(
+            epoch=response.epoch,
+            block_ids=tuple(response.block_ids),
+            cached_block_count=response.cached_block_count,
+            copied_bytes=response.copied_bytes,
+        )
+
+    async def _hand_over(self, request: kvcache_pb2.SealBlocksRequest) -> int:
+        with self._answered():
+            response = await self._link.stub.SealBlocks(request, timeout=CALL_TIMEOUT_S)
+        (result,) = response.results
+        if result.HasField("error_reason"):
+            _log.warning("a sequence could not be handed over: %s", result.error_reason)
+            raise lost()
+        return result.epoch
+
+    def _release_offered(self, sequence_id: str, old_epoch: int, task: "asyncio.Task[int]") -> None:
+        # A failed hand-over may have happened or not: a wrong epoch is ignored, and an unclaimed offer runs out.
+        has_failed = task.cancelled() or task.exception() is not None
+        self._outbox.release(sequence_id, old_epoch if has_failed else task.result())
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        """Around one call: its own deadline, not its request's, and its failures as the worker's callers know them.
+
+        A call cut off by the request's deadline would leave open whether the right was granted.
+        """
+        try:
+            with limited_to(None), translated():
+                yield
+        except NotAttachedError:
+            self._link.detach()
+            raise lost() from None
+        except (DeadlineExceededError, RemoteError) as error:
+            _log.warning("the KV-cache service did not answer: %s", error.message)
+            raise lost() from None
+
+
+def lost() -> WorkerLostError:
+    """What a request is told when this worker's rights to its blocks are gone."""
+    return WorkerLostError("the worker lost its KV blocks", retry_after_s=1.0)

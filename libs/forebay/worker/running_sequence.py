@@ -1,0 +1,142 @@
+"""One sequence on a worker: what was asked, how far it is, and what it cost. Changed on the event loop only."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from forebay.engine.scheduler import FinishReason
+from forebay.engine.types import SamplingParams, TokenLogprobs
+from forebay.errors import ForebayError
+from forebay.kv.hashing import HashChain
+
+TokenSink = Callable[[int, TokenLogprobs | None], None]
+"""Takes each new token, on the event loop, in order; must not block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A sequence that another worker handed over: its KV is written for token_count positions."""
+
+    epoch: int
+    token_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSpec:
+    """What to generate.
+
+    hash_root: parent hash of the first block. offer: where the KV lies already; None: compute what the cache lacks.
+    is_handed_over: all blocks are sealed by `hand_over` at the end, instead of one by one as they fill.
+    """
+
+    sequence_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    hash_root: bytes
+    emitted_token_ids: list[int] = field(default_factory=list)
+    priority: int = 0
+    offer: Offer | None = None
+    is_handed_over: bool = False
+
+    @property
+    def known_token_ids(self) -> list[int]:
+        """Prompt and emitted tokens."""
+        return self.prompt_token_ids + self.emitted_token_ids
+
+    @property
+    def first_decode_position(self) -> int:
+        """Positions before this one are computed before the first new token is sampled, those from it on one by one."""
+        return len(self.prompt_token_ids) + max(len(self.emitted_token_ids), 1) - 1
+
+
+@dataclass(slots=True)
+class SequenceCost:
+    """What a sequence took, as far as it has come. Tokens are positions whose KV was found or computed."""
+
+    opened_s: float
+    first_step_s: float | None = None
+    cached_prompt_tokens: int = 0
+    computed_prompt_tokens: int = 0
+    chunks: int = 0
+    prefill_s: float = 0.0
+    decode_steps: int = 0
+    first_decode_s: float | None = None
+    last_decode_s: float = 0.0
+    transfer_s: float = 0.0
+    transfer_bytes: int = 0
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds from the start to the first step; 0 while there was none."""
+        return 0.0 if self.first_step_s is None else self.first_step_s - self.opened_s
+
+    @property
+    def decode_s(self) -> float:
+        """Seconds from the beginning of the first decode step to the end of the last."""
+        return 0.0 if self.first_decode_s is None else self.last_decode_s - self.first_decode_s
+
+
+@dataclass(slots=True, eq=False)
+class RunningSequence:
+    """State of one sequence between its start and the moment its rights are given up.
+
+    Invariants: while is_in_engine the engine may write to its blocks, so they are kept; `end` is resolved once.
+    """
+
+    spec: SequenceSpec
+    on_token: TokenSink
+    chain: HashChain
+    cost: SequenceCost
+    end: "asyncio.Future[FinishReason]"
+    arrival: int
+    new_token_ids: list[int] = field(default_factory=list)
+    written_tokens: int = 0
+    table_blocks: int = 0
+    sealed_blocks: int = 0
+    has_place: bool = False
+    is_in_engine: bool = False
+    is_cancel_sent: bool = False
+    is_closed: bool = False
+    is_starved: bool = False  # its last wish for blocks was not met
+    extension: "asyncio.Task[None] | None" = None
+
+    @property
+    def sequence_id(self) -> str:
+        """Its id."""
+        return self.spec.sequence_id
+
+    async def ended(self) -> FinishReason:
+        """Waits for its natural end. Raises what it failed with."""
+        return await self.end
+
+    def finish(self, reason: FinishReason) -> None:
+        """It ended by itself."""
+        if not self.end.done():
+            self.end.set_result(reason)
+
+    def fail(self, error: ForebayError) -> None:
+        """It cannot go on."""
+        if not self.end.done():
+            self.end.set_exception(error)
+
+    def take(self, token_id: int, logprobs: TokenLogprobs | None) -> None:
+        """Passes a new token on."""
+        self.new_token_ids.append(token_id)
+        self.chain.extend((token_id,))
+        if not self.end.done():
+            self.on_token(token_id, logprobs)
+
+    def note_step(self, first_position: int, token_count: int, began_s: float, ended_s: float) -> None:
+        """Counts a step that computed token_count positions of it."""
+        self.written_tokens = first_position + token_count
+        cost, prompt_tokens = self.cost, len(self.spec.prompt_token_ids)
+        if cost.first_step_s is None:
+            cost.first_step_s = began_s
+        if first_position >= self.spec.first_decode_position:
+            cost.decode_steps += 1
+            cost.first_decode_s = began_s if cost.first_decode_s is None else cost.first_decode_s
+            cost.last_decode_s = ended_s
+            return
+        cost.chunks += 1
+        cost.prefill_s += ended_s - began_s
+        cost.computed_prompt_tokens += max(0, min(first_position + token_count, prompt_tokens) - first_position)

@@ -1,0 +1,297 @@
+"""Runs sequences on this worker: place, blocks, engine, seals, release. What a servicer calls.
+
+Joins the KV rights (asynchronous, over the network) with the engine's thread (which knows neither). Lives on one event
+loop, so that nothing here needs a lock; it never waits for the engine.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from forebay.engine.scheduler import (
+    BlocksFilled,
+    Failed,
+    Finished,
+    Limits,
+    NeedsBlocks,
+    NewToken,
+    Outcome,
+    finish_reason,
+)
+from forebay.engine.types import Engine, Sequence
+from forebay.errors import DrainingError, DuplicateRequestError, ForebayError, KvExhaustedError
+from forebay.kv.hashing import HashChain, reusable_block_count
+from forebay.worker.admission import RETRY_AFTER_S, Admission
+from forebay.worker.attachment import Attachment
+from forebay.worker.block_supply import RETRY_INTERVAL_S, BlockSupply, Patience, Wish
+from forebay.worker.engine_thread import Add, Cancel, EngineThread, Grant, Report, UseEngine
+from forebay.worker.kv_rights import KvRights, lost
+from forebay.worker.running_sequence import RunningSequence, SequenceCost, SequenceSpec, TokenSink
+
+
+class SequenceRunner:
+    """All sequences of one worker, by id. Also the listener of its KV link."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        patience: Patience,
+        make_engine: Callable[[Attachment], Engine],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limits = limits
+        self.is_draining = False
+        self._patience = patience
+        self._make_engine = make_engine
+        self._clock = clock
+        self._admission = Admission(limits.max_sequences, patience.queue_length)
+        self._sequences: dict[str, RunningSequence] = {}
+        self._arrivals = 0
+        self._stuck: frozenset[str] = frozenset()
+        self._stuck_since_s = 0.0
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    def connect(self, rights: KvRights, thread: EngineThread) -> None:
+        """Joins both halves. To be called once, on the loop, before the first sequence."""
+        self._rights = rights
+        self._supply = BlockSupply(rights, self._patience, self.limits.block_tokens)
+        self._thread = thread
+        thread.start(self._on_report)
+
+    @property
+    def sequences(self) -> list[RunningSequence]:
+        """All sequences that hold something, waiting ones included."""
+        return list(self._sequences.values())
+
+    @property
+    def running_count(self) -> int:
+        """Sequences in the batch."""
+        return self._admission.running_count
+
+    @property
+    def queued_count(self) -> int:
+        """Sequences before it."""
+        return self._admission.queued_count
+
+    async def wait_idle(self) -> None:
+        """Until no sequence holds anything."""
+        await self._is_idle.wait()
+
+    @asynccontextmanager
+    async def open(self, spec: SequenceSpec, on_token: TokenSink) -> AsyncIterator[RunningSequence]:
+        """Gets a place and blocks for a sequence and computes it while the block runs; at its exit all is given up.
+
+        Leaving early cancels the sequence. Raises DrainingError, DuplicateRequestError, QueueFullError and
+        KvExhaustedError; with an offer StaleEpochError, UnknownSequenceError and WriterActiveError; WorkerLostError.
+        """
+        if self.is_draining:
+            raise DrainingError("the worker is draining", retry_after_s=RETRY_AFTER_S)
+        if spec.sequence_id in self._sequences:
+            raise DuplicateRequestError("a request with this id is running", field="request_id")
+        running = self._register(spec, on_token)
+        try:
+            sequence = await self._prepare(running)
+            self._enter_engine(running, sequence)
+            yield running
+        finally:
+            self._close(running)
+
+    async def hand_over(self, running: RunningSequence) -> tuple[int, list[bytes]]:
+        """Seals the full blocks of a sequence that has ended and offers it to its next owner.
+
+        Returns the epoch of the offer and the hashes of all sealed blocks. Until `give_away` it is released at exit.
+        """
+        token_count = len(running.spec.prompt_token_ids)
+        hashes = running.chain.hashes[: token_count // self.limits.block_tokens]
+        epoch = await self._rights.hand_over(
+            running.sequence_id, running.sealed_blocks, hashes[running.sealed_blocks :]
+        )
+        return epoch, hashes
+
+    def give_away(self, running: RunningSequence) -> None:
+        """The offer has reached whoever is to pass it on: it is not released here."""
+        self._rights.give_away(running.sequence_id)
+
+    def on_attached(self, attachment: Attachment) -> None:
+        """Goes on over the service's new memory."""
+        self._thread.submit(UseEngine(self._make_engine(attachment)))
+
+    def on_lost(self, sequence_ids: frozenset[str]) -> None:
+        """Stops these before the next step."""
+        for sequence_id in sequence_ids:
+            running = self._sequences.get(sequence_id)
+            if running is not None:
+                self._abort(running, lost())
+
+    async def stop(self) -> None:
+        """Ends the engine's thread."""
+        await self._thread.stop()
+
+    def _register(self, spec: SequenceSpec, on_token: TokenSink) -> RunningSequence:
+        end = asyncio.get_running_loop().create_future()
+        end.add_done_callback(lambda done: done.cancelled() or done.exception())  # not an error if nobody asks
+        self._arrivals += 1
+        running = RunningSequence(
+            spec=spec,
+            on_token=on_token,
+            chain=HashChain(spec.hash_root, self.limits.block_tokens),
+            cost=SequenceCost(opened_s=self._clock()),
+            end=end,
+            arrival=self._arrivals,
+        )
+        self._sequences[spec.sequence_id] = running
+        self._is_idle.clear()
+        return running
+
+    async def _prepare(self, running: RunningSequence) -> Sequence:
+        """The sequence with the blocks it begins with."""
+        spec = running.spec
+        sequence = Sequence(
+            sequence_id=spec.sequence_id,
+            prompt_token_ids=spec.prompt_token_ids,
+            sampling=spec.sampling,
+            block_table=[],
+            output_token_ids=list(spec.emitted_token_ids),
+        )
+        running.chain.extend(spec.known_token_ids)
+        wanted_blocks = self.limits.first_table_blocks(sequence)
+        if spec.offer is None:
+            await self._enter(running)
+            grant = await self._supply.begin(self._wish(running, sequence, wanted_blocks))
+            sequence.computed_tokens = grant.cached_block_count * self.limits.block_tokens
+        else:
+            # Before waiting for a place: an offer that nobody takes runs out with its lease.
+            began_s = self._clock()
+            grant = await self._supply.take_over(spec.sequence_id, spec.offer, wanted_blocks)
+            running.cost.transfer_s = self._clock() - began_s
+            running.cost.transfer_bytes = grant.copied_bytes
+            await self._enter(running)
+            sequence.computed_tokens = spec.offer.token_count
+        running.sealed_blocks = grant.cached_block_count
+        running.table_blocks = len(grant.block_ids)
+        running.cost.cached_prompt_tokens = min(sequence.computed_tokens, len(spec.prompt_token_ids))
+        sequence.block_table.extend(grant.block_ids)
+        return sequence
+
+    async def _enter(self, running: RunningSequence) -> None:
+        await self._admission.enter(running.spec.priority)
+        running.has_place = True
+
+    def _wish(self, running: RunningSequence, sequence: Sequence, wanted_blocks: int) -> Wish:
+        reusable_blocks = reusable_block_count(sequence.token_count, self.limits.block_tokens)
+        return Wish(
+            sequence_id=running.sequence_id,
+            prefix_hashes=running.chain.hashes[:reusable_blocks],
+            wanted_blocks=wanted_blocks,
+            needed_blocks=self.limits.table_blocks(sequence, 0),
+        )
+
+    def _enter_engine(self, running: RunningSequence, sequence: Sequence) -> None:
+        if not self._rights.owns(running.sequence_id):
+            raise lost()  # lost while it waited for a place
+        reason = finish_reason(sequence, self.limits.context_tokens)
+        if reason is not None:
+            running.finish(reason)
+            return
+        running.is_in_engine = True
+        self._thread.submit(Add(sequence, running.spec.priority))
+
+    def _on_report(self, report: Report) -> None:
+        """Takes in one step's news; runs on the loop."""
+        for share in report.shares:
+            running = self._sequences.get(share.sequence_id)
+            if running is not None:
+                running.note_step(share.first_position, share.token_count, report.began_s, report.ended_s)
+        for outcome in report.outcomes:
+            running = self._sequences.get(outcome.sequence_id)
+            if running is not None:
+                self._take_in(running, outcome)
+        for sequence_id in report.removed:
+            running = self._sequences.get(sequence_id)
+            if running is not None:
+                self._leave_engine(running)
+        if report.stuck != self._stuck:
+            self._stuck, self._stuck_since_s = report.stuck, self._clock()
+
+    def _take_in(self, running: RunningSequence, outcome: Outcome) -> None:
+        match outcome:
+            case NewToken():
+                running.take(outcome.token_id, outcome.logprobs)
+            case BlocksFilled() if not running.spec.is_handed_over:
+                hashes = running.chain.hashes[outcome.first_index : outcome.first_index + outcome.block_count]
+                running.sealed_blocks = outcome.first_index + outcome.block_count
+                self._rights.seal(running.sequence_id, outcome.first_index, hashes)
+            case NeedsBlocks() if not running.is_closed:
+                running.extension = asyncio.create_task(self._extend(running, outcome.block_count))
+            case Finished():
+                running.finish(outcome.reason)
+                self._leave_by_itself(running)
+            case Failed():
+                running.fail(outcome.error)
+                self._leave_by_itself(running)
+
+    async def _extend(self, running: RunningSequence, block_count: int) -> None:
+        """Gets further blocks, however long that takes while the sequence lives."""
+        while True:
+            try:
+                grant = await self._rights.extend(running.sequence_id, block_count)
+                break
+            except KvExhaustedError:
+                running.is_starved = True
+                self._relieve()
+                await asyncio.sleep(RETRY_INTERVAL_S)
+            except ForebayError as error:
+                self._abort(running, error)
+                return
+        running.is_starved = False
+        self._thread.submit(Grant(running.sequence_id, grant.block_ids[running.table_blocks :]))
+        running.table_blocks = len(grant.block_ids)
+
+    def _relieve(self) -> None:
+        """When every sequence of the engine is stuck for want of blocks, and stays so, the youngest makes room."""
+        inside = [one for one in self._sequences.values() if one.is_in_engine and not one.is_cancel_sent]
+        is_stuck = all(one.is_starved and one.sequence_id in self._stuck for one in inside)
+        if is_stuck and self._clock() - self._stuck_since_s >= self._patience.stuck_s:
+            youngest = max(inside, key=lambda one: one.arrival)
+            self._abort(youngest, KvExhaustedError("no KV blocks became free to go on", retry_after_s=RETRY_AFTER_S))
+
+    def _abort(self, running: RunningSequence, error: ForebayError) -> None:
+        """Takes a sequence out of the engine and fails it."""
+        self._cancel_in_engine(running)
+        running.fail(error)
+
+    def _cancel_in_engine(self, running: RunningSequence) -> None:
+        if running.is_in_engine and not running.is_cancel_sent:
+            running.is_cancel_sent = True
+            self._thread.submit(Cancel(running.sequence_id))
+
+    def _leave_by_itself(self, running: RunningSequence) -> None:
+        # A Cancel under way is answered in Report.removed; until then another sequence of this id must not begin.
+        if not running.is_cancel_sent:
+            self._leave_engine(running)
+
+    def _leave_engine(self, running: RunningSequence) -> None:
+        """Nothing writes to its blocks any more."""
+        running.is_in_engine = False
+        if running.is_closed:
+            self._give_up(running)
+
+    def _close(self, running: RunningSequence) -> None:
+        """Its user is gone: everything it holds is given up as soon as the engine has let go of it."""
+        running.is_closed = True
+        running.end.cancel()
+        if running.extension is not None:
+            running.extension.cancel()
+        self._cancel_in_engine(running)
+        if not running.is_in_engine:
+            self._give_up(running)
+
+    def _give_up(self, running: RunningSequence) -> None:
+        del self._sequences[running.sequence_id]
+        self._rights.release(running.sequence_id)
+        if running.has_place:
+            self._admission.leave()
+        if not self._sequences:
+            self._is_idle.set()
