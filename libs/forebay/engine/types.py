@@ -27,7 +27,7 @@ class SamplingParams:
 class Sequence:
     """One request in the engine. The scheduler owns and changes it; the engine only reads it.
 
-    Invariants: computed_tokens <= len(prompt) + len(output); len(block_table) * block_tokens >= tokens written by any step.
+    Invariants: computed_tokens <= len(prompt) + len(output); the block table covers the tokens that any step writes.
     """
 
     sequence_id: str
@@ -56,7 +56,10 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural log-probabilities at temperature 1, before penalties; alternatives are (token_id, logprob), likeliest first."""
+    """Natural log-probabilities at temperature 1, before penalties.
+
+    Alternatives are (token_id, logprob), likeliest first.
+    """
 
     logprob: float
     alternatives: tuple[tuple[int, float], ...] = ()

@@ -1,0 +1,97 @@
+"""The engine on torch: mixed steps of prefill chunks and decode tokens over a paged arena.
+
+Knows how slices become rows. Does not schedule, own KV memory, or see the network; one thread calls it.
+"""
+
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from forebay.engine.arena import KvArena
+from forebay.engine.decoder import Decoder
+from forebay.engine.rope import RopeTable
+from forebay.engine.sampler import sample
+from forebay.engine.types import Sampled, Sequence, Slice
+from forebay.engine.weights import DecoderWeights
+from forebay.errors import LayoutMismatchError
+from forebay.kernels.attention_plan import AttentionPlan
+from forebay.kernels.port import HeadShape, Span
+from forebay.kernels.torch_reference import TorchKernels
+from forebay.models.config import DecoderConfig
+
+
+class TorchEngine:
+    """`forebay.engine.types.Engine` on the CPU.
+
+    A sequence's logits are the same bits in whatever steps and company it is computed and by however many threads.
+    """
+
+    def __init__(self, weights: DecoderWeights, config: DecoderConfig, arena: KvArena, threads: int = 1) -> None:
+        """Args: threads: cores a step may use. torch's setting is the process's, so one engine per process.
+
+        Raises:
+            LayoutMismatchError: the arena's layout is not this model's.
+        """
+        _check_layout(weights, config, arena)
+        heads = HeadShape(config.query_heads, config.kv_heads, config.head_dim)
+        self._kernels = TorchKernels(heads, arena.blocks, weights.embedding.dtype)
+        self._decoder: Decoder[AttentionPlan] = Decoder(config, weights, self._kernels)
+        self._rope = RopeTable(config)
+        self._threads = threads
+
+    def step(self, slices: list[Slice]) -> list[Sampled]:
+        """As Engine.step; results are in the order of the slices that sample."""
+        if not slices:
+            return []
+        logits = self.logits(slices)
+        sampling = [part.sequence for part in slices if _samples(part)]
+        return sample(logits.numpy(), sampling)
+
+    @torch.inference_mode()
+    def logits(self, slices: list[Slice]) -> Tensor:
+        """Computes the slices; raw float32 logits [S, vocabulary] of those that sample, in their order."""
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        # Single tokens first and shortest first: the kernels group neighbours of like length.
+        ordered = sorted(slices, key=lambda part: (part.token_count, part.sequence.computed_tokens))
+        hidden = self._hidden(ordered)
+        end_rows: dict[str, int] = {}
+        row_count = 0
+        for part in ordered:
+            row_count += part.token_count
+            end_rows[part.sequence.sequence_id] = row_count - 1
+        rows = [end_rows[part.sequence.sequence_id] for part in slices if _samples(part)]
+        return self._decoder.logits(hidden.index_select(0, torch.tensor(rows, dtype=torch.int64))).float()
+
+    def _hidden(self, slices: list[Slice]) -> Tensor:
+        spans = [Span(part.sequence.computed_tokens, part.token_count, part.sequence.block_table) for part in slices]
+        plan = self._kernels.begin_step(spans)
+        token_ids = torch.tensor(list(chain.from_iterable(_token_ids(part) for part in slices)))
+        positions = torch.tensor(list(chain.from_iterable(range(span.start_token, span.end_token) for span in spans)))
+        rope = self._rope.rows(positions, max(span.end_token for span in spans))
+        return self._decoder.hidden(token_ids, rope, plan)
+
+
+def _samples(part: Slice) -> bool:
+    return part.sequence.computed_tokens + part.token_count == part.sequence.token_count
+
+
+def _token_ids(part: Slice) -> list[int]:
+    sequence: Sequence = part.sequence
+    prompt_tokens = len(sequence.prompt_token_ids)
+    start, end = sequence.computed_tokens, sequence.computed_tokens + part.token_count
+    if start >= prompt_tokens:
+        return sequence.output_token_ids[start - prompt_tokens : end - prompt_tokens]
+    token_ids = sequence.prompt_token_ids[start:end]
+    return token_ids if end <= prompt_tokens else token_ids + sequence.output_token_ids[: end - prompt_tokens]
+
+
+def _check_layout(weights: DecoderWeights, config: DecoderConfig, arena: KvArena) -> None:
+    layout = arena.layout
+    found = (layout.layers, layout.kv_heads, layout.head_dim, layout.dtype.value)
+    needed = (config.layers, config.kv_heads, config.head_dim, str(weights.embedding.dtype).removeprefix("torch."))
+    if found != needed:
+        raise LayoutMismatchError(
+            f"the arena has (layers, kv_heads, head_dim, dtype) {found}, the engine needs {needed}", field="layout"
+        )

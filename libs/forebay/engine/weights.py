@@ -1,0 +1,177 @@
+"""A model's weights in the form a chip class computes with, packed once per model and precision into the cache.
+
+Knows which matrices are fused and which precision each tensor has. Does not know model formats (forebay.models) nor
+what is computed.
+"""
+
+import fcntl
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forebay.chips import NumberFormat
+from forebay.engine.weight_file import TensorSpec, WeightFile, WeightFileError, map_weight_file, write_weight_file
+from forebay.errors import StartError
+from forebay.models.config import DecoderConfig
+from forebay.models.decoder_tensors import tensor_shapes
+from forebay.models.model_file import ModelFile
+
+PACKING_VERSION = 1
+"""Goes up whenever files packed before must not be used any more."""
+
+Progress = Callable[[int, int], None]
+"""Told (tensors packed, tensors in all)."""
+
+_LAYER_PARTS = {
+    "input_norm": ("input_layernorm.weight",),
+    "qkv": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+    "qkv_bias": ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"),
+    "q_norm": ("self_attn.q_norm.weight",),
+    "k_norm": ("self_attn.k_norm.weight",),
+    "output": ("self_attn.o_proj.weight",),
+    "post_attention_norm": ("post_attention_layernorm.weight",),
+    "gate_up": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    "down": ("mlp.down_proj.weight",),
+}
+_TOP_PARTS = {
+    "embedding": ("model.embed_tokens.weight",),
+    "final_norm": ("model.norm.weight",),
+    "head": ("lm_head.weight",),
+}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One layer. Matrices are [outputs, inputs] in the weight dtype, norms are float32."""
+
+    input_norm: Tensor
+    qkv: Tensor  # query, key and value rows
+    output: Tensor
+    post_attention_norm: Tensor
+    gate_up: Tensor  # gate rows, then up rows
+    down: Tensor
+    qkv_bias: Tensor | None = None
+    q_norm: Tensor | None = None  # [head_dim]
+    k_norm: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    """All weights of a decoder. A tied head is the embedding itself, not a copy."""
+
+    embedding: Tensor  # [vocabulary, hidden]
+    layers: tuple[LayerWeights, ...]
+    final_norm: Tensor
+    head: Tensor  # [vocabulary, hidden]
+
+
+def packed_path(model: ModelFile, weight_dtype: NumberFormat, folder: Path) -> Path:
+    """Where the packed weights of that model lie."""
+    return folder / f"{model.digest}-{weight_dtype.value}.safetensors"
+
+
+def load_weights(
+    model: ModelFile,
+    weight_dtype: NumberFormat,
+    folder: Path,
+    progress: Progress = lambda done_count, total_count: None,
+) -> DecoderWeights:
+    """Maps the packed weights, packing them first if they are missing, cut short or of another version.
+
+    Processes that want the same weights at once wait for the one that packs. The lock file beside the weights stays.
+
+    Raises:
+        StartError: a weight is NaN or infinite, or the folder cannot be written.
+    """
+    path = packed_path(model, weight_dtype, folder)
+    if packed := _map_if_usable(path):
+        return _decoder_weights(packed, model.config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            packed = _map_if_usable(path)
+            if packed is None:
+                _pack(model, weight_dtype, path, progress)
+                packed = map_weight_file(path)
+    except OSError as error:
+        raise StartError(
+            f"cannot write packed weights to {folder}: {error.strerror}; free space or set FOREBAY_CACHE"
+        ) from error
+    return _decoder_weights(packed, model.config)
+
+
+def _map_if_usable(path: Path) -> WeightFile | None:
+    try:
+        packed = map_weight_file(path)
+    except FileNotFoundError:
+        return None
+    except WeightFileError as error:
+        _log.warning("packed weights %s are damaged (%s); packing them again", path.name, error)
+        return None
+    if (version := packed.metadata.get("packing_version")) != str(PACKING_VERSION):
+        _log.warning("packed weights %s have version %s, not %d; packing again", path.name, version, PACKING_VERSION)
+        return None
+    return packed
+
+
+def _pack(model: ModelFile, weight_dtype: NumberFormat, path: Path, progress: Progress) -> None:
+    parts = _parts(model.config)
+    shapes = tensor_shapes(model.config)
+    specs = [
+        TensorSpec(name, _dtype(name, weight_dtype), _fused_shape([shapes[source] for source in sources]))
+        for name, sources in parts.items()
+    ]
+    done_count = 0
+
+    def make(spec: TensorSpec) -> Tensor:
+        nonlocal done_count
+        numbers = np.concatenate([_read_finite(model, source) for source in parts[spec.name]])
+        done_count += 1
+        progress(done_count, len(specs))
+        return torch.from_numpy(numbers).to(spec.dtype)
+
+    write_weight_file(path, {"packing_version": str(PACKING_VERSION), "model_digest": model.digest}, specs, make)
+
+
+def _parts(config: DecoderConfig) -> dict[str, tuple[str, ...]]:
+    """Packed name -> names in the model whose rows it is made of, for what this model has."""
+    wanted: dict[str, tuple[str, ...]] = dict(_TOP_PARTS)
+    for layer in range(config.layers):
+        for name, sources in _LAYER_PARTS.items():
+            wanted[f"layers.{layer}.{name}"] = tuple(f"model.layers.{layer}.{source}" for source in sources)
+    there = tensor_shapes(config).keys()
+    return {name: sources for name, sources in wanted.items() if there >= set(sources)}
+
+
+def _dtype(name: str, weight_dtype: NumberFormat) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, weight_dtype.value)
+    return torch.float32 if name.endswith("_norm") else dtype
+
+
+def _fused_shape(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def _read_finite(model: ModelFile, name: str) -> np.ndarray:
+    numbers = model.read_tensor(name)
+    if not np.isfinite(numbers).all():
+        raise StartError(f"{model.path}: tensor {name} holds NaN or infinite weights; the file is damaged")
+    return numbers
+
+
+def _decoder_weights(packed: WeightFile, config: DecoderConfig) -> DecoderWeights:
+    tensors = packed.tensors
+    layers = tuple(
+        LayerWeights(**{name: tensors[key] for name in _LAYER_PARTS if (key := f"layers.{layer}.{name}") in tensors})
+        for layer in range(config.layers)
+    )
+    embedding = tensors["embedding"]
+    return DecoderWeights(embedding, layers, tensors["final_norm"], tensors.get("head", embedding))

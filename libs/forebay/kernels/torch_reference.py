@@ -1,0 +1,111 @@
+"""The port in plain torch: the reference every other implementation is held to, and what serves until they exist.
+
+Knows which forms of torch's operations are batch invariant (docs of each method). Does not know models or sampling.
+
+bfloat16 goes to oneDNN, whose products were found bit-identical per row for any number of rows, any padding of the
+context by zeros and any number of threads. float32 goes to MKL, whose kernels change with few rows and with the length
+of the reduction; rows are padded and the reduction over the context is cut into blocks there.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from forebay.kernels.attention_plan import ArenaRows, AttentionPlan, Tile, padded_query_rows, plan_attention
+from forebay.kernels.port import HeadShape, RopeRows, Span
+
+SERIAL_ELEMENTS = 32_768
+"""Elementwise operations up to this size are not split over threads by torch."""
+
+
+class TorchKernels:
+    """`Kernels[AttentionPlan]` over one arena on the CPU."""
+
+    def __init__(self, heads: HeadShape, arena: Tensor, dtype: torch.dtype) -> None:
+        """Args: arena: [blocks, layers, 2, kv_heads, block_tokens, head_dim], of `dtype`, contiguous within a block."""
+        self._heads = heads
+        self._arena = arena
+        self._dtype = dtype
+        self._rows = ArenaRows(arena)
+        self._scale = heads.head_dim**-0.5
+
+    def begin_step(self, spans: Sequence[Span]) -> AttentionPlan:
+        """Index tensors of the step; zeroes the blocks it begins and leaves unfilled."""
+        for span in spans:
+            last_block, filled = divmod(span.end_token, self._rows.block_tokens)
+            if filled and last_block * self._rows.block_tokens >= span.start_token:
+                self._arena[span.block_table[last_block]].zero_()
+        return plan_attention(spans, self._rows, self._heads, self._dtype)
+
+    def linear(self, x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+        """[M, N]; few float32 rows are padded, because MKL rounds them otherwise."""
+        rows = x_MK.shape[0]
+        padded = rows if self._dtype == torch.bfloat16 else padded_query_rows(rows, self._dtype)
+        if padded == rows:
+            return F.linear(x_MK, weight_NK, bias_N)
+        return F.linear(F.pad(x_MK, (0, 0, 0, padded - rows)), weight_NK, bias_N)[:rows]
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Sums each row by itself in an order that only its length decides."""
+        return F.rms_norm(x.float(), (x.shape[-1],), weight, eps).to(self._dtype)
+
+    def rotate_and_write(self, qkv_MHD: Tensor, rope: RopeRows, plan: AttentionPlan, layer: int) -> Tensor:
+        """Multiplications and additions are kept apart: a fused one would round by its place in the vector."""
+        heads = self._heads
+        rotated = qkv_MHD[:, : heads.query_heads + heads.kv_heads]
+        halves = rotated.view(*rotated.shape[:2], 2, -1)
+        turned = halves * rope.cos
+        turned += halves.flip(2) * rope.signed_sin
+        rotated.copy_(turned.flatten(2))
+        rows = self._rows.tokens_of_layer[layer]
+        kv = qkv_MHD[:, heads.query_heads :].reshape(-1, self._rows.token_unit)
+        rows.index_copy_(0, plan.write_index, kv)
+        return qkv_MHD[:, : heads.query_heads]
+
+    def attention(self, q_MHD: Tensor, plan: AttentionPlan, layer: int) -> Tensor:
+        """Gathers each group's blocks once and attends tile by tile.
+
+        Invariant because masked probabilities are exactly 0 and every reduction over the context is a running sum in
+        order of position: adding zeros at the end changes no bit.
+        """
+        outputs = []
+        for group in plan.groups:
+            gathered = self._rows.blocks_of_layer[layer].index_select(0, group.read_index)
+            shape = (2, group.sequences * self._heads.kv_heads, group.context_tokens, self._heads.head_dim)
+            keys, values = gathered.view(shape)
+            outputs += [self._attend(q_MHD[tile.rows], keys, values, tile) for tile in group.tiles]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _attend(self, q_MHD: Tensor, keys: Tensor, values: Tensor, tile: Tile) -> Tensor:
+        heads = self._heads
+        split = (tile.sequences, tile.tokens, heads.kv_heads, heads.group_size, heads.head_dim)
+        rows = tile.tokens * heads.group_size
+        q = q_MHD.reshape(split).transpose(1, 2).reshape(-1, rows, heads.head_dim)
+        if tile.query_rows != rows:
+            q = F.pad(q, (0, 0, 0, tile.query_rows - rows))
+        keys, values = keys[:, : tile.context_tokens], values[:, : tile.context_tokens]
+        scores = torch.baddbmm(tile.mask, q, keys.transpose(1, 2), alpha=self._scale)
+        mixed = self._mix(torch.softmax(scores, -1), values)[:, :rows]
+        split_heads = (tile.sequences, heads.kv_heads, tile.tokens, heads.group_size, heads.head_dim)
+        return mixed.reshape(split_heads).transpose(1, 2).reshape(q_MHD.shape[0], -1)
+
+    def _mix(self, probabilities: Tensor, values: Tensor) -> Tensor:
+        if self._dtype == torch.bfloat16:
+            return torch.bmm(probabilities, values)
+        step = self._rows.block_tokens
+        mixed = torch.bmm(probabilities[..., :step], values[:, :step])
+        for start in range(step, values.shape[1], step):
+            piece = slice(start, start + step)
+            mixed = torch.baddbmm(mixed, probabilities[..., piece], values[:, piece])
+        return mixed
+
+    def swiglu(self, gate_up_M2I: Tensor) -> Tensor:
+        """torch's vector and scalar exp differ in float32 (not once they are rounded to bfloat16), so there the rows
+        go one by one: where a vector ends then depends on the row alone.
+        """
+        gate, up = gate_up_M2I.chunk(2, -1)
+        if self._dtype == torch.bfloat16:
+            return F.silu(gate) * up
+        return torch.stack([F.silu(row) for row in gate]) * up
