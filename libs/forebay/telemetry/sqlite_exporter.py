@@ -104,6 +104,7 @@ def _opened(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     try:
         _enter_wal(connection, busy_timeout_s)
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA journal_size_limit = 4194304")  # pruning writes a long journal; it shrinks again
         _migrate(connection)
     except sqlite3.Error:
         connection.close()

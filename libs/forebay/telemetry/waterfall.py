@@ -42,8 +42,11 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
+    """Widths in characters, and the time span of the bars."""
+
     service: int
     name: int
+    indent_limit: int
     bar: int
     attributes: int
     start_ns: int
@@ -108,10 +111,13 @@ def _columns(rows: Sequence[_Row], width: int) -> _Columns:
     start_ns = min(row.span.start_ns for row in rows)
     end_ns = max(max(row.span.end_ns, row.span.start_ns) for row in rows)
     service = min(max(len(row.span.service) for row in rows), 10)
-    name = min(max(2 * row.depth + len(row.span.name) for row in rows), width // 4)
+    wanted = max(2 * row.depth + len(row.span.name) for row in rows)
+    name = min(wanted, width // 4)
+    # Where names are cut anyway, indentation takes no more than half of their room.
+    indent_limit = name // 2 if name < wanted else name
     left = width - service - name - _DURATION_WIDTH - _GAPS
-    bar = min(left // 2, 48)
-    return _Columns(service, name, bar, left - bar, start_ns, end_ns - start_ns)
+    bar_width = min(left // 2, 48)
+    return _Columns(service, name, indent_limit, bar_width, left - bar_width, start_ns, end_ns - start_ns)
 
 
 def _summary(rows: Sequence[_Row], total_ns: int) -> str:
@@ -128,8 +134,7 @@ def _summary(rows: Sequence[_Row], total_ns: int) -> str:
 
 def _line(row: _Row, columns: _Columns) -> str:
     span = row.span
-    # Deep trees lose indentation, never the name.
-    indent = "  " * min(row.depth, columns.name // 4)
+    indent = " " * min(2 * row.depth, columns.indent_limit)
     return "  ".join(
         (
             _fit(span.service, columns.service),
