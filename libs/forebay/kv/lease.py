@@ -23,6 +23,7 @@ class SequenceLease:
     sequence_id: str
     attachment_id: int  # owner, or last owner
     epoch: int  # every new owner and every hand-over has a new one
+    granted_at_s: float  # to the owner
     ends_at_s: float  # OWNED: the lease ends; otherwise: the sequence is released
     block_ids: list[int]
     hashes: list[bytes]  # of the sealed blocks, in order

@@ -124,6 +124,7 @@ class BlockLedger:
             sequence_id=sequence_id,
             attachment_id=attachment_id,
             epoch=self._next_number(),
+            granted_at_s=now_s,
             ends_at_s=now_s + self._settings.lease_s,
             block_ids=reserved.block_ids,
             hashes=list(prefix_hashes[: reserved.cached_count]),
@@ -155,6 +156,7 @@ class BlockLedger:
             lease.attachment_id, lease.right = attachment_id, Right.OWNED
             lease.taken_with_epoch, lease.handed_over_epoch = epoch, None
             lease.epoch = self._next_number()
+            lease.granted_at_s = now_s
             attachment.sequence_ids.add(sequence_id)
             self._take_overs += 1
         return self._grant(lease, log)
@@ -221,10 +223,15 @@ class BlockLedger:
     def renew(self, attachment_id: int, sequences: Iterable[tuple[str, int]], now_s: float) -> list[str]:
         """Renews the leases of the sequences named; returns the ids of those that are not this attachment's.
 
-        A sequence that is not named runs out: a grant whose answer was lost does not live for ever.
+        A sequence that is not named runs out, so that a grant whose answer was lost does not live for ever; but not
+        before the grant is one lease old, since its answer may have crossed this call.
         Errors: NotAttachedError.
         """
-        self._attachments.open(attachment_id)
+        attachment = self._attachments.open(attachment_id)
+        for sequence_id in attachment.sequence_ids:
+            lease = self._leases[sequence_id]
+            if lease.right is Right.OWNED and now_s - lease.granted_at_s < self._settings.lease_s:
+                lease.ends_at_s = now_s + self._settings.lease_s
         lost: list[str] = []
         for sequence_id, epoch in sequences:
             try:

@@ -1,0 +1,117 @@
+"""The KV memory of one tier: a POSIX shared-memory segment, cut into blocks of equal stride.
+
+Knows files, locks and sizes; not what blocks hold nor who uses them. The segment is locked (flock) while its service
+lives, so that a second service of the same node refuses to start, and one left behind by a killed service is replaced.
+Replaced, not reused: its workers may still have it mapped, and must never write into blocks of the new service.
+"""
+
+import fcntl
+import mmap
+import os
+from pathlib import Path
+
+from forebay.errors import StartError
+from forebay.kv.effects import Tier
+
+ALIGNMENT_BYTES = 64
+"""Blocks begin at multiples of a cache line, which is also the widest vector load."""
+
+_SHM_FOLDER = Path("/dev/shm")  # noqa: S108  # where Linux keeps POSIX shared memory; not a temporary file
+
+
+class Arena:
+    """`block_count` blocks of one tier. Block i begins at i * block_stride_bytes."""
+
+    def __init__(self, node_id: str, tier: Tier, size_bytes: int, block_bytes: int) -> None:
+        """Creates the segment with as many whole blocks as `size_bytes` has room for.
+
+        All memory is taken at once: a full /dev/shm is an error here instead of a SIGBUS in a worker later.
+        Errors: StartError when another live service has the segment, or memory is short.
+        """
+        self.tier = tier
+        self.block_stride_bytes = -(-block_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        self.block_count = size_bytes // self.block_stride_bytes
+        self.size_bytes = self.block_count * self.block_stride_bytes
+        self.shm_name = f"/forebay-{node_id}-{tier.value}"
+        if self.block_count == 0:
+            raise StartError(
+                f"{_flag(tier)} {size_bytes} has no room for one block of {self.block_stride_bytes} bytes; raise it"
+            )
+        self._path = _SHM_FOLDER / self.shm_name[1:]
+        self._file = _create_locked(self._path, node_id)
+        try:
+            self._allocate()
+            self._memory = mmap.mmap(self._file, self.size_bytes)
+        except BaseException:
+            self._path.unlink()
+            os.close(self._file)
+            raise
+        self.view = memoryview(self._memory)
+
+    def close(self) -> None:
+        """Unlinks and unmaps the segment; workers that have it mapped keep their mapping."""
+        self._path.unlink(missing_ok=True)
+        self.view.release()
+        self._memory.close()
+        os.close(self._file)
+
+    def _allocate(self) -> None:
+        try:
+            os.posix_fallocate(self._file, 0, self.size_bytes)
+        except OSError as error:
+            os.ftruncate(self._file, 0)
+            room = os.statvfs(_SHM_FOLDER)
+            raise StartError(
+                f"{_SHM_FOLDER} has {room.f_bavail * room.f_frsize} bytes free, {self.size_bytes} are wanted"
+                f" ({error.strerror}); enlarge it or lower {_flag(self.tier)}"
+            ) from error
+
+
+def _create_locked(path: Path, node_id: str) -> int:
+    """A new file at `path`, locked by this process; what a dead service left there is unlinked."""
+    try:
+        while True:
+            try:
+                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            except FileExistsError:
+                _unlink_left_behind(path, node_id)
+                continue
+            # Between creation and lock another starter may take the file for left behind; then it is not ours.
+            if _lock(file) and _is_at(path, file):
+                return file
+            os.close(file)
+    except OSError as error:
+        raise StartError(f"cannot create {path}: {error.strerror}; shared memory is needed for KV") from error
+
+
+def _unlink_left_behind(path: Path, node_id: str) -> None:
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if not _lock(file):
+            raise StartError(f"another KV-cache service of node {node_id!r} is running; choose another --node-id")
+        if _is_at(path, file):
+            path.unlink()
+    finally:
+        os.close(file)
+
+
+def _lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _flag(tier: Tier) -> str:
+    return f"--{tier.value}-bytes"

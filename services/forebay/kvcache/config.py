@@ -1,0 +1,23 @@
+"""Settings of a KV-cache service."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from forebay.kv.layout import KvDtype
+from forebay.rpc.settings import ServiceSettings
+
+
+class KvCacheSettings(ServiceSettings):
+    """What `python -m forebay.kvcache` takes beside what every service takes."""
+
+    listen: str = Field("127.0.0.1:7402", description="address to serve on, HOST:PORT; port 0 takes any")
+    model: Path = Field(description="model whose KV is kept: a GGUF file or a Hugging Face folder")
+    kv_dtype: KvDtype = Field(KvDtype.BFLOAT16, description="number format of KV; must be the workers'")
+    block_tokens: int = Field(32, ge=1, le=1024, description="tokens in one block")
+    device_bytes: int = Field(512 * 2**20, ge=1, description="shared memory for blocks that workers compute with")
+    host_bytes: int = Field(256 * 2**20, ge=0, description="shared memory for blocks evicted from there; 0: none")
+    lease_s: float = Field(10.0, ge=0.1, le=3600, description="seconds a worker's right lasts after its renewal")
+    grace_s: float = Field(
+        2.0, ge=0, le=3600, description="seconds after a lease in which its last step may still write"
+    )

@@ -1,0 +1,168 @@
+"""The KV memory of this node at work: the pure ledger, and all that its decisions make happen.
+
+Everything here runs on the event loop's thread and without an await between a decision and its effects, so that an
+operation, its copies and the numbers of its events are one step to everybody else. Knows no requests or statuses.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from forebay.errors import DrainingError, InvalidFieldError
+from forebay.kv.attachments import WorkerProcess
+from forebay.kv.effects import Effects, IndexEvent, Revoked, Tier
+from forebay.kv.grant import Grant, Sealed, SealEntry
+from forebay.kv.ledger import BlockLedger, LedgerStats
+from forebay.kvcache.mover import BlockMover
+
+News = asyncio.Queue[Revoked | None]
+"""What an attachment is to be told; None: the service ends it."""
+
+
+class KvEventSink(Protocol):
+    """Takes changes of the index away to whoever follows it. Must neither block nor raise."""
+
+    def publish(self, first_event_number: int, events: Sequence[IndexEvent]) -> None:
+        """`events[i]` has number first_event_number + i; numbers come without holes, from 1."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSnapshot:
+    """All findable blocks, with the number of the last event that is contained."""
+
+    last_event_number: int
+    hashes: dict[Tier, list[bytes]]
+
+
+class KvNode:
+    """Rights to the node's blocks, carried out."""
+
+    def __init__(
+        self,
+        ledger: BlockLedger,
+        mover: BlockMover,
+        events: KvEventSink,
+        clock: Callable[[], float],
+        is_alive: Callable[[WorkerProcess], bool],
+    ) -> None:
+        self._ledger = ledger
+        self._mover = mover
+        self._events = events
+        self._clock = clock
+        self._is_alive = is_alive
+        self._news: dict[int, News] = {}
+        self._last_event_number = 0
+        self._is_draining = False
+
+    def attach(self, process: WorkerProcess) -> tuple[int, News]:
+        """Lets a worker in; returns its attachment id and where its news come.
+
+        Errors: DuplicateWorkerError, DrainingError, InvalidFieldError when the process cannot be watched from here.
+        """
+        self._refuse_if_draining()
+        if not self._is_alive(process):
+            # Fencing rests on seeing the process: one in another pid namespace would be taken for dead while it writes.
+            raise InvalidFieldError(
+                "no such process here; worker and KV-cache service must share the pid namespace", field="pid"
+            )
+        self._look_for_dead()
+        attachment_id = self._ledger.attach(process)
+        news = self._news[attachment_id] = News()
+        return attachment_id, news
+
+    def detach(self, attachment_id: int, process: WorkerProcess) -> None:
+        """The attachment's stream has ended, for whatever reason."""
+        self._news.pop(attachment_id, None)
+        self._ledger.detach(attachment_id, process_is_gone=not self._is_alive(process))
+
+    def begin(self, attachment_id: int, sequence_id: str, prefix_hashes: Sequence[bytes], block_count: int) -> Grant:
+        """As BlockLedger.begin. Errors also: DrainingError."""
+        self._refuse_if_draining()
+        self._look_at_writer(sequence_id)
+        grant = self._ledger.begin(attachment_id, sequence_id, prefix_hashes, block_count, self._clock())
+        self._carry_out(grant.effects)
+        return grant
+
+    def take_over(self, attachment_id: int, sequence_id: str, epoch: int, block_count: int | None) -> Grant:
+        """As BlockLedger.take_over."""
+        self._look_at_writer(sequence_id)
+        grant = self._ledger.take_over(attachment_id, sequence_id, epoch, block_count, self._clock())
+        self._carry_out(grant.effects)
+        return grant
+
+    def extend(self, attachment_id: int, sequence_id: str, epoch: int, block_count: int) -> Grant:
+        """As BlockLedger.extend."""
+        grant = self._ledger.extend(attachment_id, sequence_id, epoch, block_count, self._clock())
+        self._carry_out(grant.effects)
+        return grant
+
+    def seal(self, attachment_id: int, entry: SealEntry) -> Sealed:
+        """As BlockLedger.seal."""
+        sealed = self._ledger.seal(attachment_id, entry, self._clock())
+        self._carry_out(sealed.effects)
+        return sealed
+
+    def release(self, attachment_id: int, sequences: Iterable[tuple[str, int]]) -> int:
+        """As BlockLedger.release."""
+        return self._ledger.release(attachment_id, sequences)
+
+    def renew(self, attachment_id: int, sequences: Iterable[tuple[str, int]]) -> list[str]:
+        """As BlockLedger.renew."""
+        return self._ledger.renew(attachment_id, sequences, self._clock())
+
+    def find(self, block_hash: bytes) -> Tier | None:
+        """Tier in which a sealed block is held."""
+        return self._ledger.find(block_hash)
+
+    def snapshot(self) -> IndexSnapshot:
+        """The index as of now."""
+        return IndexSnapshot(self._last_event_number, {tier: self._ledger.hashes(tier) for tier in Tier})
+
+    def stats(self) -> LedgerStats:
+        """Counts now, and totals since start."""
+        return self._ledger.stats()
+
+    @property
+    def copied_bytes(self) -> int:
+        """KV bytes copied between tiers since start."""
+        return self._mover.copied_bytes
+
+    def tick(self) -> None:
+        """Looks for dead workers and ends what ran out. To be called several times a second."""
+        self._look_for_dead()
+        self._carry_out(self._ledger.expire(self._clock()))
+
+    def drain(self) -> None:
+        """From now on refuses new workers and new sequences."""
+        self._is_draining = True
+
+    def end_attachments(self) -> None:
+        """Ends every attachment's stream."""
+        for news in self._news.values():
+            news.put_nowait(None)
+
+    def _carry_out(self, effects: Effects) -> None:
+        self._mover.move(effects.copies)
+        if effects.events:
+            self._events.publish(self._last_event_number + 1, effects.events)
+            self._last_event_number += len(effects.events)
+        for revoked in effects.revoked:
+            if revoked.attachment_id in self._news:
+                self._news[revoked.attachment_id].put_nowait(revoked)
+
+    def _look_at_writer(self, sequence_id: str) -> None:
+        """A worker killed a moment ago must not keep its sequence from the next until somebody looks."""
+        writer = self._ledger.writer_of(sequence_id)
+        if writer is not None and not self._is_alive(writer[1]):
+            self._ledger.detach(writer[0], process_is_gone=True)
+
+    def _look_for_dead(self) -> None:
+        for attachment_id, process in self._ledger.processes():
+            if not self._is_alive(process):
+                self._ledger.detach(attachment_id, process_is_gone=True)
+
+    def _refuse_if_draining(self) -> None:
+        if self._is_draining:
+            raise DrainingError("this KV-cache service is stopping")

@@ -1,0 +1,215 @@
+"""KvCacheService: proto to node, one call, node to proto."""
+
+from __future__ import annotations  # grpc's context is generic for the type checker only
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from grpc.aio import ServicerContext
+from opentelemetry.trace import get_current_span
+
+from forebay.errors import (
+    InvalidFieldError,
+    LayoutMismatchError,
+    ModelMismatchError,
+    NotServedYetError,
+    StaleEpochError,
+    UnknownSequenceError,
+)
+from forebay.fleet.messages import layout_from_proto, layout_to_proto
+from forebay.kv.grant import Grant
+from forebay.kv.layout import KvLayout
+from forebay.kvcache import wire
+from forebay.kvcache.node import KvNode
+from forebay.telemetry import spans
+from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
+
+MAX_FIND_HASHES = 65_536
+DUMP_PAGE_ENTRIES = 4096
+RENEWALS_PER_LEASE = 4
+"""A worker that misses two heartbeats still has its lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeIdentity:
+    """What workers and readers must know of this service, and what it asks of them."""
+
+    node_id: str
+    incarnation: int
+    model_digest: str
+    layout: KvLayout
+    lease_s: float
+    segments: tuple[kvcache_pb2.MemorySegment, ...]
+
+
+class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
+    """Serves one node. No method awaits between its question to the node and the answer."""
+
+    def __init__(self, node: KvNode, identity: NodeIdentity) -> None:
+        self._node = node
+        self._identity = identity
+
+    async def AttachWorker(
+        self, request: kvcache_pb2.AttachWorkerRequest, context: ServicerContext[Any, Any]
+    ) -> AsyncIterator[kvcache_pb2.AttachWorkerResponse]:
+        process = wire.checked_process(request)
+        self._check_match(request)
+        attachment_id, news = self._node.attach(process)
+        try:
+            yield kvcache_pb2.AttachWorkerResponse(attached=self._attached(attachment_id))
+            while (revoked := await news.get()) is not None:
+                yield kvcache_pb2.AttachWorkerResponse(revoked=kvcache_pb2.Revoked(sequence_ids=revoked.sequence_ids))
+        finally:
+            self._node.detach(attachment_id, process)
+
+    async def AcquireBlocks(
+        self, request: kvcache_pb2.AcquireBlocksRequest, context: ServicerContext[Any, Any]
+    ) -> kvcache_pb2.AcquireBlocksResponse:
+        wire.check_id(request.sequence_id, "sequence_id")
+        grant = self._granted(request)
+        copied_bytes = grant.promoted_block_count * self._identity.layout.block_bytes
+        get_current_span().set_attributes(
+            {
+                spans.REQUEST_ID: request.sequence_id,
+                spans.KV_BLOCKS: len(grant.block_ids),
+                spans.KV_CACHED_BLOCKS: grant.cached_block_count,
+                spans.KV_COPIED_BYTES: copied_bytes,
+                spans.KV_EPOCH: grant.epoch,
+            }
+        )
+        return kvcache_pb2.AcquireBlocksResponse(
+            epoch=grant.epoch,
+            block_ids=grant.block_ids,
+            cached_block_count=grant.cached_block_count,
+            copied_bytes=copied_bytes,
+            promoted_block_count=grant.promoted_block_count,
+        )
+
+    async def SealBlocks(
+        self, request: kvcache_pb2.SealBlocksRequest, context: ServicerContext[Any, Any]
+    ) -> kvcache_pb2.SealBlocksResponse:
+        results = [self._sealed(request.attachment_id, entry) for entry in request.entries]
+        get_current_span().set_attribute(spans.KV_BLOCKS, sum(len(entry.block_hashes) for entry in request.entries))
+        return kvcache_pb2.SealBlocksResponse(results=results)
+
+    async def FindMissingBlocks(
+        self, request: kvcache_pb2.FindMissingBlocksRequest, context: ServicerContext[Any, Any]
+    ) -> kvcache_pb2.FindMissingBlocksResponse:
+        if len(request.block_hashes) > MAX_FIND_HASHES:
+            raise InvalidFieldError(f"at most {MAX_FIND_HASHES} at once", field="block_hashes")
+        found = [(one, self._node.find(one)) for one in wire.checked_hashes(request.block_hashes, "block_hashes")]
+        return kvcache_pb2.FindMissingBlocksResponse(
+            missing_block_hashes=[one for one, tier in found if tier is None],
+            held_blocks=[
+                kvcache_pb2.HeldBlock(block_hash=one, tier=wire.TIERS[tier]) for one, tier in found if tier is not None
+            ],
+        )
+
+    async def ReleaseSequence(
+        self, request: kvcache_pb2.ReleaseSequenceRequest, context: ServicerContext[Any, Any]
+    ) -> kvcache_pb2.ReleaseSequenceResponse:
+        count = self._node.release(request.attachment_id, wire.sequence_epochs(request.sequences))
+        return kvcache_pb2.ReleaseSequenceResponse(released_count=count)
+
+    async def RenewLease(
+        self, request: kvcache_pb2.RenewLeaseRequest, context: ServicerContext[Any, Any]
+    ) -> kvcache_pb2.RenewLeaseResponse:
+        lost = self._node.renew(request.attachment_id, wire.sequence_epochs(request.sequences))
+        return kvcache_pb2.RenewLeaseResponse(lost_sequence_ids=lost)
+
+    async def GetStats(
+        self, request: kvcache_pb2.GetStatsRequest, context: ServicerContext[Any, Any]
+    ) -> kvcache_pb2.GetStatsResponse:
+        stats = self._node.stats()
+        return kvcache_pb2.GetStatsResponse(
+            node_id=self._identity.node_id,
+            tiers=map(wire.tier_stats, stats.tiers),
+            active_sequences=stats.sequences,
+            attached_workers=stats.attachments,
+            tier_copied_bytes=self._node.copied_bytes,
+            prefix_blocks_asked=stats.prefix_blocks_asked,
+            prefix_blocks_found=stats.prefix_blocks_found,
+            evicted_blocks=stats.evicted_blocks,
+            take_overs=stats.take_overs,
+            layout=layout_to_proto(self._identity.layout),
+            model_digest=self._identity.model_digest,
+        )
+
+    async def DumpIndex(
+        self, request: kvcache_pb2.DumpIndexRequest, context: ServicerContext[Any, Any]
+    ) -> AsyncIterator[kvcache_pb2.DumpIndexResponse]:
+        snapshot = self._node.snapshot()
+        entries = [(one, wire.TIERS[tier]) for tier, hashes in snapshot.hashes.items() for one in hashes]
+        # An empty index has one empty page: its number matters all the same.
+        for start in range(0, max(1, len(entries)), DUMP_PAGE_ENTRIES):
+            yield kvcache_pb2.DumpIndexResponse(
+                last_event_number=snapshot.last_event_number,
+                incarnation=self._identity.incarnation,
+                entries=[
+                    kvcache_pb2.IndexEntry(block_hash=one, tier=tier)
+                    for one, tier in entries[start : start + DUMP_PAGE_ENTRIES]
+                ],
+            )
+
+    async def PullBlocks(
+        self, request: kvcache_pb2.PullBlocksRequest, context: ServicerContext[Any, Any]
+    ) -> AsyncIterator[kvcache_pb2.PullBlocksResponse]:
+        nothing: tuple[kvcache_pb2.PullBlocksResponse, ...] = ()
+        for response in nothing:  # makes this the stream it will be
+            yield response
+        raise NotServedYetError("this version moves no KV between nodes")
+
+    async def PrefetchBlocks(
+        self, request: kvcache_pb2.PrefetchBlocksRequest, context: ServicerContext[Any, Any]
+    ) -> kvcache_pb2.PrefetchBlocksResponse:
+        raise NotServedYetError("this version promotes blocks when they are acquired, not before")
+
+    async def PinBlocks(
+        self, request: kvcache_pb2.PinBlocksRequest, context: ServicerContext[Any, Any]
+    ) -> kvcache_pb2.PinBlocksResponse:
+        raise NotServedYetError("this version has no pins")
+
+    def _check_match(self, request: kvcache_pb2.AttachWorkerRequest) -> None:
+        ours = self._identity
+        if request.model_digest != ours.model_digest:
+            raise ModelMismatchError(
+                f"the worker's model has digest {request.model_digest}, this node's {ours.model_digest}",
+                field="model_digest",
+            )
+        layout = layout_from_proto(request.layout)
+        if layout != ours.layout:
+            raise LayoutMismatchError(f"the worker's layout is {layout}, this node's {ours.layout}", field="layout")
+
+    def _attached(self, attachment_id: int) -> kvcache_pb2.Attached:
+        return kvcache_pb2.Attached(
+            attachment_id=attachment_id,
+            node_id=self._identity.node_id,
+            segments=self._identity.segments,
+            lease_s=self._identity.lease_s,
+            renew_interval_s=self._identity.lease_s / RENEWALS_PER_LEASE,
+        )
+
+    def _granted(self, request: kvcache_pb2.AcquireBlocksRequest) -> Grant:
+        attachment_id, sequence_id = request.attachment_id, request.sequence_id
+        match request.WhichOneof("grant"):
+            case "new_sequence":
+                new = request.new_sequence
+                hashes = wire.checked_hashes(new.prefix_hashes, "new_sequence.prefix_hashes")
+                return self._node.begin(attachment_id, sequence_id, hashes, new.block_count)
+            case "take_over":
+                wanted = request.take_over.block_count or None
+                return self._node.take_over(attachment_id, sequence_id, request.take_over.epoch, wanted)
+            case "extend":
+                get_current_span().update_name(spans.KV_EXTEND)
+                extend = request.extend
+                return self._node.extend(attachment_id, sequence_id, extend.epoch, extend.block_count)
+            case _:
+                raise InvalidFieldError("must say what is wanted", field="grant")
+
+    def _sealed(self, attachment_id: int, entry: kvcache_pb2.SealEntry) -> kvcache_pb2.SealResult:
+        try:
+            sealed = self._node.seal(attachment_id, wire.seal_entry(entry))
+        except (StaleEpochError, UnknownSequenceError, InvalidFieldError) as error:
+            return kvcache_pb2.SealResult(epoch=entry.epoch, error_reason=error.reason)
+        return kvcache_pb2.SealResult(epoch=sealed.epoch)
