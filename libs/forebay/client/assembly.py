@@ -36,6 +36,11 @@ class Assembly:
         self.completion: Completion | None = None
         self._chunks: list[Chunk] = []
 
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(chunk.text for chunk in self._chunks)
+
     def add(self, event: router_pb2.GenerateResponse) -> Chunk | None:
         """Takes the next event; returns the chunk it carried, if it carried one.
 
@@ -59,7 +64,7 @@ class Assembly:
         if reason is None:
             raise BrokenAnswerError("the router did not say why the answer ended")
         return Completion(
-            text="".join(chunk.text for chunk in self._chunks),
+            text=self.text,
             token_ids=tuple(token_id for chunk in self._chunks for token_id in chunk.token_ids),
             logprobs=tuple(entry for chunk in self._chunks for entry in chunk.logprobs),
             finish_reason=reason,

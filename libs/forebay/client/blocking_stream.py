@@ -28,6 +28,11 @@ class BlockingStream(Iterator[Chunk]):
         return self._stream.completion
 
     @property
+    def text(self) -> str:
+        """The text received so far; also after a cancel or an error."""
+        return self._stream.text
+
+    @property
     def request_id(self) -> str | None:
         """Request id; None until the router has planned the request."""
         return self._stream.request_id

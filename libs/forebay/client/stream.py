@@ -41,6 +41,11 @@ class CompletionStream(AsyncIterator[Chunk]):
         return self._assembly.completion
 
     @property
+    def text(self) -> str:
+        """The text received so far; also after a cancel or an error."""
+        return self._assembly.text
+
+    @property
     def request_id(self) -> str | None:
         """Request id; None until the router has planned the request."""
         return self._assembly.started.request_id if self._assembly.started else None

