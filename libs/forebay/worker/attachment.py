@@ -193,7 +193,7 @@ class KvLink:
             await asyncio.sleep(attachment.renew_interval_s)
             asked_s = self._clock()
             request = kvcache_pb2.RenewLeaseRequest(
-                attachment_id=attachment.attachment_id, sequences=sequence_epochs(self.owned_epochs)
+                attachment_id=attachment.attachment_id, sequences=sequence_epochs(self.owned_epochs.items())
             )
             try:
                 with translated():
@@ -211,9 +211,9 @@ class KvLink:
                 self.lose(one for one in response.lost_sequence_ids if self.owned_epochs.get(one) == asked.get(one))
 
 
-def sequence_epochs(epochs: dict[str, int]) -> list[kvcache_pb2.SequenceEpoch]:
-    """Epochs by sequence id, as the service wants them."""
-    return [kvcache_pb2.SequenceEpoch(sequence_id=one, epoch=epoch) for one, epoch in epochs.items()]
+def sequence_epochs(epochs: Iterable[tuple[str, int]]) -> list[kvcache_pb2.SequenceEpoch]:
+    """Pairs of sequence id and epoch, as the service wants them."""
+    return [kvcache_pb2.SequenceEpoch(sequence_id=one, epoch=epoch) for one, epoch in epochs]
 
 
 def _to_attachment(attached: kvcache_pb2.Attached) -> Attachment:

@@ -53,7 +53,7 @@ class BlockSupply:
     async def begin(self, wish: Wish) -> BlockGrant:
         """Blocks of a new sequence.
 
-        Raises KvExhaustedError after `blocks_s`, or at once if the node can never give them; WorkerLostError and others.
+        Raises KvExhaustedError after `blocks_s`, or at once if the node can never give them.
         """
         in_all = self._rights.device_block_count
         if wish.needed_blocks > in_all:

@@ -35,7 +35,7 @@ class KvOutbox:
     def __init__(self, link: KvLink) -> None:
         self._link = link
         self._seals: dict[str, _Seal] = {}  # by sequence id; later blocks join those that still wait
-        self._releases: dict[str, int] = {}  # epochs by sequence id
+        self._releases: set[tuple[str, int]] = set()  # sequence id and epoch
         self._wake = asyncio.Event()
         self._is_empty = asyncio.Event()
         self._is_empty.set()
@@ -49,7 +49,7 @@ class KvOutbox:
 
     def release(self, sequence_id: str, epoch: int) -> None:
         """Releases a sequence soon."""
-        self._releases[sequence_id] = epoch
+        self._releases.add((sequence_id, epoch))
         self._start()
 
     async def close(self) -> None:
@@ -85,7 +85,7 @@ class KvOutbox:
             self._seals.clear()  # their sequences are lost
             return not self._releases
         attachment_id = self._link.attachment.attachment_id
-        releases, self._releases = self._releases, {}
+        releases, self._releases = self._releases, set()
         seals, self._seals = self._seals, {}
         try:
             with translated():

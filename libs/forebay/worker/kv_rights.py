@@ -125,6 +125,10 @@ class KvRights:
         """The sequence, handed over, is its next owner's to take."""
         self._hand_overs.pop(sequence_id, None)
 
+    def decline(self, sequence_id: str, epoch: int) -> None:
+        """Releases an offer that will not be taken over; ignored by the service when it was taken."""
+        self._outbox.release(sequence_id, epoch)
+
     def owns(self, sequence_id: str) -> bool:
         """Whether the worker holds rights to this sequence."""
         return sequence_id in self._link.owned_epochs

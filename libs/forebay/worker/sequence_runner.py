@@ -114,6 +114,10 @@ class SequenceRunner:
         """The offer has reached whoever is to pass it on: it is not released here."""
         self._rights.give_away(running.sequence_id)
 
+    def decline(self, sequence_id: str, epoch: int) -> None:
+        """An offer to this worker will not be used. Harmless when it was taken."""
+        self._rights.decline(sequence_id, epoch)
+
     def on_attached(self, attachment: Attachment) -> None:
         """Goes on over the service's new memory."""
         self._thread.submit(UseEngine(self._make_engine(attachment)))

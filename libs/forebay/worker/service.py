@@ -1,0 +1,206 @@
+"""A worker process from settings to drain: model, attachment, arena, engine, warm-up, serving. For both roles.
+
+The composition root of prefill and decode, which differ in their servicer alone.
+"""
+
+import asyncio
+import dataclasses
+import gc
+import logging
+import secrets
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Final
+
+import grpc
+
+from forebay.chips import chip_class_named
+from forebay.engine.scheduler import Limits, Scheduler
+from forebay.engine.types import SamplingParams
+from forebay.errors import ForebayError
+from forebay.events.connection import connect
+from forebay.fleet.load import LoadPublisher
+from forebay.fleet.member import Load, Member, Role
+from forebay.fleet.messages import layout_to_proto
+from forebay.fleet.registrar import Registrar
+from forebay.kv.hashing import root_hash
+from forebay.rpc.server import Server
+from forebay.v1 import common_pb2
+from forebay.worker.attachment import Attachment, KvLink, attach_request
+from forebay.worker.block_supply import Patience
+from forebay.worker.engine_loader import EngineLoader
+from forebay.worker.engine_thread import EngineThread
+from forebay.worker.kv_rights import KvRights
+from forebay.worker.request_check import ServedModel
+from forebay.worker.running_sequence import SequenceSpec
+from forebay.worker.sequence_runner import SequenceRunner
+from forebay.worker.settings import WorkerSettings
+
+_log = logging.getLogger(__name__)
+
+WARM_UP_TOKENS: Final = 16
+LOAD_INTERVAL_S: Final = 0.1
+THREAD_SWITCH_S: Final = 0.001
+"""How long the engine's thread may keep the interpreter from the event loop, and the other way round."""
+
+_WIRE_ROLES: Final = {Role.PREFILL: common_pb2.SERVICE_ROLE_PREFILL, Role.DECODE: common_pb2.SERVICE_ROLE_DECODE}
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What a servicer needs to know of the worker it serves."""
+
+    runner: SequenceRunner
+    model: ServedModel
+    node_id: str
+    kvcache_address: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerKind:
+    """What differs between prefill and decode. `span_name`: of its one RPC; None: its sequences have their own."""
+
+    role: Role
+    service_name: str
+    method: str
+    span_name: str | None
+    register: Callable[[Any, grpc.aio.Server], None]
+    make_servicer: Callable[[Worker], object]
+
+
+async def serve_worker(kind: WorkerKind, settings: WorkerSettings, stop: asyncio.Event) -> None:
+    """Serves until `stop` is set, then drains. Raises StartError when something it needs is missing or different."""
+    sys.setswitchinterval(THREAD_SWITCH_S)
+    worker_id = f"{settings.node_id}-{kind.role.value}-{secrets.token_hex(4)}"
+    server = Server(settings.listen, {f"/{kind.service_name}/{kind.method}": kind.span_name})
+    loader = await asyncio.to_thread(_open_model, settings)
+    async with _running(kind, settings, worker_id, loader) as worker:
+        server.add(kind.register, kind.make_servicer(worker), kind.service_name)
+        address = await server.start()
+        try:
+            member = _member(kind, settings, worker_id, settings.advertise or address, worker)
+            async with _in_fleet(settings, member, worker.runner) as registrar:
+                await server.set_serving(True)
+                await stop.wait()
+                worker.runner.is_draining = True
+                registrar.set_draining(True)
+                await server.set_serving(False)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(settings.drain_s):
+                        await worker.runner.wait_idle()
+        finally:
+            await server.stop(0)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await worker.runner.wait_idle()
+
+
+def _open_model(settings: WorkerSettings) -> EngineLoader:
+    chip_class = chip_class_named(settings.chip_class)
+    if settings.threads is not None:
+        chip_class = dataclasses.replace(chip_class, threads=settings.threads)
+    return EngineLoader(settings.model, chip_class)
+
+
+@asynccontextmanager
+async def _running(
+    kind: WorkerKind, settings: WorkerSettings, worker_id: str, loader: EngineLoader
+) -> AsyncIterator[Worker]:
+    """The runner, attached and warm."""
+    model = loader.served_model
+    limits = Limits(
+        block_tokens=model.layout.block_tokens,
+        context_tokens=model.context_tokens,
+        chunk_tokens=settings.chunk_tokens,
+        max_sequences=settings.max_sequences,
+    )
+    patience = Patience(queue_length=settings.queue_length, blocks_s=settings.blocks_wait_s)
+    runner = SequenceRunner(limits, patience, loader.make_engine)
+    request = attach_request(worker_id, _WIRE_ROLES[kind.role], model.digest, layout_to_proto(model.layout))
+    link = KvLink(settings.kvcache, request, runner)
+    attachment: Attachment = await link.open()
+    try:
+        engine = await asyncio.to_thread(loader.make_engine, attachment)
+        rights = KvRights(link)
+        rights.start()
+        runner.connect(rights, EngineThread(engine, Scheduler(limits), link.is_lease_valid))
+        try:
+            await _warm_up(runner, model)
+            gc.collect()
+            gc.freeze()  # weights and modules live as long as the process
+            yield Worker(runner, model, attachment.node_id, settings.kvcache)
+        finally:
+            await rights.close()
+            await runner.stop()
+    finally:
+        await link.close()
+
+
+async def _warm_up(runner: SequenceRunner, model: ServedModel) -> None:
+    """One tiny sequence through everything, so that no request pays for what is done once."""
+    spec = SequenceSpec(
+        sequence_id=f"warm-up-{secrets.token_hex(8)}",
+        prompt_token_ids=[0] * min(WARM_UP_TOKENS, model.context_tokens - 1),
+        sampling=SamplingParams(max_tokens=2, seed=0, temperature=0.0),
+        hash_root=root_hash(model.digest, "", secrets.token_hex(8)),
+    )
+    try:
+        async with runner.open(spec, lambda token_id, logprobs: None) as running:
+            await running.ended()
+    except ForebayError as error:
+        _log.warning("not warmed up: %s", error.message)
+
+
+@asynccontextmanager
+async def _in_fleet(settings: WorkerSettings, member: Member, runner: SequenceRunner) -> AsyncIterator[Registrar]:
+    """Known to the fleet, with its load."""
+    connection = await connect(settings.nats_url, member.worker_id)
+    registrar = Registrar(connection, member)
+    publisher = LoadPublisher(connection, member.worker_id)
+    reporting = asyncio.create_task(_report_load(publisher, runner), name="load-report")
+    try:
+        publisher.start()
+        await registrar.start()
+        yield registrar
+    finally:
+        reporting.cancel()
+        await registrar.close()
+        await publisher.close()
+        await connection.close()
+
+
+async def _report_load(publisher: LoadPublisher, runner: SequenceRunner) -> None:
+    while True:
+        publisher.update(load_of(runner))
+        await asyncio.sleep(LOAD_INTERVAL_S)
+
+
+def load_of(runner: SequenceRunner) -> Load:
+    """How busy the worker is now."""
+    sequences = runner.sequences
+    pending = (len(one.spec.known_token_ids) - one.cost.cached_prompt_tokens - one.written_tokens for one in sequences)
+    return Load(
+        running_sequences=runner.running_count,
+        queued_sequences=runner.queued_count,
+        queued_tokens=sum(max(0, tokens) for tokens in pending),
+        context_tokens=sum(one.written_tokens for one in sequences),
+    )
+
+
+def _member(kind: WorkerKind, settings: WorkerSettings, worker_id: str, address: str, worker: Worker) -> Member:
+    return Member(
+        worker_id=worker_id,
+        role=kind.role,
+        address=address,
+        node_id=worker.node_id,
+        model=worker.model.name,
+        model_digest=worker.model.digest,
+        chip_class=settings.chip_class,
+        layout=worker.model.layout,
+        kvcache_address=settings.kvcache,
+        max_sequences=settings.max_sequences,
+        version=version("forebay"),
+    )

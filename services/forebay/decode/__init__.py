@@ -1,0 +1,1 @@
+"""The decode worker: generates tokens for many sequences at once."""

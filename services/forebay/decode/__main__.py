@@ -1,0 +1,21 @@
+"""`python -m forebay.decode`: generates tokens until SIGTERM."""
+
+import asyncio
+
+from forebay.decode.config import DecodeSettings
+from forebay.rpc.service import run
+from forebay.worker.openmp import sleep_when_idle
+
+
+async def serve(settings: DecodeSettings, stop: asyncio.Event) -> None:
+    """Builds the worker and serves."""
+    sleep_when_idle()
+    # torch must be loaded after that line.
+    from forebay.decode.kind import KIND  # noqa: PLC0415
+    from forebay.worker.service import serve_worker  # noqa: PLC0415
+
+    await serve_worker(KIND, settings, stop)
+
+
+if __name__ == "__main__":
+    run("decode", DecodeSettings, serve, lambda settings: {"forebay.chip_class": settings.chip_class})

@@ -1,0 +1,137 @@
+"""One Decode stream: its sequences, and their news gathered into one message per step.
+
+A slow reader costs memory for its own tokens only: what cannot be written yet is merged into the next message.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+from forebay.decode.sequence import generate
+from forebay.engine.types import TokenLogprobs
+from forebay.errors import DuplicateRequestError, ForebayError, InvalidFieldError
+from forebay.rpc.status import to_failure
+from forebay.v1 import common_pb2, decode_pb2
+from forebay.worker.request_check import ServedModel
+from forebay.worker.sequence_runner import SequenceRunner
+from forebay.worker.token_proto import logprobs_to_proto
+
+_log = logging.getLogger(__name__)
+
+
+class DecodeStream:
+    """Invariant: every sequence started here gets exactly one last output, unless the stream ends before."""
+
+    def __init__(self, runner: SequenceRunner, model: ServedModel, node_id: str) -> None:
+        self._runner = runner
+        self._model = model
+        self._node_id = node_id
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._outputs: dict[str, decode_pb2.SequenceOutput] = {}  # news not yet written, by request id
+        self._refusals: list[decode_pb2.SequenceOutput] = []  # of ids that run already: never merged with theirs
+        self._news = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+
+    async def responses(
+        self, commands: AsyncIterator[decode_pb2.DecodeRequest]
+    ) -> AsyncIterator[decode_pb2.DecodeResponse]:
+        """What to write, until the caller has said all and every sequence has ended."""
+        self._reading = asyncio.create_task(self._read(commands), name="decode-commands")
+        while True:
+            await self._news.wait()
+            # One turn of the loop, so that sequences which this step has ended can add their last word.
+            await asyncio.sleep(0)
+            self._news.clear()
+            while self._outputs or self._refusals:
+                yield decode_pb2.DecodeResponse(outputs=self._take())
+            if self._reading.done():
+                self._reading.result()
+                if not self._tasks:
+                    return
+
+    def close(self) -> None:
+        """Cancels all sequences; each gives up what it holds by itself."""
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+        for task in self._tasks.values():
+            task.cancel()
+
+    def _take(self) -> list[decode_pb2.SequenceOutput]:
+        if self._refusals:
+            return [self._refusals.pop(0)]
+        outputs, self._outputs = list(self._outputs.values()), {}
+        return outputs
+
+    async def _read(self, commands: AsyncIterator[decode_pb2.DecodeRequest]) -> None:
+        try:
+            async for command in commands:
+                kind = command.WhichOneof("command")
+                if kind == "start":
+                    self._start(command.start)
+                elif kind == "cancel":
+                    self._cancel(command.cancel.request_id)
+                else:
+                    raise InvalidFieldError("a command is neither start nor cancel", field="command")
+        finally:
+            self._news.set()
+
+    def _start(self, start: decode_pb2.StartSequence) -> None:
+        request_id = start.request_id
+        if request_id in self._tasks or request_id in self._outputs:
+            error = DuplicateRequestError("a request with this id is running", field="request_id")
+            self._refusals.append(decode_pb2.SequenceOutput(request_id=request_id, error=to_failure(error)))
+            self._news.set()
+            return
+        task = asyncio.create_task(self._run(start), name=f"decode-{request_id}")
+        self._tasks[request_id] = task
+        task.add_done_callback(lambda done: self._forget(start, done))
+
+    def _cancel(self, request_id: str) -> None:
+        if request_id in self._tasks:
+            self._tasks[request_id].cancel()
+
+    async def _run(self, start: decode_pb2.StartSequence) -> None:
+        """One sequence from its start to its last output."""
+        request_id = start.request_id
+
+        def on_token(token_id: int, logprobs: TokenLogprobs | None) -> None:
+            output = self._output(request_id)
+            output.token_ids.append(token_id)
+            if logprobs is not None:
+                output.logprobs.append(logprobs_to_proto(token_id, logprobs))
+
+        summary = decode_pb2.DecodeSummary()
+        reason = common_pb2.FINISH_REASON_UNSPECIFIED
+        failure: ForebayError | None = None
+        try:
+            reason = await generate(start, self._runner, self._model, self._node_id, on_token, summary)
+        except asyncio.CancelledError:
+            reason = common_pb2.FINISH_REASON_CANCELLED
+        except ForebayError as error:
+            failure = error
+        except Exception:
+            _log.exception("a sequence failed")
+            failure = ForebayError("internal error; the worker's log says more")
+        output = self._output(request_id)
+        output.finish_reason = reason
+        output.summary.CopyFrom(summary)
+        if failure is not None:
+            output.error.CopyFrom(to_failure(failure))
+
+    def _output(self, request_id: str) -> decode_pb2.SequenceOutput:
+        """The sequence's news that is not yet written."""
+        output = self._outputs.get(request_id)
+        if output is None:
+            output = self._outputs[request_id] = decode_pb2.SequenceOutput(request_id=request_id)
+        self._news.set()
+        return output
+
+    def _forget(self, start: decode_pb2.StartSequence, task: "asyncio.Task[None]") -> None:
+        del self._tasks[start.request_id]
+        if task.cancelled():  # before it had begun
+            self._output(start.request_id).finish_reason = common_pb2.FINISH_REASON_CANCELLED
+        if start.HasField("manifest") and start.manifest.node_id == self._node_id:
+            # Whatever went wrong before the take-over, the offer is not left to run out. A taken one has a new epoch.
+            self._runner.decline(start.request_id, start.manifest.epoch)
+        self._news.set()  # it may have been the last
