@@ -1,7 +1,7 @@
 """How busy workers are: told on core NATS, at most ten times a second and at least once."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from types import MappingProxyType
 from typing import Final
@@ -80,10 +80,10 @@ class LoadView:
         """Subscribes."""
         self._subscription = await self._connection.subscribe("forebay.load.*", self._on_message)
 
-    def forget(self, worker_id: str) -> None:
-        """The worker is gone."""
-        self._loads.pop(worker_id, None)
-        self._report_counts.pop(worker_id, None)
+    def keep(self, worker_ids: Container[str]) -> None:
+        """Forgets every worker that is not one of these."""
+        for worker_id in [known for known in self._loads if known not in worker_ids]:
+            del self._loads[worker_id], self._report_counts[worker_id]
 
     async def close(self) -> None:
         """Unsubscribes."""

@@ -1,0 +1,1 @@
+"""The router: accepts requests, plans them, and streams their text."""

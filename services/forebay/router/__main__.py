@@ -1,0 +1,79 @@
+"""`python -m forebay.router`: builds a router from its settings and serves until SIGTERM."""
+
+import asyncio
+import secrets
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+from typing import Final
+
+from forebay.events.connection import connect
+from forebay.events.kv_follower import KvFollower
+from forebay.fleet.load import LoadView
+from forebay.fleet.member import Member, Role
+from forebay.fleet.registrar import Registrar
+from forebay.fleet.view import FleetView
+from forebay.router.config import RouterSettings
+from forebay.router.fleet_links import FleetLinks
+from forebay.router.generation import Generations
+from forebay.router.kv_index import FollowedNodes, IndexFeed, KvCacheDumps
+from forebay.router.planner import Planner
+from forebay.router.servicer import RouterServicer
+from forebay.routing.prefix_index import PrefixIndex
+from forebay.rpc.server import Server
+from forebay.rpc.service import run
+from forebay.telemetry import spans
+from forebay.v1 import router_pb2_grpc
+
+SERVICE: Final = "forebay.v1.RouterService"
+SPAN_NAMES: Final = {f"/{SERVICE}/Generate": spans.GENERATE, f"/{SERVICE}/GetFleet": None}
+
+
+async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
+    """Serves until `stop` is set, then lets running requests finish for `drain_s`."""
+    async with AsyncExitStack() as closing:
+        server = Server(settings.listen, SPAN_NAMES)
+        connection = await connect(settings.nats_url, "router")
+        closing.push_async_callback(connection.close)
+        fleet, loads, links = FleetView(connection), LoadView(connection), FleetLinks()
+        index = PrefixIndex(settings.prefix_index_capacity)
+        follower = KvFollower(connection, KvCacheDumps(links.kvcache), IndexFeed(index))
+        nodes = FollowedNodes(follower)
+
+        def follow_fleet() -> None:
+            links.update(fleet.members)
+            nodes.update(fleet.members)
+            loads.keep(fleet.members)
+
+        fleet.on_change(follow_fleet)
+        for start, close in ((loads.start, loads.close), (follower.start, follower.close), (fleet.start, fleet.close)):
+            await start()
+            closing.push_async_callback(close)
+        closing.push_async_callback(links.close)
+
+        generations = Generations(links, Planner(index, loads, lambda: links.snapshot))
+        servicer = RouterServicer(generations, fleet, loads)
+        server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, SERVICE)
+        address = await server.start()
+        await fleet.wait_loaded()
+        registrar = Registrar(connection, _member(settings, address))
+        await registrar.start()
+        closing.push_async_callback(registrar.close)
+        await server.set_serving(True)
+
+        await stop.wait()
+        registrar.set_draining(True)
+        await server.stop(settings.drain_s)
+
+
+def _member(settings: RouterSettings, address: str) -> Member:
+    return Member(
+        worker_id=f"router-{secrets.token_hex(4)}",
+        role=Role.ROUTER,
+        address=settings.advertise or address,
+        node_id=settings.node_id,
+        version=version("forebay"),
+    )
+
+
+if __name__ == "__main__":
+    run("router", RouterSettings, serve)

@@ -1,0 +1,66 @@
+"""What a prompt must be for the model that is served, and the sampling parameters every worker will see."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from forebay.errors import ContextExceededError, EmptyPromptError, TokenOutOfRangeError, UnknownModelError
+from forebay.router.request import Request
+from forebay.v1 import common_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """The model as the tokenizer describes it."""
+
+    name: str
+    digest: str
+    vocabulary_size: int
+    context_tokens: int
+
+
+def check_model(request: Request, model: ServedModel) -> None:
+    """Raises UnknownModelError when the request names a model that is not served."""
+    if request.model and request.model != model.name:
+        raise UnknownModelError("this model is not served here", field="model", served=model.name)
+
+
+def admit(request: Request, token_ids: Sequence[int], model: ServedModel) -> common_pb2.SamplingParams:
+    """Checks the prompt against the model.
+
+    Returns:
+        The request's sampling with `max_tokens` and `seed` filled in, so that all workers agree on them.
+
+    Raises:
+        EmptyPromptError, TokenOutOfRangeError, ContextExceededError.
+    """
+    if not token_ids:
+        raise EmptyPromptError("the prompt has no tokens", field=request.input_field)
+    if max(token_ids) >= model.vocabulary_size:
+        index = next(i for i, token_id in enumerate(token_ids) if token_id >= model.vocabulary_size)
+        raise TokenOutOfRangeError(
+            f"token id {token_ids[index]} is not in 0..{model.vocabulary_size - 1}",
+            field=f"{request.input_field}[{index}]",
+        )
+    left_tokens = model.context_tokens - len(token_ids)
+    if left_tokens < 1:
+        raise _exceeded(request.input_field, f"the prompt has {len(token_ids)} tokens", len(token_ids), model)
+    sampling = common_pb2.SamplingParams()
+    sampling.CopyFrom(request.sampling)
+    if not sampling.HasField("max_tokens"):
+        sampling.max_tokens = left_tokens
+    elif sampling.max_tokens > left_tokens:
+        text = f"the prompt has {len(token_ids)} tokens and max_tokens is {sampling.max_tokens}"
+        raise _exceeded("sampling.max_tokens", text, len(token_ids), model)
+    if not sampling.HasField("seed"):
+        sampling.seed = secrets.randbits(64)
+    return sampling
+
+
+def _exceeded(field: str, text: str, prompt_tokens: int, model: ServedModel) -> ContextExceededError:
+    return ContextExceededError(
+        f"{text}, but the context holds {model.context_tokens}",
+        field=field,
+        prompt_tokens=str(prompt_tokens),
+        context_tokens=str(model.context_tokens),
+    )

@@ -1,0 +1,222 @@
+"""Carrying out one request's plan: prefill, hand-over, decode, text, end.
+
+News arrive by callbacks on the loop; the one task of the request waits for them and yields. Whatever ends it (the last
+token, an error, a cancel, a deadline), `release` leaves nothing at any worker.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from forebay.errors import Code, ForebayError, RemoteError, WorkerLostError
+from forebay.router.decode_link import RETRY_AFTER_S, DecodeLink
+from forebay.router.output import Output
+from forebay.router.prefill_call import PrefillCall
+from forebay.router.request import Request
+from forebay.router.tokenizers import Tokenizers
+from forebay.rpc.deadline import remaining_s
+from forebay.rpc.status import from_failure
+from forebay.telemetry import inject
+from forebay.v1 import common_pb2, decode_pb2, prefill_pb2, prefill_pb2_grpc, router_pb2, tokenizer_pb2
+
+SUMMARY_TIMEOUT_S: Final = 1.0
+LEAST_DEADLINE_S: Final = 0.001  # of a request whose deadline passes at this very moment
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the workers are told."""
+
+    request: Request
+    token_ids: Sequence[int]
+    sampling: common_pb2.SamplingParams
+    vocabulary_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Who computes; without `prefill` the decode worker does it all."""
+
+    tokenizers: Tokenizers
+    decode: DecodeLink
+    prefill: "prefill_pb2_grpc.PrefillServiceAsyncStub | None"
+    prefill_worker_id: str | None
+
+
+class Execution:
+    """`begin`, then iterate `chunks`, then read the results; `release` in any case."""
+
+    def __init__(self, prompt: Prompt, workers: Workers) -> None:
+        self._prompt = prompt
+        self._workers = workers
+        self._request_id = prompt.request.request_id
+        self._traceparent = inject()
+        options = tokenizer_pb2.DetokenizeOptions(stop=prompt.sampling.stop)
+        self._stream = workers.tokenizers.open_stream(options, self)
+        self._prefill: PrefillCall | None = None
+        self._wake = asyncio.Event()
+        self._failure: ForebayError | None = None
+        self._is_decode_over = False  # no (more) news from the decode worker
+        self.output = Output()
+        self.finish_reason = common_pb2.FINISH_REASON_UNSPECIFIED
+        self.first_token: prefill_pb2.FirstToken | None = None
+        self.summary: decode_pb2.DecodeSummary | None = None
+        self.text_began_ns: int | None = None  # Unix time at which the first tokens went to the tokenizer
+        self.text_ended_ns: int | None = None  # and at which its last text came
+
+    def begin(self) -> None:
+        """Sends the prompt to its first worker. Does not wait."""
+        if self._workers.prefill is None or self._workers.prefill_worker_id is None:
+            self._workers.decode.start(self._start_sequence(), self)
+            return
+        self._prefill = PrefillCall(self._workers.prefill_worker_id, self._workers.prefill, self)
+        self._prefill.start(
+            prefill_pb2.PrefillRequest(
+                request_id=self._request_id,
+                token_ids=self._prompt.token_ids,
+                sampling=self._prompt.sampling,
+                tenant=self._prompt.request.tenant,
+                cache_salt=self._prompt.request.cache_salt,
+                qos_tier=self._prompt.request.qos_tier,
+            )
+        )
+
+    async def chunks(self) -> AsyncGenerator[router_pb2.Chunk, None]:
+        """New text and tokens until the request is complete.
+
+        Raises:
+            ForebayError: what a worker failed with, or CANCELLED after `cancel`.
+        """
+        while not self.output.is_text_complete:
+            await self._next_news()
+            if self._failure is not None and not self.output.is_text_complete:
+                raise self._failure
+            chunk = self.output.take_chunk()
+            if chunk is not None:
+                yield chunk
+        last = self.output.take_chunk()
+        if last is not None:
+            yield last
+        if self.output.stop_match is not None:
+            self.finish_reason = common_pb2.FINISH_REASON_STOP
+            await self._stop_decode()
+
+    def cancel(self) -> None:
+        """Ends the request from elsewhere."""
+        self._fail(RemoteError(Code.CANCELLED, "the request was ended by Cancel"))
+
+    def release(self) -> None:
+        """Frees everything at every worker. Does not wait. Idempotent."""
+        if self._prefill is not None:
+            self._prefill.abandon(self._release_handed_over)
+        self._workers.decode.abandon(self._request_id)
+        self._workers.tokenizers.forget(self._stream)
+
+    def on_first_token(self, first: prefill_pb2.FirstToken) -> None:
+        """The prefill worker sampled."""
+        self.first_token = first
+        if first.finish_reason:
+            self._is_decode_over = True
+            self.finish_reason = first.finish_reason
+        logprobs = [first.logprobs] if first.HasField("logprobs") else []
+        self._push([first.token_id], logprobs, is_last=bool(first.finish_reason))
+
+    def on_manifest(self, manifest: common_pb2.Manifest) -> None:
+        """The prefill worker handed over."""
+        assert self.first_token is not None
+        start = self._start_sequence()
+        start.manifest.CopyFrom(manifest)
+        start.emitted_token_ids.append(self.first_token.token_id)
+        self._workers.decode.start(start, self)
+
+    def on_output(self, output: decode_pb2.SequenceOutput) -> None:
+        """The decode worker has news."""
+        is_last = bool(output.finish_reason) or output.HasField("error")
+        if is_last:
+            self._is_decode_over = True
+            self.summary = output.summary if output.HasField("summary") else None
+        if output.HasField("error"):
+            self._fail(from_failure(output.error))
+            return
+        if self.output.is_text_complete:
+            self._wake.set()
+            return
+        if output.finish_reason == common_pb2.FINISH_REASON_CANCELLED:
+            self._fail(WorkerLostError("the decode worker gave the sequence up", retry_after_s=RETRY_AFTER_S))
+            return
+        self.finish_reason = output.finish_reason
+        if output.token_ids or is_last:
+            self._push(output.token_ids, output.logprobs, is_last=is_last)
+
+    def on_lost(self, error: ForebayError) -> None:
+        """A worker was lost."""
+        self._is_decode_over = True
+        self._fail(error)
+
+    def on_text(self, text: str, token_count: int, stop_match: str | None, is_last: bool) -> None:
+        """The tokenizer has news."""
+        self.output.add_text(text, token_count, stop_match, is_last)
+        self.text_ended_ns = time.time_ns()
+        self._wake.set()
+
+    def on_text_failed(self, error: ForebayError) -> None:
+        """No tokenizer can go on."""
+        self._fail(error)
+
+    async def _next_news(self) -> None:
+        await self._wake.wait()
+        self._wake.clear()
+
+    async def _stop_decode(self) -> None:
+        """Ends the sequence and waits, not for long, for its summary: the counts and times it alone knows."""
+        if self._prefill is not None:
+            self._prefill.abandon(self._release_handed_over)
+        if self._is_decode_over or not self._workers.decode.has(self._request_id):
+            return
+        self._workers.decode.cancel(self._request_id)
+        try:
+            async with asyncio.timeout(SUMMARY_TIMEOUT_S):
+                while not self._is_decode_over:
+                    await self._next_news()
+        except TimeoutError:
+            return
+
+    def _push(self, token_ids: Sequence[int], logprobs: Sequence[common_pb2.TokenLogprobs], is_last: bool) -> None:
+        if self.output.is_text_complete:
+            return
+        if any(token_id >= self._prompt.vocabulary_size for token_id in token_ids):
+            self._fail(ForebayError("a worker generated a token id outside of the vocabulary"))
+            return
+        self.output.add_tokens(token_ids, logprobs)
+        self.text_began_ns = self.text_began_ns or time.time_ns()
+        self._stream.push(token_ids, is_last)
+        self._workers.tokenizers.send(self._stream)
+
+    def _fail(self, error: ForebayError) -> None:
+        if self._failure is None:
+            self._failure = error
+        self._wake.set()
+
+    def _start_sequence(self) -> decode_pb2.StartSequence:
+        left_s = remaining_s()
+        return decode_pb2.StartSequence(
+            request_id=self._request_id,
+            prompt_token_ids=self._prompt.token_ids,
+            sampling=self._prompt.sampling,
+            tenant=self._prompt.request.tenant,
+            cache_salt=self._prompt.request.cache_salt,
+            qos_tier=self._prompt.request.qos_tier,
+            deadline_s=None if left_s is None else max(left_s, LEAST_DEADLINE_S),
+            traceparent=self._traceparent.get("traceparent", ""),
+            tracestate=self._traceparent.get("tracestate", ""),
+        )
+
+    def _release_handed_over(self, manifest: common_pb2.Manifest) -> None:
+        """The sequence waits for an owner that will not come: the decode worker takes it over and lets it go."""
+        start = self._start_sequence()
+        start.manifest.CopyFrom(manifest)
+        if self.first_token is not None:
+            start.emitted_token_ids.append(self.first_token.token_id)
+        self._workers.decode.start_abandoned(start)

@@ -1,0 +1,150 @@
+"""Connections to every member of the fleet, kept equal to the fleet view, and the snapshot that planning sees.
+
+Knows who can be reached. Does not know requests.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from forebay.fleet.member import Member, Role
+from forebay.router.decode_link import DecodeLink
+from forebay.router.tokenizers import Tokenizers
+from forebay.routing.fleet import FleetSnapshot, NodeCache, Refusal, Worker, WorkerRole, select
+from forebay.rpc.channel import open_channel
+from forebay.v1 import kvcache_pb2_grpc, prefill_pb2_grpc
+
+_log = logging.getLogger(__name__)
+
+_WORKER_ROLES = {Role.PREFILL: WorkerRole.PREFILL, Role.DECODE: WorkerRole.DECODE}
+
+
+@dataclass(slots=True)
+class _Connected:
+    member: Member
+    channel: grpc.aio.Channel
+    decode: DecodeLink | None = None
+    prefill: "prefill_pb2_grpc.PrefillServiceAsyncStub | None" = None
+    kvcache: "kvcache_pb2_grpc.KvCacheServiceAsyncStub | None" = None
+
+    @property
+    def is_usable(self) -> bool:
+        return self.decode is None or self.decode.is_usable
+
+
+class FleetLinks:
+    """Call `update` after each change of the fleet."""
+
+    def __init__(self) -> None:
+        self.tokenizers = Tokenizers(self._refresh)
+        self.snapshot = FleetSnapshot()
+        self._connected: dict[str, _Connected] = {}
+        self._refused: frozenset[Refusal] = frozenset()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def update(self, members: Mapping[str, Member]) -> None:
+        """The fleet is this now."""
+        self.tokenizers.update(member for member in members.values() if member.role is Role.TOKENIZER)
+        wanted = {
+            worker_id: member
+            for worker_id, member in members.items()
+            if member.role in _WORKER_ROLES or member.role is Role.KVCACHE
+        }
+        for worker_id in self._connected.keys() - wanted.keys():
+            self._spawn(self._close_when_idle(self._connected.pop(worker_id)))
+        for worker_id, member in wanted.items():
+            known = self._connected.get(worker_id)
+            if known is None:
+                self._connected[worker_id] = self._connect(member)
+            else:
+                known.member = member
+        self._refresh()
+
+    def decode(self, worker_id: str) -> DecodeLink:
+        """The link to a decode worker of the snapshot."""
+        link = self._connected[worker_id].decode
+        assert link is not None
+        return link
+
+    def prefill(self, worker_id: str) -> "prefill_pb2_grpc.PrefillServiceAsyncStub":
+        """The stub of a prefill worker of the snapshot."""
+        stub = self._connected[worker_id].prefill
+        assert stub is not None
+        return stub
+
+    def kvcache(self, node_id: str) -> "kvcache_pb2_grpc.KvCacheServiceAsyncStub | None":
+        """The stub of a node's KV-cache service; None when the node has none."""
+        return next((known.kvcache for known in self._caches() if known.member.node_id == node_id), None)
+
+    async def close(self) -> None:
+        """Ends all links."""
+        connected, self._connected = list(self._connected.values()), {}
+        for known in connected:
+            if known.decode is not None:
+                await known.decode.close()
+            await known.channel.close()
+        await self.tokenizers.close()
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def _connect(self, member: Member) -> _Connected:
+        channel = open_channel(member.address)
+        known = _Connected(member, channel)
+        match member.role:
+            case Role.DECODE:
+                known.decode = DecodeLink(member.worker_id, channel, self._refresh)
+                known.decode.open()
+            case Role.PREFILL:
+                known.prefill = prefill_pb2_grpc.PrefillServiceStub(channel)
+            case _:
+                known.kvcache = kvcache_pb2_grpc.KvCacheServiceStub(channel)
+        return known
+
+    async def _close_when_idle(self, known: _Connected) -> None:
+        if known.decode is not None:
+            known.decode.retire()
+            await known.decode.wait_closed()
+        await known.channel.close(grace=None if known.prefill is None else 60)
+
+    def _caches(self) -> Iterable[_Connected]:
+        return (known for known in self._connected.values() if known.kvcache is not None)
+
+    def _refresh(self) -> None:
+        """Recomputes the snapshot, and says once of each worker why it is not used."""
+        workers = [
+            worker for known in self._connected.values() if known.is_usable and (worker := _worker(known.member))
+        ]
+        caches = [
+            NodeCache(known.member.node_id, known.member.model_digest, known.member.layout)
+            for known in self._caches()
+            if known.member.layout is not None
+        ]
+        self.snapshot, refusals = select(workers, caches)
+        for refusal in set(refusals) - self._refused:
+            _log.warning("worker %s is not used: %s", refusal.worker_id, refusal.reason)
+        self._refused = frozenset(refusals)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+def _worker(member: Member) -> Worker | None:
+    role = _WORKER_ROLES.get(member.role)
+    if role is None or member.layout is None:
+        return None
+    return Worker(
+        worker_id=member.worker_id,
+        role=role,
+        node_id=member.node_id,
+        model_digest=member.model_digest,
+        layout=member.layout,
+        max_sequences=member.max_sequences,
+        is_draining=member.is_draining,
+    )

@@ -1,0 +1,208 @@
+"""The life of one request: judged, encoded, planned, carried out, measured. One trace shows it.
+
+Knows the order of things; what each is lies with `request`, `admission`, `tokenizers`, `planner` and `execution`.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+
+from opentelemetry.trace import get_current_span
+
+from forebay.router.admission import admit, check_model
+from forebay.router.execution import Execution, Prompt, Workers
+from forebay.router.fleet_links import FleetLinks
+from forebay.router.planner import Planner
+from forebay.router.request import Request, validate
+from forebay.router.running import RunningRequests
+from forebay.routing.plan import Mode, Plan
+from forebay.telemetry import span, spans, tracer
+from forebay.v1 import common_pb2, router_pb2
+
+_MODES = {
+    Mode.LOCAL: common_pb2.EXECUTION_MODE_LOCAL,
+    Mode.SPLIT: common_pb2.EXECUTION_MODE_SPLIT,
+    Mode.RESUME: common_pb2.EXECUTION_MODE_RESUME,
+}
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Seconds of this request, by the router's clock."""
+
+    began_s: float
+    tokenize_s: float = 0.0
+    plan_s: float = 0.0
+    first_token_s: float | None = None
+
+    def since_begin_s(self) -> float:
+        return time.perf_counter() - self.began_s
+
+
+class Generations:
+    """Serves requests of one router."""
+
+    def __init__(self, links: FleetLinks, planner: Planner) -> None:
+        self._links = links
+        self._planner = planner
+        self.running = RunningRequests()
+
+    async def generate(self, message: router_pb2.GenerateRequest) -> AsyncGenerator[router_pb2.GenerateResponse, None]:
+        """Started, chunks, Finished. Raises ForebayError; frees everything when closed or cancelled at any point."""
+        clock = _Clock(began_s=time.perf_counter())
+        request = validate(message)
+        canceller = _Canceller()
+        with self.running.registered(request.request_id, canceller.cancel):
+            prompt = await self._prompt(request, clock)
+            chosen = self._plan(prompt, clock)
+            execution = Execution(prompt, self._workers(chosen))
+            canceller.attach(execution)
+            with self._planner.charged(request.request_id, chosen, len(prompt.token_ids)), _released(execution):
+                execution.begin()
+                yield router_pb2.GenerateResponse(started=_started(prompt, chosen))
+                async with aclosing(execution.chunks()) as chunks:
+                    async for chunk in chunks:
+                        if clock.first_token_s is None and chunk.token_ids:
+                            clock.first_token_s = clock.since_begin_s()
+                            self._planner.prefilled(request.request_id, chosen)
+                        yield router_pb2.GenerateResponse(chunk=chunk)
+                yield router_pb2.GenerateResponse(finished=_finished(prompt, execution, clock))
+
+    async def _prompt(self, request: Request, clock: _Clock) -> Prompt:
+        """The prompt's tokens, from the tokenizer unless the caller gave them, fit for the model."""
+        tokenizers = self._links.tokenizers
+        model = tokenizers.model()
+        check_model(request, model)
+        get_current_span().set_attributes(
+            {
+                spans.OPERATION_NAME: "chat" if request.input_field == "chat" else "text_completion",
+                spans.REQUEST_MODEL: model.name,
+                spans.REQUEST_ID: request.request_id,
+                spans.QOS_TIER: common_pb2.QosTier.Name(request.qos_tier).removeprefix("QOS_TIER_"),
+            }
+        )
+        token_ids: Sequence[int] = request.token_ids or ()
+        if request.encode_input is not None:
+            began_s = time.perf_counter()
+            with span(spans.TOKENIZE) as current:
+                token_ids = await tokenizers.encode(request.model, request.encode_input)
+                current.set_attribute(spans.INPUT_TOKENS, len(token_ids))
+            clock.tokenize_s = time.perf_counter() - began_s
+        sampling = admit(request, token_ids, model)
+        get_current_span().set_attributes(
+            {spans.INPUT_TOKENS: len(token_ids), spans.REQUEST_MAX_TOKENS: sampling.max_tokens}
+        )
+        return Prompt(request, token_ids, sampling, model.vocabulary_size)
+
+    def _plan(self, prompt: Prompt, clock: _Clock) -> Plan:
+        began_s = time.perf_counter()
+        with span(spans.PLAN) as current:
+            chosen = self._planner.plan(prompt.request, prompt.token_ids)
+            current.set_attributes(
+                {
+                    spans.MODE: chosen.mode.value,
+                    spans.PLAN_REASON: chosen.reason,
+                    spans.MATCHED_TOKENS: chosen.matched_tokens,
+                    spans.DECODE_WORKER_ID: chosen.decode_worker_id,
+                    spans.PREFILL_WORKER_ID: chosen.prefill_worker_id or "",
+                }
+            )
+        clock.plan_s = time.perf_counter() - began_s
+        return chosen
+
+    def _workers(self, chosen: Plan) -> Workers:
+        prefill_worker_id = chosen.prefill_worker_id
+        return Workers(
+            tokenizers=self._links.tokenizers,
+            decode=self._links.decode(chosen.decode_worker_id),
+            prefill=None if prefill_worker_id is None else self._links.prefill(prefill_worker_id),
+            prefill_worker_id=prefill_worker_id,
+        )
+
+
+class _Canceller:
+    """Ends a request from elsewhere, also before there is anything to end."""
+
+    def __init__(self) -> None:
+        self._execution: Execution | None = None
+        self._is_cancelled = False
+
+    def attach(self, execution: Execution) -> None:
+        self._execution = execution
+        if self._is_cancelled:
+            execution.cancel()
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+        if self._execution is not None:
+            self._execution.cancel()
+
+
+@contextmanager
+def _released(execution: Execution) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        execution.release()
+        _trace_text(execution)
+
+
+def _trace_text(execution: Execution) -> None:
+    """One span for all text of the request, made at its end: a span per message would cost more than the message."""
+    if execution.text_began_ns is None:
+        return
+    summary = tracer().start_span(spans.DETOKENIZE, start_time=execution.text_began_ns)
+    summary.set_attribute(spans.OUTPUT_TOKENS, execution.output.token_count)
+    summary.end(end_time=execution.text_ended_ns)
+
+
+def _started(prompt: Prompt, chosen: Plan) -> router_pb2.Started:
+    return router_pb2.Started(
+        request_id=prompt.request.request_id,
+        trace_id=f"{get_current_span().get_span_context().trace_id:032x}",
+        plan=common_pb2.Plan(
+            mode=_MODES[chosen.mode],
+            prefill_worker_id=chosen.prefill_worker_id or "",
+            decode_worker_id=chosen.decode_worker_id,
+            matched_tokens=chosen.matched_tokens,
+            reason=chosen.reason,
+        ),
+        prompt_tokens=len(prompt.token_ids),
+    )
+
+
+def _finished(prompt: Prompt, execution: Execution, clock: _Clock) -> router_pb2.Finished:
+    first, summary = execution.first_token, execution.summary
+    # In SPLIT the decode worker finds in its cache what the prefill worker has just put there: that is no reuse.
+    cached_tokens = first.cached_tokens if first else summary.cached_tokens if summary else 0
+    timings = common_pb2.Timings(
+        queue_s=(first.queue_s if first else 0.0) + (summary.queue_s if summary else 0.0),
+        tokenize_s=clock.tokenize_s,
+        plan_s=clock.plan_s,
+        prefill_s=(first.prefill_s if first else 0.0) + (summary.prefill_s if summary else 0.0),
+        transfer_s=summary.transfer_s if summary else 0.0,
+        decode_s=summary.decode_s if summary else 0.0,
+        time_to_first_token_s=clock.first_token_s or 0.0,
+        total_s=clock.since_begin_s(),
+    )
+    get_current_span().set_attributes(
+        {
+            spans.OUTPUT_TOKENS: execution.output.token_count,
+            spans.CACHED_TOKENS: cached_tokens,
+            spans.FINISH_REASONS: (
+                common_pb2.FinishReason.Name(execution.finish_reason).removeprefix("FINISH_REASON_").lower(),
+            ),
+            spans.TTFT_S: timings.time_to_first_token_s,
+        }
+    )
+    return router_pb2.Finished(
+        finish_reason=execution.finish_reason,
+        stop_match=execution.output.stop_match,
+        usage=common_pb2.Usage(
+            prompt_tokens=len(prompt.token_ids),
+            completion_tokens=execution.output.token_count,
+            cached_tokens=cached_tokens,
+        ),
+        timings=timings,
+    )

@@ -1,0 +1,71 @@
+"""Plans one request on what this router knows now: snapshot, prefix matches, reported load and its own in-flight.
+
+Feeds the pure `plan` and keeps the in-flight charges; connects to nobody.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from forebay.fleet.load import LoadView
+from forebay.fleet.member import Load
+from forebay.kv.hashing import block_hashes, reusable_block_count, root_hash
+from forebay.router.request import Request
+from forebay.routing.fleet import FleetSnapshot
+from forebay.routing.in_flight import InFlight, WorkerLoad
+from forebay.routing.plan import Plan, PlanRequest, plan
+from forebay.routing.prefix_index import PrefixIndex
+
+
+class Planner:
+    """`loads` is what workers report, `snapshot` the fleet at the moment of planning."""
+
+    def __init__(self, index: PrefixIndex, loads: LoadView, snapshot: Callable[[], FleetSnapshot]) -> None:
+        self._index = index
+        self._loads = loads
+        self._snapshot = snapshot
+        self._in_flight = InFlight()
+        self._random = random.Random()  # noqa: S311  # breaks ties, guards nothing
+
+    def plan(self, request: Request, token_ids: Sequence[int]) -> Plan:
+        """Raises NoWorkerError when no worker can take it."""
+        fleet = self._snapshot()
+        matches = {}
+        if fleet.decode:
+            first = fleet.decode[0]
+            block_tokens = first.layout.block_tokens
+            root = root_hash(first.model_digest, request.tenant, request.cache_salt)
+            reusable_tokens = reusable_block_count(len(token_ids), block_tokens) * block_tokens
+            matches = dict(self._index.match(block_hashes(root, token_ids[:reusable_tokens], block_tokens)))
+        reported = {worker_id: _worker_load(load) for worker_id, load in self._loads.loads.items()}
+        counts = {worker_id: self._loads.report_count(worker_id) for worker_id in reported}
+        return plan(
+            PlanRequest(prompt_tokens=len(token_ids), forced_mode=request.forced_mode),
+            fleet,
+            matches,
+            self._in_flight.loads(reported, counts),
+            self._random.random(),
+        )
+
+    @contextmanager
+    def charged(self, request_id: str, chosen: Plan, prompt_tokens: int) -> Iterator[None]:
+        """The request's work counts as its workers' load inside the block."""
+        rest_tokens = prompt_tokens - chosen.matched_tokens
+        computing = chosen.prefill_worker_id or chosen.decode_worker_id
+        for worker_id in {computing, chosen.decode_worker_id}:
+            load = WorkerLoad(sequences=1, queued_tokens=rest_tokens if worker_id == computing else 0)
+            self._in_flight.charge(worker_id, request_id, load, self._loads.report_count(worker_id))
+        try:
+            yield
+        finally:
+            self._in_flight.release(computing, request_id)
+            self._in_flight.release(chosen.decode_worker_id, request_id)
+
+    def prefilled(self, request_id: str, chosen: Plan) -> None:
+        """The prefill worker is done with the request."""
+        if chosen.prefill_worker_id is not None:
+            self._in_flight.release(chosen.prefill_worker_id, request_id)
+
+
+def _worker_load(load: Load) -> WorkerLoad:
+    return WorkerLoad(load.running_sequences + load.queued_sequences, load.queued_tokens)

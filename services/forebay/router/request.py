@@ -1,0 +1,110 @@
+"""A GenerateRequest, judged wholly before any work is done for it.
+
+Knows the request alone; what depends on the model (token range, context) is judged in `admission`.
+"""
+
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Final
+
+from forebay.engine import sampling_proto
+from forebay.errors import EmptyPromptError, InvalidFieldError, NotServedYetError
+from forebay.routing.plan import Mode
+from forebay.v1 import common_pb2, router_pb2, tokenizer_pb2
+
+MAX_NAME_CHARACTERS: Final = 128
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_MODES: Final = {
+    common_pb2.EXECUTION_MODE_UNSPECIFIED: None,
+    common_pb2.EXECUTION_MODE_LOCAL: Mode.LOCAL,
+    common_pb2.EXECUTION_MODE_SPLIT: Mode.SPLIT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request whose fields are all in range. Exactly one of `encode_input` and `token_ids` is set."""
+
+    request_id: str
+    model: str
+    encode_input: tokenizer_pb2.EncodeInput | None
+    token_ids: tuple[int, ...] | None
+    input_field: str  # name of the field the prompt came in
+    sampling: common_pb2.SamplingParams
+    qos_tier: common_pb2.QosTier.ValueType
+    tenant: str
+    cache_salt: str
+    forced_mode: Mode | None
+
+
+def validate(message: router_pb2.GenerateRequest) -> Request:
+    """The request, with an id and a QoS tier where it had none.
+
+    Raises:
+        InvalidFieldError, EmptyPromptError: a field is missing, malformed or out of range.
+        NotServedYetError: it asks to resume.
+    """
+    if message.request_id and not _REQUEST_ID.fullmatch(message.request_id):
+        raise InvalidFieldError("request_id must be 1..128 characters of [A-Za-z0-9._-]", field="request_id")
+    if message.HasField("resume"):
+        raise NotServedYetError("resuming a request is not served yet", field="resume")
+    encode_input, token_ids, input_field = _input(message)
+    sampling_proto.validate(message.sampling)
+    _check_slo(message)
+    for name, text in (("tenant", message.tenant), ("cache_salt", message.cache_salt)):
+        if len(text) > MAX_NAME_CHARACTERS:
+            raise InvalidFieldError(f"{name} has at most {MAX_NAME_CHARACTERS} characters, not {len(text)}", field=name)
+    return Request(
+        request_id=message.request_id or secrets.token_hex(16),
+        model=message.model,
+        encode_input=encode_input,
+        token_ids=token_ids,
+        input_field=input_field,
+        sampling=message.sampling,
+        qos_tier=_qos_tier(message),
+        tenant=message.tenant,
+        cache_salt=message.cache_salt,
+        forced_mode=_forced_mode(message),
+    )
+
+
+def _input(
+    message: router_pb2.GenerateRequest,
+) -> tuple[tokenizer_pb2.EncodeInput | None, tuple[int, ...] | None, str]:
+    match message.WhichOneof("input"):
+        case "text":
+            return tokenizer_pb2.EncodeInput(text=message.text), None, "text"
+        case "chat":
+            if not message.chat.messages:
+                raise InvalidFieldError("a conversation has at least one message", field="chat.messages")
+            return tokenizer_pb2.EncodeInput(chat=message.chat), None, "chat"
+        case "tokens":
+            if not message.tokens.token_ids:
+                raise EmptyPromptError("the prompt has no tokens", field="tokens.token_ids")
+            return None, tuple(message.tokens.token_ids), "tokens.token_ids"
+        case _:
+            raise InvalidFieldError("exactly one of text, chat and tokens must be set", field="input")
+
+
+def _check_slo(message: router_pb2.GenerateRequest) -> None:
+    slo = message.slo
+    for name, is_given, value in (
+        ("time_to_first_token_ms", slo.HasField("time_to_first_token_ms"), slo.time_to_first_token_ms),
+        ("time_per_output_token_ms", slo.HasField("time_per_output_token_ms"), slo.time_per_output_token_ms),
+    ):
+        if is_given and value == 0:
+            raise InvalidFieldError(f"{name} must be > 0", field=f"slo.{name}")
+
+
+def _qos_tier(message: router_pb2.GenerateRequest) -> common_pb2.QosTier.ValueType:
+    if message.qos_tier not in common_pb2.QosTier.values():
+        raise InvalidFieldError(f"{message.qos_tier} is not a QoS tier", field="qos_tier")
+    return message.qos_tier or common_pb2.QOS_TIER_REALTIME
+
+
+def _forced_mode(message: router_pb2.GenerateRequest) -> Mode | None:
+    if message.mode not in _MODES:
+        raise InvalidFieldError("mode must be LOCAL or SPLIT if set; RESUME follows from the cache", field="mode")
+    return _MODES[message.mode]

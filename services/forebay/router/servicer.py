@@ -1,0 +1,53 @@
+"""RouterService on the wire: messages in, one call, messages out."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from forebay.errors import NotServedYetError
+from forebay.fleet.load import LoadView
+from forebay.fleet.messages import load_to_proto, member_to_proto
+from forebay.fleet.view import FleetView
+from forebay.router.generation import Generations
+from forebay.v1 import router_pb2, router_pb2_grpc
+
+
+class RouterServicer(router_pb2_grpc.RouterServiceServicer):
+    """Errors are raised as `forebay.errors`; the server's interceptor makes them a status."""
+
+    def __init__(self, generations: Generations, fleet: FleetView, loads: LoadView) -> None:
+        self._generations = generations
+        self._fleet = fleet
+        self._loads = loads
+
+    async def Generate(  # gRPC's names
+        self, request: router_pb2.GenerateRequest, context: Any
+    ) -> AsyncIterator[router_pb2.GenerateResponse]:
+        async with aclosing(self._generations.generate(request)) as responses:
+            async for response in responses:
+                yield response
+
+    async def Cancel(self, request: router_pb2.CancelRequest, context: Any) -> router_pb2.CancelResponse:
+        self._generations.running.cancel(request.request_id)
+        return router_pb2.CancelResponse()
+
+    async def GetFleet(self, request: router_pb2.GetFleetRequest, context: Any) -> router_pb2.GetFleetResponse:
+        members = sorted(self._fleet.members.values(), key=lambda member: (member.role.value, member.worker_id))
+        entries = []
+        for member in members:
+            load = self._loads.loads.get(member.worker_id)
+            entries.append(
+                router_pb2.FleetEntry(
+                    member=member_to_proto(member),
+                    load=None if load is None else load_to_proto(member.worker_id, load),
+                )
+            )
+        return router_pb2.GetFleetResponse(entries=entries, is_current=self._fleet.is_current)
+
+    async def ExplainRequest(
+        self, request: router_pb2.ExplainRequestRequest, context: Any
+    ) -> router_pb2.ExplainRequestResponse:
+        raise NotServedYetError("explaining a plan is not served yet")
+
+    async def DrainWorker(self, request: router_pb2.DrainWorkerRequest, context: Any) -> router_pb2.DrainWorkerResponse:
+        raise NotServedYetError("draining a worker is not served yet")
