@@ -1,0 +1,1 @@
+"""The tokenizer service: text and conversations to token ids, and token ids back to text."""
