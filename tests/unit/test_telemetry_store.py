@@ -76,12 +76,16 @@ def test_recent_traces_latest_first(store: SpanStore) -> None:
     assert store.recent(1) == [rootless]
 
 
-def test_reads_while_others_write(store: SpanStore, tmp_path: Path) -> None:
-    with sqlite3.connect(store_path(tmp_path), isolation_level=None) as writer:
-        writer.execute("BEGIN IMMEDIATE")
-        writer.execute("DELETE FROM spans")
-        assert len(store.recent(10)) == 2
-    writer.close()
+def test_readers_and_writers_do_not_wait_for_each_other(store: SpanStore, tmp_path: Path) -> None:
+    reader = sqlite3.connect(store_path(tmp_path), isolation_level=None)
+    reader.execute("BEGIN")
+    before = reader.execute("SELECT COUNT(*) FROM spans").fetchone()
+    exporter = SqliteSpanExporter(store_path(tmp_path), busy_timeout_s=0)
+    exporter.export([span(0xB << 124, 6, None, (1, 2))])
+    assert [one.name for one in store.trace("b")] == ["span-6"]
+    assert reader.execute("SELECT COUNT(*) FROM spans").fetchone() == before
+    reader.close()
+    exporter.shutdown()
 
 
 def test_absent_file_is_not_made(tmp_path: Path) -> None:

@@ -77,7 +77,6 @@ class SqliteSpanExporter(SpanExporter):
         return True
 
     def _write(self, connection: sqlite3.Connection, rows: list[Row]) -> None:
-        # IMMEDIATE: a transaction that read first could not wait for another writer, it would fail.
         connection.execute("BEGIN IMMEDIATE")
         connection.executemany(_INSERT, rows)
         self._unchecked_count += len(rows)
@@ -127,6 +126,7 @@ def _enter_wal(connection: sqlite3.Connection, timeout_s: float) -> None:
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
+    # IMMEDIATE: a transaction that has read and then wants to write does not wait for another writer, it fails.
     connection.execute("BEGIN IMMEDIATE")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA_VERSION:
