@@ -14,12 +14,12 @@ from typing import Any
 
 import grpc
 from grpc_status import rpc_status
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind
 
 from forebay.errors import Code, ForebayError
 from forebay.rpc.deadline import limited_to
 from forebay.rpc.status import to_status
-from forebay.telemetry import extract, tracer
+from forebay.telemetry import extract, span, spans
 
 _log = logging.getLogger(__name__)
 
@@ -104,29 +104,19 @@ def _span(name: str | None, method: str, metadata: Mapping[str, str]) -> Iterato
     if name is None:
         yield
         return
-    with tracer().start_as_current_span(
-        name,
-        context=extract(metadata),
-        kind=SpanKind.SERVER,
-        attributes={"rpc.system": "grpc", "rpc.method": method.removeprefix("/")},
-        record_exception=False,
-        set_status_on_exception=False,
-    ) as span:
+    attributes = {spans.RPC_SYSTEM: "grpc", spans.RPC_METHOD: method.removeprefix("/")}
+    with span(name, attributes, context=extract(metadata), kind=SpanKind.SERVER) as current:
+        status = 0
         try:
             yield
         except ForebayError as error:
-            _fail(span, error.code.name, error.reason)
+            status = error.code
             raise
         except asyncio.CancelledError:
-            span.set_attribute("rpc.grpc.status_code", grpc.StatusCode.CANCELLED.value[0])
+            status = Code.CANCELLED
             raise
-        except Exception as error:
-            _fail(span, Code.INTERNAL.name, type(error).__name__)
+        except Exception:
+            status = Code.INTERNAL
             raise
-        span.set_attribute("rpc.grpc.status_code", 0)
-
-
-def _fail(span: Span, code: str, reason: str) -> None:
-    span.set_attribute("rpc.grpc.status_code", grpc.StatusCode[code].value[0])
-    span.set_attribute("error.type", reason)
-    span.set_status(Status(StatusCode.ERROR, reason))
+        finally:
+            current.set_attribute(spans.RPC_STATUS_CODE, status)

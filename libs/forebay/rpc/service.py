@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from forebay.errors import ForebayError
 from forebay.rpc.settings import ServiceSettings
-from forebay.telemetry import configure, configure_logging
+from forebay.telemetry import configure, configure_logging, spans
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def run(
         sys.exit(_usage(name, error))
     configure_logging(name, settings.log_level, is_json=settings.log_format == "json")
     telemetry = configure(
-        name, state_dir=settings.state_dir, attributes={"forebay.node_id": settings.node_id, **attributes(settings)}
+        name, state_dir=settings.state_dir, attributes={spans.NODE_ID: settings.node_id, **attributes(settings)}
     )
     try:
         asyncio.run(_until_stopped(settings, serve))
