@@ -1,366 +1,17 @@
-"""The rules of KV rights hold over random interleavings, with workers that die, hang, return and write while they can.
-
-`Node` is a model of one node: the real ledger, simulated block contents, and worker processes that go on writing into
-every block they could still write. Messages may be lost, late or repeated. After each step the rules are checked.
-"""
+"""The rules of KV rights hold over random interleavings, and a ledger that breaks one of them is caught."""
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from forebay.errors import DuplicateWorkerError, ForebayError, NotAttachedError
-from forebay.kv.attachments import WorkerProcess
-from forebay.kv.effects import CopyBlock, Effects, Moved, Removed, Stored, Tier
-from forebay.kv.grant import Grant, SealEntry
+from forebay.kv.effects import Effects
 from forebay.kv.lease import Right, SequenceLease
-from forebay.kv.ledger import BlockLedger, LedgerSettings
+from forebay.kv.ledger import BlockLedger
+from forebay.testing.kv_model import OPERATIONS, ModelNode
 
-DEVICE_BLOCKS, LEASE_S, GRACE_S = 12, 10.0, 2.0
-SEQUENCE_IDS = tuple(f"s{number}" for number in range(5))
-SCRIBBLE = b"half-written KV"
-
-
-def chained(prompt: int, depth: int) -> bytes:
-    """Hash of a prompt's block: all prompts begin alike, then differ."""
-    return bytes([prompt if depth >= 1 else 0, depth]) + bytes(14)
-
-
-@dataclass
-class Held:
-    """What a worker believes about a sequence."""
-
-    epoch: int
-    prompt: int
-    block_ids: list[int]
-    stopped_before: int  # it does not write to blocks before this index any more
-    acknowledged: int  # blocks it knows to be sealed
-    lease_until_s: float
-
-
-@dataclass
-class Worker:
-    process: WorkerProcess
-    is_alive: bool = True
-    attachment_id: int = 0
-    held: dict[str, Held] = field(default_factory=dict)
-    given_up: set[int] = field(default_factory=set)  # epochs it has released or handed over: it keeps its word
-
-    def give_up(self, sequence_id: str) -> None:
-        self.given_up.add(self.held.pop(sequence_id).epoch)
-
-    def writable(self, now_s: float) -> set[int]:
-        """Blocks it could write, at the worst: a step begun just before its lease ended takes the grace period."""
-        if not self.is_alive:
-            return set()
-        return {
-            block
-            for held in self.held.values()
-            if now_s < held.lease_until_s + GRACE_S
-            for block in held.block_ids[held.stopped_before :]
-        }
-
-
-Message = tuple[Worker, Callable[[], Grant | None]]
-
-
-class Node:
-    """One node with three workers. Operations take integers that choose what happens."""
-
-    def __init__(self, host_blocks: int, ledger_type: type[BlockLedger] = BlockLedger, copies: bool = True) -> None:
-        self.ledger = ledger_type(LedgerSettings(DEVICE_BLOCKS, host_blocks, LEASE_S, GRACE_S))
-        self.capacities = (DEVICE_BLOCKS, host_blocks)
-        self.now_s = 0.0
-        self.does_copy = copies
-        self.content = {Tier.DEVICE: [b""] * DEVICE_BLOCKS, Tier.HOST: [b""] * host_blocks}
-        self.index: dict[bytes, Tier] = {}  # as a reader of the events sees it
-        self.messages: list[Message] = []
-        self.manifests: list[tuple[str, int, int]] = [("s0", 77, 0)]  # sequence, epoch, prompt
-        self.epoch_owner: dict[int, tuple[str, WorkerProcess]] = {}
-        self.workers = [Worker(WorkerProcess(f"w{number}", 100 + number, 0)) for number in range(3)]
-        for number in range(3):
-            self.attach(number, 0, 0)
-
-    # What may happen.
-
-    def attach(self, a: int, b: int, c: int) -> None:
-        worker = self.workers[a % 3]
-        try:
-            worker.attachment_id = self.ledger.attach(worker.process)
-        except DuplicateWorkerError:
-            return
-
-    def begin(self, a: int, b: int, c: int) -> None:
-        worker, sequence_id, prompt = self.workers[a % 3], SEQUENCE_IDS[b % 5], c % 7
-        count = 1 + (a + c) % 6
-        hashes = [chained(prompt, depth) for depth in range(min(count, b % 7))]
-        attachment_id = worker.attachment_id
-        self.ask(
-            worker,
-            sequence_id,
-            prompt,
-            lambda: self.ledger.begin(attachment_id, sequence_id, hashes, count, self.now_s),
-            is_lost=c % 11 == 0,
-        )
-
-    def take_over(self, a: int, b: int, c: int) -> None:
-        worker, attachment_id = self.workers[a % 3], self.workers[a % 3].attachment_id
-        sequence_id, epoch, prompt = self.manifests[-1 - b % min(len(self.manifests), 8)]
-        count = c % 8 or None
-        self.ask(
-            worker,
-            sequence_id,
-            prompt,
-            lambda: self.ledger.take_over(attachment_id, sequence_id, epoch, count, self.now_s),
-            is_lost=c % 11 == 0,
-        )
-
-    def extend(self, a: int, b: int, c: int) -> None:
-        if (chosen := self.chosen(a, b)) is None:
-            return
-        worker, sequence_id, held = chosen
-        attachment_id, epoch = worker.attachment_id, held.epoch
-        self.ask(
-            worker,
-            sequence_id,
-            held.prompt,
-            lambda: self.ledger.extend(attachment_id, sequence_id, epoch, 1 + c % 3, self.now_s),
-            is_lost=c % 11 == 0,
-        )
-
-    def seal(self, a: int, b: int, c: int) -> None:
-        chosen = self.chosen(a, b)
-        if chosen is None or self.now_s >= chosen[2].lease_until_s:
-            return
-        worker, sequence_id, held = chosen
-        end = min(len(held.block_ids), held.stopped_before + c % 7)
-        for depth in range(held.stopped_before, end):
-            self.content[Tier.DEVICE][held.block_ids[depth]] = chained(held.prompt, depth)
-        hashes = [chained(held.prompt, depth) for depth in range(held.acknowledged, end)]
-        entry = SealEntry(sequence_id, held.epoch, held.acknowledged, hashes, hand_over=c % 7 == 0)
-        held.stopped_before = end
-        if entry.hand_over:
-            worker.give_up(sequence_id)
-        self.send_seal(worker, held, entry, is_lost=c % 13 == 0)
-
-    def release(self, a: int, b: int, c: int) -> None:
-        if (chosen := self.chosen(a, b)) is not None:
-            worker, sequence_id, held = chosen
-            worker.give_up(sequence_id)
-            self.send(worker, self.releasing(worker.attachment_id, sequence_id, held.epoch), is_lost=c % 11 == 0)
-
-    def release_of_another(self, a: int, b: int, c: int) -> None:
-        worker, (sequence_id, epoch, _) = self.workers[a % 3], self.manifests[-1 - b % min(len(self.manifests), 8)]
-        if sequence_id in worker.held and worker.held[sequence_id].epoch == epoch:
-            worker.give_up(sequence_id)
-        self.send(worker, self.releasing(worker.attachment_id, sequence_id, epoch), is_lost=False)
-
-    def renew(self, a: int, b: int, c: int) -> None:
-        worker, attachment_id = self.workers[a % 3], self.workers[a % 3].attachment_id
-        named = [(sequence_id, held.epoch) for sequence_id, held in worker.held.items() if b % 4 or sequence_id > "s2"]
-
-        def deliver() -> None:
-            self.ledger.renew(attachment_id, named, self.now_s)
-
-        if not worker.is_alive:
-            return
-        self.messages.append((worker, deliver))
-        try:
-            lost = self.ledger.renew(attachment_id, named, self.now_s)
-        except NotAttachedError:
-            return
-        for sequence_id, _ in named:
-            worker.held[sequence_id].lease_until_s = self.now_s + LEASE_S
-            if sequence_id in lost:
-                del worker.held[sequence_id]
-
-    def wait(self, a: int, b: int, c: int) -> None:
-        self.now_s += (0.5, 1.0, 3.0, 4.0, LEASE_S - 1, LEASE_S + GRACE_S / 2)[a % 6]
-        if b % 3:
-            self.expire()
-
-    def crash(self, a: int, b: int, c: int) -> None:
-        self.workers[a % 3].is_alive = False
-
-    def restart(self, a: int, b: int, c: int) -> None:
-        old = self.workers[a % 3]
-        if not old.is_alive:
-            process = WorkerProcess(old.process.worker_id, old.process.pid, old.process.start_ticks + 1)
-            self.workers[a % 3] = Worker(process)
-            self.attach(a, b, c)
-
-    def break_stream(self, a: int, b: int, c: int) -> None:
-        worker = self.workers[a % 3]
-        self.ledger.detach(worker.attachment_id, process_is_gone=not worker.is_alive)
-
-    def look_for_dead(self, a: int, b: int, c: int) -> None:
-        alive = {worker.process for worker in self.workers if worker.is_alive}
-        for attachment_id, process in self.ledger.processes():
-            if process not in alive:
-                self.ledger.detach(attachment_id, process_is_gone=True)
-
-    def scribble(self, a: int, b: int, c: int) -> None:
-        for worker in self.workers:
-            for block in worker.writable(self.now_s):
-                self.content[Tier.DEVICE][block] = SCRIBBLE
-
-    def repeat(self, a: int, b: int, c: int) -> None:
-        """A message arrives that was sent long ago, or again."""
-        if self.messages:
-            worker, deliver = self.messages[-1 - (a + 7 * b) % len(self.messages)]
-            self.deliver(worker, deliver)
-
-    # How it happens.
-
-    def chosen(self, a: int, b: int) -> tuple[Worker, str, Held] | None:
-        """One sequence that a live worker believes it holds, if there is any."""
-        held = [(worker, *item) for worker in self.workers if worker.is_alive for item in worker.held.items()]
-        return held[(a + b) % len(held)] if held else None
-
-    def releasing(self, attachment_id: int, sequence_id: str, epoch: int) -> Callable[[], None]:
-        def deliver() -> None:
-            self.ledger.release(attachment_id, [(sequence_id, epoch)])
-
-        return deliver
-
-    def send(self, worker: Worker, deliver: Callable[[], Grant | None], is_lost: bool) -> Grant | None:
-        if not worker.is_alive:
-            return None
-        self.messages.append((worker, deliver))
-        return None if is_lost else self.deliver(worker, deliver)
-
-    def deliver(self, worker: Worker, deliver: Callable[[], Grant | None]) -> Grant | None:
-        try:
-            grant = deliver()
-        except ForebayError:
-            return None
-        if grant is not None:
-            self.carry_out(grant.effects)
-        return grant
-
-    def ask(
-        self, worker: Worker, sequence_id: str, prompt: int, ledger_call: Callable[[], Grant], *, is_lost: bool
-    ) -> None:
-        def deliver() -> Grant:
-            grant = ledger_call()
-            self.check_grant(worker, sequence_id, prompt, grant)
-            return grant
-
-        grant = self.send(worker, deliver, is_lost)
-        if grant is not None and grant.epoch not in worker.given_up:
-            old, cached = worker.held.get(sequence_id), grant.cached_block_count
-            stopped_before = max(cached, old.stopped_before) if old and old.epoch == grant.epoch else cached
-            worker.held[sequence_id] = Held(
-                grant.epoch, prompt, list(grant.block_ids), stopped_before, cached, self.now_s + LEASE_S
-            )
-            self.manifests.append((sequence_id, grant.epoch, prompt))
-
-    def send_seal(self, worker: Worker, held: Held, entry: SealEntry, *, is_lost: bool) -> None:
-        attachment_id = worker.attachment_id
-
-        def deliver() -> None:
-            sealed = self.ledger.seal(attachment_id, entry, self.now_s)
-            self.carry_out(sealed.effects)
-            held.acknowledged = max(held.acknowledged, entry.first_block_index + len(entry.block_hashes))
-            if entry.hand_over:
-                self.manifests.append((entry.sequence_id, sealed.epoch, held.prompt))
-
-        self.send(worker, deliver, is_lost)
-
-    def carry_out(self, effects: Effects) -> None:
-        for copy in effects.copies:
-            self.check_copy(copy)
-            if self.does_copy:
-                self.content[copy.to_tier][copy.to_index] = self.content[copy.from_tier][copy.from_index]
-        for event in effects.events:
-            for block_hash in event.hashes:
-                match event:
-                    case Stored(tier):
-                        assert block_hash not in self.index
-                        self.index[block_hash] = tier
-                    case Removed(tier):
-                        assert self.index.pop(block_hash) is tier
-                    case Moved(from_tier, to_tier):
-                        assert self.index[block_hash] is from_tier
-                        self.index[block_hash] = to_tier
-
-    def expire(self) -> None:
-        for revoked in self.ledger.expire(self.now_s).revoked:
-            assert revoked.sequence_ids  # workers hear of it; these ones go on writing all the same
-
-    # What must hold.
-
-    def check_grant(self, worker: Worker, sequence_id: str, prompt: int, grant: Grant) -> None:
-        owner = (sequence_id, worker.process)
-        assert self.epoch_owner.get(grant.epoch, owner) == owner
-        assert grant.epoch in self.epoch_owner or grant.epoch > max(self.epoch_owner, default=0)
-        self.epoch_owner[grant.epoch] = owner
-        assert len(set(grant.block_ids)) == len(grant.block_ids)
-        for other in self.workers:
-            if other.process != worker.process:
-                assert other.writable(self.now_s).isdisjoint(grant.block_ids), "a block has a second writer"
-        self.carry_out_then_check_prefix(prompt, grant)
-
-    def carry_out_then_check_prefix(self, prompt: int, grant: Grant) -> None:
-        before = [blocks.copy() for blocks in self.content.values()]
-        if self.does_copy:
-            for copy in grant.effects.copies:
-                self.content[copy.to_tier][copy.to_index] = self.content[copy.from_tier][copy.from_index]
-        for depth, block in enumerate(grant.block_ids[: grant.cached_block_count]):
-            assert self.content[Tier.DEVICE][block] == chained(prompt, depth), "a cached block holds something else"
-        self.content = dict(zip(self.content, before, strict=True))
-
-    def check_copy(self, copy: CopyBlock) -> None:
-        for worker in self.workers:
-            for tier, block in ((copy.from_tier, copy.from_index), (copy.to_tier, copy.to_index)):
-                assert tier is Tier.HOST or block not in worker.writable(self.now_s), "a writer meets a copy"
-
-    def check(self) -> None:
-        stats = self.ledger.stats()
-        for counts, capacity in zip(stats.tiers, self.capacities, strict=True):
-            assert counts.free + counts.leased + counts.sealed == counts.capacity == capacity
-            assert 0 <= counts.referenced <= counts.sealed
-        writable = [worker.writable(self.now_s) for worker in self.workers]
-        assert sum(map(len, writable)) == len(set().union(*writable)) <= stats.tiers[0].leased
-        assert self.index == {block_hash: tier for tier in Tier for block_hash in self.ledger.hashes(tier)}
-        for worker in self.workers:
-            for held in worker.held.values() if worker.is_alive else ():
-                if self.now_s < held.lease_until_s:
-                    self.check_sealed(held)
-
-    def check_sealed(self, held: Held) -> None:
-        for depth, block in enumerate(held.block_ids[: held.acknowledged]):
-            assert self.content[Tier.DEVICE][block] == chained(held.prompt, depth), "a referenced block was evicted"
-
-    def end(self) -> None:
-        """All workers go, each in its way; afterwards nothing is leased or referred to."""
-        for number, worker in enumerate(self.workers):
-            for sequence_id in list(worker.held):
-                held = worker.held[sequence_id]
-                worker.give_up(sequence_id)
-                if number == 0:
-                    self.send(worker, self.releasing(worker.attachment_id, sequence_id, held.epoch), is_lost=False)
-        self.ledger.detach(self.workers[1].attachment_id, process_is_gone=False)
-        self.now_s += LEASE_S + GRACE_S
-        self.expire()
-        self.check()
-        stats = self.ledger.stats()
-        assert (stats.sequences, stats.tiers[0].leased, stats.tiers[0].referenced) == (0, 0, 0), "a leak"
-        assert stats.tiers[0].sealed + stats.tiers[1].sealed == len(self.index)
-
-
-OPERATIONS = {
-    operation.__name__: weight
-    for operation, weight in (
-        (Node.attach, 3), (Node.begin, 14), (Node.take_over, 6), (Node.extend, 2), (Node.seal, 16), (Node.release, 6),
-        (Node.release_of_another, 1), (Node.renew, 4), (Node.wait, 3), (Node.crash, 1), (Node.restart, 3),
-        (Node.break_stream, 1), (Node.look_for_dead, 3), (Node.scribble, 3), (Node.repeat, 3),
-    )
-}  # fmt: skip
 NAMES = [name for name, weight in OPERATIONS.items() for _ in range(weight)]
 HOST_BLOCKS = (0, 3, 6)
 
@@ -370,7 +21,7 @@ class Rules(RuleBasedStateMachine):
 
     @initialize(host_blocks=st.sampled_from(HOST_BLOCKS))
     def start(self, host_blocks: int) -> None:
-        self.node = Node(host_blocks)
+        self.node = ModelNode(host_blocks)
 
     @rule(name=st.sampled_from(NAMES), a=st.integers(0, 99), b=st.integers(0, 99), c=st.integers(0, 99))
     def step(self, name: str, a: int, b: int, c: int) -> None:
@@ -388,7 +39,7 @@ TestRules.settings = settings(
 )
 
 
-def walk(seed: int, node: Node, step_count: int = 120) -> Node:
+def walk(seed: int, node: ModelNode, step_count: int = 120) -> ModelNode:
     """One random interleaving."""
     source = random.Random(seed)
     for name in source.choices(list(OPERATIONS), list(OPERATIONS.values()), k=step_count):
@@ -400,7 +51,7 @@ def walk(seed: int, node: Node, step_count: int = 120) -> Node:
 
 @pytest.mark.parametrize("host_blocks", HOST_BLOCKS)
 def test_rules_hold_over_random_walks(host_blocks: int) -> None:
-    stats = [walk(seed, Node(host_blocks)).ledger.stats() for seed in range(1000)]
+    stats = [walk(seed, ModelNode(host_blocks)).ledger.stats() for seed in range(1000)]
     # The walks are worth something only if they get to these places.
     assert sum(each.take_overs for each in stats) > 100
     assert sum(each.prefix_blocks_found for each in stats) > 1000
@@ -449,7 +100,7 @@ class RepeatsEpochs(BlockLedger):
 def test_planted_bug_is_caught(ledger_type: type[BlockLedger]) -> None:
     def fails() -> None:
         for seed in range(300):
-            walk(seed, Node(3, ledger_type))
+            walk(seed, ModelNode(3, ledger_type))
 
     with pytest.raises(AssertionError):
         fails()
@@ -458,7 +109,7 @@ def test_planted_bug_is_caught(ledger_type: type[BlockLedger]) -> None:
 def test_skipped_copy_is_caught() -> None:
     def fails() -> None:
         for seed in range(300):
-            walk(seed, Node(6, copies=False))
+            walk(seed, ModelNode(6, copies=False))
 
     with pytest.raises(AssertionError, match="holds something else"):
         fails()
