@@ -8,4 +8,4 @@ from forebay.worker.settings import WorkerSettings
 class DecodeSettings(WorkerSettings):
     """What `python -m forebay.decode` takes: what every worker takes."""
 
-    listen: str = Field("127.0.0.1:7450", description="address to serve on, HOST:PORT; port 0 takes any")
+    listen: str = Field("127.0.0.1:7420", description="address to serve on, HOST:PORT; port 0 takes any")

@@ -1,0 +1,92 @@
+"""A worker with a fake engine, attached to a KV-cache service at an address: for contract tests."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+
+from forebay.engine.scheduler import Limits, Scheduler
+from forebay.fleet.messages import layout_to_proto
+from forebay.rpc.channel import open_channel
+from forebay.rpc.server import Server
+from forebay.testing.fake_engine import LAYOUT, VOCABULARY_SIZE, FakeEngine
+from forebay.v1 import common_pb2
+from forebay.worker.attachment import Attachment, KvLink, attach_request
+from forebay.worker.block_supply import Patience
+from forebay.worker.engine_thread import EngineThread
+from forebay.worker.kv_rights import KvRights
+from forebay.worker.request_check import ServedModel
+from forebay.worker.sequence_runner import SequenceRunner
+
+MODEL: Final = ServedModel(
+    name="fake",
+    digest="fake-digest",
+    layout=LAYOUT,
+    vocabulary_size=VOCABULARY_SIZE,
+    context_tokens=256,
+    eos_token_ids=(999,),
+)
+LIMITS: Final = Limits(block_tokens=LAYOUT.block_tokens, context_tokens=256, chunk_tokens=16, max_sequences=8)
+
+
+@dataclass(slots=True)
+class FakeWorker:
+    """Its parts; `engine` is the one in use now."""
+
+    runner: SequenceRunner
+    link: KvLink
+    rights: KvRights
+    engine: FakeEngine
+
+
+@asynccontextmanager
+async def attached_worker(
+    kvcache_address: str, limits: Limits = LIMITS, patience: Patience | None = None, model: ServedModel = MODEL
+) -> AsyncIterator[FakeWorker]:
+    """A worker that runs until the block ends."""
+    engines: list[FakeEngine] = []
+
+    def make_engine(attachment: Attachment) -> FakeEngine:
+        engines.append(FakeEngine(attachment))
+        if len(engines) > 1:
+            worker.engine = engines[-1]
+        return engines[-1]
+
+    runner = SequenceRunner(limits, patience or Patience(blocks_s=0.5, stuck_s=0.2), make_engine)
+    request = attach_request(
+        f"worker-{secrets.token_hex(4)}", common_pb2.SERVICE_ROLE_DECODE, model.digest, layout_to_proto(model.layout)
+    )
+    link = KvLink(kvcache_address, request, runner)
+    engine = make_engine(await link.open(timeout_s=5))
+    rights = KvRights(link)
+    rights.start()
+    worker = FakeWorker(runner, link, rights, engine)
+    runner.connect(rights, EngineThread(engine, Scheduler(limits), link.is_lease_valid))
+    try:
+        yield worker
+    finally:
+        worker.engine.gate.set()
+        await asyncio.wait_for(runner.wait_idle(), 5)
+        await rights.close()
+        await runner.stop()
+        await link.close()
+
+
+@asynccontextmanager
+async def served(
+    register: Callable[[Any, grpc.aio.Server], None], servicer: object, name: str
+) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to a real server with one servicer."""
+    server = Server("127.0.0.1:0")
+    server.add(register, servicer, name)
+    address = await server.start()
+    channel = open_channel(address)
+    try:
+        yield channel
+    finally:
+        await channel.close()
+        await server.stop(0)

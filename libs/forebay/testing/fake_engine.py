@@ -1,0 +1,83 @@
+"""An engine without a model: the next token follows from the tokens so far, and KV is the token ids themselves.
+
+It reads back from the arena what a sequence's block table says was written, so that a wrong table, a block given to two
+writers or a prefix that is not what its hash says fails the sequence.
+"""
+
+import struct
+import threading
+from collections import Counter
+from typing import Final
+
+from forebay.engine.types import Sampled, Sequence, Slice, TokenLogprobs
+from forebay.errors import NumericFailureError
+from forebay.kv.layout import KvDtype, KvLayout
+from forebay.worker.arena_map import map_segment
+from forebay.worker.attachment import Attachment
+
+VOCABULARY_SIZE: Final = 1000
+POISON: Final = 666
+"""A sequence with this token fails."""
+LAYOUT: Final = KvLayout(dtype=KvDtype.FLOAT32, layers=1, kv_heads=1, head_dim=2, block_tokens=4)
+
+
+def next_token(token_ids: list[int]) -> int:
+    """What this engine says after these tokens; never the poison, and at most 599."""
+    return (sum(token_ids) * 7 + token_ids[-1] * 13 + len(token_ids)) % 600
+
+
+def continuation(prompt: list[int], token_count: int) -> list[int]:
+    """What a sequence of this prompt generates."""
+    token_ids = list(prompt)
+    for _ in range(token_count):
+        token_ids.append(next_token(token_ids))
+    return token_ids[len(prompt) :]
+
+
+class FakeEngine:
+    """Over the DEVICE segment of an attachment. `gate` holds steps back while it is cleared."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._memory = map_segment(attachment.segments[0], LAYOUT.block_bytes)
+        self._stride_bytes = attachment.segments[0].block_stride_bytes
+        self.gate = threading.Event()
+        self.gate.set()
+        self.step_count = 0
+        self.computed_tokens: Counter[str] = Counter()  # by sequence id
+        self.breaks = False
+
+    def step(self, slices: list[Slice]) -> list[Sampled]:
+        """As Engine.step."""
+        self.gate.wait()
+        self.step_count += 1
+        if self.breaks:
+            raise RuntimeError("broken on purpose")
+        sampled = []
+        for part in slices:
+            self.computed_tokens[part.sequence.sequence_id] += part.token_count
+            error = self._compute(part)
+            if error is not None:
+                sampled.append(Sampled(part.sequence.sequence_id, None, error=error))
+            elif part.sequence.computed_tokens + part.token_count == part.sequence.token_count:
+                token_id = next_token(_tokens(part.sequence))
+                logprobs = None if part.sequence.sampling.logprobs is None else TokenLogprobs(-0.5, ((token_id, -0.5),))
+                sampled.append(Sampled(part.sequence.sequence_id, token_id, logprobs))
+        return sampled
+
+    def _compute(self, part: Slice) -> NumericFailureError | None:
+        sequence, token_ids = part.sequence, _tokens(part.sequence)
+        end = sequence.computed_tokens + part.token_count
+        if POISON in token_ids[:end]:
+            return NumericFailureError("poisoned")
+        for position in range(end):
+            block, inside = divmod(position, LAYOUT.block_tokens)
+            offset = sequence.block_table[block] * self._stride_bytes + inside * 4
+            if position >= sequence.computed_tokens:
+                struct.pack_into("<I", self._memory, offset, token_ids[position])
+            elif struct.unpack_from("<I", self._memory, offset)[0] != token_ids[position]:
+                return NumericFailureError(f"position {position} holds another token's KV")
+        return None
+
+
+def _tokens(sequence: Sequence) -> list[int]:
+    return sequence.prompt_token_ids + sequence.output_token_ids

@@ -1,0 +1,114 @@
+"""A real KV-cache service, in this process, over shared memory of its own."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from forebay.kv.effects import IndexEvent, Tier
+from forebay.kv.layout import KvLayout
+from forebay.kv.ledger import BlockLedger, LedgerSettings, LedgerStats
+from forebay.kvcache import wire
+from forebay.kvcache.arena import Arena
+from forebay.kvcache.mover import BlockMover
+from forebay.kvcache.node import KvNode
+from forebay.kvcache.process_watch import is_alive
+from forebay.kvcache.servicer import KvCacheServicer, NodeIdentity
+from forebay.rpc.server import Server
+from forebay.testing.fake_engine import LAYOUT
+from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
+
+
+class NobodyFollows:
+    """Takes KV events away to nobody."""
+
+    def publish(self, first_event_number: int, events: Sequence[IndexEvent]) -> None:
+        """Drops them."""
+
+
+class GatedServicer(KvCacheServicer):
+    """The real servicer, whose answers a test may hold back: after the deed, as a slow network would."""
+
+    def __init__(self, node: KvNode, identity: NodeIdentity) -> None:
+        super().__init__(node, identity)
+        self.acquire_gate, self.seal_gate = asyncio.Event(), asyncio.Event()
+        self.acquire_gate.set()
+        self.seal_gate.set()
+
+    async def AcquireBlocks(
+        self, request: kvcache_pb2.AcquireBlocksRequest, context: Any
+    ) -> kvcache_pb2.AcquireBlocksResponse:
+        response = await super().AcquireBlocks(request, context)
+        await self.acquire_gate.wait()
+        return response
+
+    async def SealBlocks(self, request: kvcache_pb2.SealBlocksRequest, context: Any) -> kvcache_pb2.SealBlocksResponse:
+        response = await super().SealBlocks(request, context)
+        await self.seal_gate.wait()
+        return response
+
+
+@dataclass(slots=True)
+class RunningKvCache:
+    """The service, and what a test may do to it."""
+
+    address: str
+    node_id: str
+    node: KvNode
+    server: Server
+    servicer: GatedServicer
+
+    def stats(self) -> LedgerStats:
+        """Counts now."""
+        return self.node.stats()
+
+    def is_all_released(self) -> bool:
+        """Whether no sequence holds anything."""
+        return self.stats().sequences == 0 and self.stats().tiers[0].leased == 0
+
+
+@asynccontextmanager
+async def _start(
+    *,
+    blocks: int = 64,
+    lease_s: float = 60.0,
+    listen: str = "127.0.0.1:0",
+    layout: KvLayout = LAYOUT,
+    model_digest: str = "fake-digest",
+) -> AsyncIterator[RunningKvCache]:
+    node_id = f"test-{secrets.token_hex(4)}"
+    stride_bytes = -(-layout.block_bytes // 64) * 64
+    with closing(Arena(node_id, Tier.DEVICE, stride_bytes * blocks, layout.block_bytes)) as arena:
+        first_number = time.time_ns() // 1000
+        ledger = BlockLedger(LedgerSettings(blocks, 0, lease_s, 0.5, first_number))
+        mover = BlockMover({Tier.DEVICE: arena.view}, arena.block_stride_bytes, layout.block_bytes)
+        node = KvNode(ledger, mover, NobodyFollows(), time.monotonic, is_alive)
+        identity = NodeIdentity(node_id, first_number, model_digest, layout, lease_s, (wire.memory_segment(arena),))
+        server = Server(listen)
+        servicer = GatedServicer(node, identity)
+        register = kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server
+        server.add(register, servicer, "forebay.v1.KvCacheService")
+        address = await server.start()
+        ticker = asyncio.create_task(_tick(node))
+        try:
+            yield RunningKvCache(address, node_id, node, server, servicer)
+        finally:
+            ticker.cancel()
+            await server.stop(0)
+
+
+async def _tick(node: KvNode) -> None:
+    while True:
+        node.tick()
+        await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+def start_kvcache() -> Callable[..., AbstractAsyncContextManager[RunningKvCache]]:
+    """Starts a KV-cache service: `async with start_kvcache(blocks=…) as kvcache`."""
+    return _start
