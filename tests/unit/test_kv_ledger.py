@@ -1,0 +1,176 @@
+"""Rights of sequences, one story each. The random interleavings are in test_kv_rules."""
+
+import pytest
+
+from forebay.errors import (
+    DuplicateRequestError,
+    InvalidFieldError,
+    KvExhaustedError,
+    NotAttachedError,
+    StaleEpochError,
+    UnknownSequenceError,
+    WriterActiveError,
+)
+from forebay.kv.attachments import WorkerProcess
+from forebay.kv.effects import Revoked, Stored, Tier
+from forebay.kv.grant import Grant, SealEntry
+from forebay.kv.ledger import BlockLedger, LedgerSettings
+
+LEASE_S, GRACE_S = 10.0, 2.0
+HASHES = [bytes([number]) * 16 for number in range(8)]
+
+
+class Story:
+    """Two attached workers and a ledger of eight blocks."""
+
+    def __init__(self) -> None:
+        self.ledger = BlockLedger(LedgerSettings(8, 0, LEASE_S, GRACE_S, first_number=100))
+        self.first, self.second = (self.ledger.attach(WorkerProcess(name, 7, 1)) for name in ("first", "second"))
+
+    def begin(self, block_count: int = 3, prefix: int = 0) -> Grant:
+        return self.ledger.begin(self.first, "s", HASHES[:prefix], block_count, 0.0)
+
+    def leased(self) -> int:
+        return self.ledger.stats().tiers[0].leased
+
+
+@pytest.fixture
+def story() -> Story:
+    return Story()
+
+
+def test_numbers_begin_where_told(story: Story) -> None:
+    assert (story.first, story.second, story.begin().epoch) == (100, 101, 102)
+
+
+def test_sealed_blocks_become_cache_and_are_found_in_order(story: Story) -> None:
+    grant = story.begin()
+    sealed = story.ledger.seal(story.first, SealEntry("s", grant.epoch, 0, HASHES[:2]), 0.0)
+    assert sealed.effects.events == (Stored(Tier.DEVICE, tuple(HASHES[:2])),)
+    assert story.ledger.release(story.first, [("s", grant.epoch)]) == 1
+    again = story.begin(block_count=3, prefix=3)
+    assert (again.block_ids[:2], again.cached_block_count) == (grant.block_ids[:2], 2)
+
+
+def test_two_sequences_that_seal_the_same_content_keep_their_tables(story: Story) -> None:
+    first = story.begin(1)
+    second = story.ledger.begin(story.second, "t", [], 1, 0.0)
+    story.ledger.seal(story.first, SealEntry("s", first.epoch, 0, HASHES[:1]), 0.0)
+    duplicate = story.ledger.seal(story.second, SealEntry("t", second.epoch, 0, HASHES[:1]), 0.0)
+    assert duplicate.effects.events == ()
+    assert story.ledger.stats().tiers[0].sealed == 2
+    story.ledger.release(story.second, [("t", second.epoch)])
+    assert story.ledger.stats().tiers[0].free == 7
+    assert story.ledger.find(HASHES[0]) is Tier.DEVICE
+
+
+def test_dead_owner_gives_way_at_once(story: Story) -> None:
+    epoch = story.begin().epoch
+    story.ledger.detach(story.first, process_is_gone=True)
+    taken = story.ledger.take_over(story.second, "s", epoch, None, 1.0)
+    assert taken.epoch > epoch
+    with pytest.raises(NotAttachedError):
+        story.ledger.extend(story.first, "s", epoch, 1, 1.0)
+
+
+def test_third_owner_comes_with_the_same_manifest(story: Story) -> None:
+    manifest = story.ledger.seal(story.first, SealEntry("s", story.begin().epoch, 0, [], hand_over=True), 0.0).epoch
+    story.ledger.take_over(story.second, "s", manifest, None, 0.0)
+    story.ledger.detach(story.second, process_is_gone=True)
+    assert story.ledger.take_over(story.first, "s", manifest, None, 0.0).epoch > manifest
+
+
+def test_owner_that_may_live_is_fenced_until_grace_has_passed(story: Story) -> None:
+    epoch = story.begin().epoch
+    story.ledger.detach(story.first, process_is_gone=False)
+    story.ledger.expire(LEASE_S)
+    with pytest.raises(WriterActiveError):
+        story.ledger.take_over(story.second, "s", epoch, None, LEASE_S)
+    with pytest.raises(WriterActiveError):
+        story.ledger.begin(story.second, "s", [], 1, LEASE_S)
+    assert story.leased() == 3
+    story.ledger.expire(LEASE_S + GRACE_S)
+    assert story.leased() == 0
+    assert story.ledger.processes() == [(story.second, WorkerProcess("second", 7, 1))]
+
+
+def test_fence_falls_when_the_process_is_seen_to_be_gone(story: Story) -> None:
+    epoch = story.begin().epoch
+    story.ledger.detach(story.first, process_is_gone=False)
+    story.ledger.detach(story.first, process_is_gone=True)
+    assert story.ledger.take_over(story.second, "s", epoch, None, 1.0).block_ids
+
+
+def test_worker_that_attached_again_goes_on(story: Story) -> None:
+    epoch = story.begin().epoch
+    story.ledger.detach(story.first, process_is_gone=False)
+    again = story.ledger.attach(WorkerProcess("first", 7, 1))
+    assert story.ledger.take_over(again, "s", epoch, None, 1.0).epoch > epoch
+    assert {attachment_id for attachment_id, _ in story.ledger.processes()} == {story.second, again}
+
+
+def test_restarted_request_replaces_an_orphan_but_no_active_sequence(story: Story) -> None:
+    old = story.begin()
+    with pytest.raises(DuplicateRequestError):
+        story.ledger.begin(story.second, "s", [], 1, 1.0)
+    story.ledger.seal(story.first, SealEntry("s", old.epoch, 0, HASHES[:2]), 1.0)
+    story.ledger.detach(story.first, process_is_gone=True)
+    new = story.ledger.begin(story.second, "s", HASHES[:2], 3, 1.0)
+    assert new.cached_block_count == 2
+    assert story.leased() == 1
+
+
+def test_lease_that_ran_out_is_revoked_once(story: Story) -> None:
+    epoch = story.begin().epoch
+    assert story.ledger.expire(LEASE_S - 0.1).revoked == ()
+    assert story.ledger.expire(LEASE_S).revoked == (Revoked(story.first, ("s",)),)
+    assert story.ledger.expire(LEASE_S).revoked == ()
+    assert story.ledger.renew(story.first, [("s", epoch)], LEASE_S) == ["s"]
+    assert story.ledger.release(story.first, [("s", epoch)]) == 1, "its word lifts the fence"
+
+
+def test_grant_whose_answer_was_lost_runs_out(story: Story) -> None:
+    story.begin()
+    for now_s in (4.0, 8.0, 12.0, 16.0):
+        story.ledger.renew(story.first, [], now_s)
+        story.ledger.expire(now_s)
+    assert story.leased() == 3, "renewed at 8: its answer might have crossed that call"
+    story.ledger.expire(8.0 + LEASE_S)
+    story.ledger.expire(8.0 + LEASE_S + GRACE_S)
+    assert story.leased() == 0
+
+
+def test_offered_sequence_that_nobody_takes_is_released(story: Story) -> None:
+    epoch = story.begin().epoch
+    offered = story.ledger.seal(story.first, SealEntry("s", epoch, 0, HASHES[:1], hand_over=True), 5.0).epoch
+    story.ledger.detach(story.first, process_is_gone=True)
+    story.ledger.expire(LEASE_S)
+    assert story.leased() == 2
+    assert story.ledger.expire(5.0 + LEASE_S).revoked == ()
+    assert story.leased() == 0
+    with pytest.raises(UnknownSequenceError):
+        story.ledger.take_over(story.second, "s", offered, None, 15.0)
+
+
+def test_take_over_is_all_or_nothing(story: Story) -> None:
+    offered = story.ledger.seal(story.first, SealEntry("s", story.begin().epoch, 0, [], hand_over=True), 0.0).epoch
+    with pytest.raises(KvExhaustedError):
+        story.ledger.take_over(story.second, "s", offered, 9, 0.0)
+    assert len(story.ledger.take_over(story.second, "s", offered, 8, 0.0).block_ids) == 8
+    assert story.ledger.stats().take_overs == 1
+
+
+def test_refused_seal_does_nothing(story: Story) -> None:
+    epoch = story.begin().epoch
+    story.ledger.seal(story.first, SealEntry("s", epoch, 0, HASHES[:1]), 0.0)
+    for entry in (
+        SealEntry("s", epoch, 0, [HASHES[5], HASHES[1]], hand_over=True),
+        SealEntry("s", epoch, 2, HASHES[2:3], hand_over=True),
+        SealEntry("s", epoch, 0, HASHES[:4], hand_over=True),
+    ):
+        with pytest.raises(InvalidFieldError):
+            story.ledger.seal(story.first, entry, 0.0)
+    with pytest.raises(StaleEpochError):
+        story.ledger.seal(story.second, SealEntry("s", epoch, 1, HASHES[1:2]), 0.0)
+    assert story.ledger.hashes(Tier.DEVICE) == HASHES[:1]
+    assert story.ledger.extend(story.first, "s", epoch, 1, 0.0).cached_block_count == 1
