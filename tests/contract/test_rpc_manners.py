@@ -163,6 +163,15 @@ async def test_health_follows_serving() -> None:
         assert await status("") == health_pb2.HealthCheckResponse.SERVING
 
 
+async def test_health_can_be_watched() -> None:
+    async with serving(FakeTokenizer()) as (server, _, channel):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        changes = watch.__aiter__()
+        assert (await anext(changes)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        await server.set_serving(True)
+        assert (await anext(changes)).status == health_pb2.HealthCheckResponse.SERVING
+
+
 @pytest.mark.parametrize("kind", BY_REASON.values(), ids=BY_REASON.keys())
 def test_every_error_survives_as_a_value(kind: type[ForebayError]) -> None:
     error = from_failure(to_failure(kind("why", field="a.b", retry_after_s=0.25)))

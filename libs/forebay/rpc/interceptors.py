@@ -23,6 +23,7 @@ from forebay.telemetry import extract, span, spans
 
 _log = logging.getLogger(__name__)
 
+_LIBRARY_SERVICES = "/grpc."
 _unary_unary = grpc.unary_unary_rpc_method_handler
 _unary_stream = grpc.unary_stream_rpc_method_handler
 _INTERNAL = ForebayError("internal error; the service's log says more")
@@ -31,7 +32,8 @@ _INTERNAL = ForebayError("internal error; the service's log says more")
 class ServerContext(grpc.aio.ServerInterceptor):
     """Opens a span per RPC, named by `span_names` (full method → name) or by the method itself.
 
-    Methods mapped to None get no span: health checks, and long links whose requests have spans of their own.
+    Methods mapped to None get no span: long links, whose requests have spans of their own. Health and reflection, which
+    grpcio brings, are left as they are.
     """
 
     def __init__(self, span_names: Mapping[str, str | None]) -> None:
@@ -43,9 +45,9 @@ class ServerContext(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return handler
         method = handler_call_details.method
+        if handler is None or method.startswith(_LIBRARY_SERVICES):
+            return handler
         name = self._span_names.get(method, method.removeprefix("/"))
         metadata = {key: value for key, value in handler_call_details.invocation_metadata if isinstance(value, str)}
 

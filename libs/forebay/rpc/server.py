@@ -26,12 +26,6 @@ _OPTIONS: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
-_UNTRACED: Final[Mapping[str, str | None]] = {
-    "/grpc.health.v1.Health/Check": None,
-    "/grpc.health.v1.Health/Watch": None,
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": None,
-}
-
 
 class Server:
     """Serves on `listen` ("HOST:PORT", port 0 = any) once started.
@@ -42,9 +36,7 @@ class Server:
 
     def __init__(self, listen: str, span_names: Mapping[str, str | None] | None = None) -> None:
         self._listen = listen
-        self._server = grpc.aio.server(
-            interceptors=[ServerContext({**_UNTRACED, **(span_names or {})})], options=_OPTIONS
-        )
+        self._server = grpc.aio.server(interceptors=[ServerContext(span_names or {})], options=_OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._service_names: list[str] = []
