@@ -11,6 +11,7 @@ import pytest
 
 from forebay.cli.mesh.process import ProcessIdentity, open_pidfd, spawn, stop
 
+WILLING = "import signal; signal.pause()"
 DEAF = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"
 Start = Callable[..., ProcessIdentity]
 
@@ -38,12 +39,12 @@ def _wait_for_words(log_path: Path) -> str:
 def test_it_runs_detached_with_its_output_in_the_log(start: Start, tmp_path: Path) -> None:
     log_path = tmp_path / "0.log"
     log_path.write_text("old words\n" * 100)
-    program = "import os, sys; sys.stderr.write(f\"{os.environ['WORD']} {os.getsid(0) == os.getpid()} {sys.stdin.read()}\\n\")"
+    program = "import os, sys; print(os.environ['WORD'], os.getsid(0) == os.getpid(), sys.stdin.read(), sep='|')"
     process = start(program, WORD="hello")
     pidfd = os.pidfd_open(process.pid)
     os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
     os.close(pidfd)
-    assert log_path.read_text() == "hello True \n"
+    assert log_path.read_text() == "hello|True|\n"
     assert not process.is_running()  # a zombie: ended, though still in the process table
     assert open_pidfd(process) is None
 

@@ -10,9 +10,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 _OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 100),
 )
 _RETRY_INTERVAL_S: Final = 0.05
 _CHECK_TIMEOUT_S: Final = 2.0
@@ -21,21 +18,10 @@ _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 
 async def wait_until_ready(role: str, address: str) -> None:
     """Returns when the service welcomes work; has no deadline of its own."""
-    if role == "nats":
-        while True:
-            if await _greets(address):
-                return
-            await asyncio.sleep(_RETRY_INTERVAL_S)
-    async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)  # its type stubs know no async methods
-        while True:
-            try:
-                # The server sends each change, so that readiness is seen at once and nothing is polled.
-                async for response in stub.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True):
-                    if response.status == _SERVING:
-                        return
-            except grpc.aio.AioRpcError:
-                await asyncio.sleep(_RETRY_INTERVAL_S)
+    while True:
+        if await health(role, address) == "serving":
+            return
+        await asyncio.sleep(_RETRY_INTERVAL_S)
 
 
 async def health(role: str, address: str) -> str:
