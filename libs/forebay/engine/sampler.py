@@ -27,9 +27,9 @@ def sample(logits_SV: Row, sequences: Rows[Sequence]) -> list[Sampled]:
     """
     # vLLM and the fleet's own metrics count on greedy batches being cheap: one argmax serves all of them.
     greedy_ids = logits_SV.argmax(-1)
-    is_finite = np.isfinite(logits_SV).all(axis=-1, keepdims=True)
+    is_finite = [bool(np.isfinite(logits).all()) for logits in logits_SV]
     return [
-        _sample_row(logits_SV[row], int(greedy_ids[row]), sequence) if is_finite[row, 0] else _failed(sequence)
+        _sample_row(logits_SV[row], int(greedy_ids[row]), sequence) if is_finite[row] else _failed(sequence)
         for row, sequence in enumerate(sequences)
     ]
 

@@ -16,6 +16,10 @@ from forebay.kernels.port import HeadShape, Span
 TILE_TOKENS = 128
 """Query tokens of a prefill span that are computed together; bounds the scores and skips most of the masked half."""
 
+ONEDNN_MULTIPLICATIONS = 16**3
+SHORTEST_CONTEXT_TOKENS = 16
+"""Smallest block size; a context is never padded to less than a block."""
+
 GROUPING_WASTE_BLOCKS = 16
 """A further group of sequences costs about as much time as reading this many blocks for nothing."""
 
@@ -96,16 +100,13 @@ def _spread(first: np.ndarray, length: int, unit: int) -> Tensor:
     return torch.from_numpy(rows.reshape(-1))
 
 
-def padded_query_rows(rows: int, dtype: torch.dtype) -> int:
-    """Rows a matrix product over one tile must have for its bits not to depend on their number.
+def invariant_rows(rows: int, dtype: torch.dtype) -> int:
+    """Rows a matrix product must have at least for its bits not to depend on their number.
 
-    Measured: oneDNN (bfloat16) is invariant but leaves tiny products to a fallback that is not; MKL (float32) has
-    other kernels below 8 rows.
+    Measured: oneDNN (bfloat16) sums a long reduction otherwise when there is one row; MKL (float32) has other kernels
+    below 4 rows and is held to whole vectors here.
     """
-    multiple = 16
-    if dtype == torch.float32 or rows < 2:
-        return -(-rows // multiple) * multiple
-    return rows
+    return max(rows, 2) if dtype == torch.bfloat16 else -(-rows // 16) * 16
 
 
 def plan_attention(spans: Sequence[Span], rows: ArenaRows, heads: HeadShape, dtype: torch.dtype) -> AttentionPlan:
@@ -171,7 +172,7 @@ def _single_token_tile(
         tokens=1,
         context_tokens=context_tokens,
         mask=mask.repeat_interleave(heads.kv_heads, 0)[:, None],
-        query_rows=padded_query_rows(heads.group_size, dtype),
+        query_rows=_query_rows(heads.group_size, heads, dtype),
     )
 
 
@@ -180,7 +181,7 @@ def _span_tiles(span: Span, first_row: int, block_tokens: int, heads: HeadShape,
         tokens = min(TILE_TOKENS, span.token_count - offset)
         start = span.start_token + offset
         context_tokens = -(-(start + tokens) // block_tokens) * block_tokens
-        query_rows = padded_query_rows(tokens * heads.group_size, dtype)
+        query_rows = _query_rows(tokens * heads.group_size, heads, dtype)
         positions = start + torch.arange(query_rows) // heads.group_size
         yield Tile(
             rows=slice(first_row + offset, first_row + offset + tokens),
@@ -190,6 +191,12 @@ def _span_tiles(span: Span, first_row: int, block_tokens: int, heads: HeadShape,
             mask=_mask(torch.arange(context_tokens) > positions[:, None], dtype),
             query_rows=query_rows,
         )
+
+
+def _query_rows(rows: int, heads: HeadShape, dtype: torch.dtype) -> int:
+    # torch gives products below this size to a loop of its own, which rounds otherwise than oneDNN.
+    enough = -(-ONEDNN_MULTIPLICATIONS // (heads.head_dim * SHORTEST_CONTEXT_TOKENS))
+    return invariant_rows(max(rows, enough), dtype)
 
 
 def _mask(is_hidden: Tensor, dtype: torch.dtype) -> Tensor:

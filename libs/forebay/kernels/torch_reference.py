@@ -1,10 +1,10 @@
 """The port in plain torch: the reference every other implementation is held to, and what serves until they exist.
 
-Knows which forms of torch's operations are batch invariant (docs of each method). Does not know models or sampling.
+Knows which forms of torch's operations are batch invariant. Does not know models or sampling.
 
-bfloat16 goes to oneDNN, whose products were found bit-identical per row for any number of rows, any padding of the
-context by zeros and any number of threads. float32 goes to MKL, whose kernels change with few rows and with the length
-of the reduction; rows are padded and the reduction over the context is cut into blocks there.
+bfloat16 goes to oneDNN, whose products were found bit-identical per row for two rows and more, any padding of the
+context by zeros up to 1,024 tokens and any number of threads. float32 goes to MKL, whose kernels change with few rows
+and with the length of the reduction. So rows are padded, and the reduction over the context is cut into pieces.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from forebay.kernels.attention_plan import ArenaRows, AttentionPlan, Tile, padded_query_rows, plan_attention
+from forebay.kernels.attention_plan import ArenaRows, AttentionPlan, Tile, invariant_rows, plan_attention
 from forebay.kernels.port import HeadShape, RopeRows, Span
 
-SERIAL_ELEMENTS = 32_768
-"""Elementwise operations up to this size are not split over threads by torch."""
+ONEDNN_RUNNING_SUM = 1024
+"""Longest reduction that oneDNN does not split; beyond it, appended zeros change where it does."""
 
 
 class TorchKernels:
@@ -40,9 +40,9 @@ class TorchKernels:
         return plan_attention(spans, self._rows, self._heads, self._dtype)
 
     def linear(self, x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-        """[M, N]; few float32 rows are padded, because MKL rounds them otherwise."""
+        """[M, N]; few rows are padded, because other kernels would round them otherwise."""
         rows = x_MK.shape[0]
-        padded = rows if self._dtype == torch.bfloat16 else padded_query_rows(rows, self._dtype)
+        padded = invariant_rows(rows, self._dtype)
         if padded == rows:
             return F.linear(x_MK, weight_NK, bias_N)
         return F.linear(F.pad(x_MK, (0, 0, 0, padded - rows)), weight_NK, bias_N)[:rows]
@@ -92,14 +92,16 @@ class TorchKernels:
         return mixed.reshape(split_heads).transpose(1, 2).reshape(q_MHD.shape[0], -1)
 
     def _mix(self, probabilities: Tensor, values: Tensor) -> Tensor:
-        if self._dtype == torch.bfloat16:
-            return torch.bmm(probabilities, values)
-        step = self._rows.block_tokens
-        mixed = torch.bmm(probabilities[..., :step], values[:, :step])
-        for start in range(step, values.shape[1], step):
-            piece = slice(start, start + step)
-            mixed = torch.baddbmm(mixed, probabilities[..., piece], values[:, piece])
-        return mixed
+        """Sum of the values by pieces of the context, each short enough for its product to be a running sum."""
+        piece_tokens = ONEDNN_RUNNING_SUM if self._dtype == torch.bfloat16 else self._rows.block_tokens
+        mixed = torch.bmm(probabilities[..., :piece_tokens], values[:, :piece_tokens])
+        if values.shape[1] <= piece_tokens:
+            return mixed
+        total = mixed.float()
+        for start in range(piece_tokens, values.shape[1], piece_tokens):
+            piece = slice(start, start + piece_tokens)
+            total += torch.bmm(probabilities[..., piece], values[:, piece])
+        return total.to(self._dtype)
 
     def swiglu(self, gate_up_M2I: Tensor) -> Tensor:
         """torch's vector and scalar exp differ in float32 (not once they are rounded to bfloat16), so there the rows
