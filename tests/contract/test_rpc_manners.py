@@ -7,12 +7,17 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from forebay.errors import BY_REASON, Code, ForebayError, KvExhaustedError, RemoteError, StartError, UnknownModelError
 from forebay.rpc.channel import open_channel
 from forebay.rpc.deadline import limited_to, remaining_s
 from forebay.rpc.server import Server
 from forebay.rpc.status import from_failure, from_rpc_error, to_failure, translated
+from forebay.telemetry import tracer
+from forebay.telemetry.tracing import use_provider
 from forebay.v1 import errors_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 
 SERVICE = "forebay.v1.TokenizerService"
@@ -190,3 +195,27 @@ async def test_an_unreachable_address_is_unavailable() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await encode(channel, "ok", timeout_s=5)
     assert from_rpc_error(caught.value).code == Code.UNAVAILABLE
+
+
+@pytest.mark.parametrize(("begins_traces", "names"), [(True, ["encode", "encode"]), (False, ["encode"])])
+async def test_only_the_front_door_begins_traces(begins_traces: bool, names: list[str]) -> None:
+    recorded = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(recorded))
+    use_provider(provider)
+    try:
+        server = Server("127.0.0.1:0", {f"/{SERVICE}/Encode": "encode"}, begins_traces=begins_traces)
+        server.add(tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server, FakeTokenizer(), SERVICE)
+        async with open_channel(await server.start()) as channel:
+            await encode(channel, "ok")
+            with tracer().start_as_current_span("caller"):
+                await encode(channel, "ok")
+        await server.stop(0)
+    finally:
+        use_provider(None)
+    spans = recorded.get_finished_spans()
+    assert [one.name for one in spans if one.name != "caller"] == names
+    caller = next(one for one in spans if one.name == "caller")
+    served = [one for one in spans if one.name == "encode"][-1]
+    assert served.parent is not None
+    assert served.parent.span_id == caller.context.span_id

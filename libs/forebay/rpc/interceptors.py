@@ -32,12 +32,14 @@ _INTERNAL = ForebayError("internal error; the service's log says more")
 class ServerContext(grpc.aio.ServerInterceptor):
     """Opens a span per RPC, named by `span_names` (full method → name) or by the method itself.
 
+    Without `begins_traces` only calls that are part of a trace have spans: the front door begins traces, others join.
     Methods mapped to None get no span: long links, whose requests have spans of their own. Health and reflection, which
     grpcio brings, are left as they are.
     """
 
-    def __init__(self, span_names: Mapping[str, str | None]) -> None:
+    def __init__(self, span_names: Mapping[str, str | None], *, begins_traces: bool) -> None:
         self._span_names = span_names
+        self._begins_traces = begins_traces
 
     async def intercept_service(
         self,
@@ -48,8 +50,11 @@ class ServerContext(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or method.startswith(_LIBRARY_SERVICES):
             return handler
-        name = self._span_names.get(method, method.removeprefix("/"))
         metadata = {key: value for key, value in handler_call_details.invocation_metadata if isinstance(value, str)}
+
+        # Work that no request waits for, such as releasing blocks, belongs to no trace and must not become one.
+        has_trace = self._begins_traces or "traceparent" in metadata
+        name = self._span_names.get(method, method.removeprefix("/")) if has_trace else None
 
         @contextmanager
         def around(context: Any) -> Iterator[None]:

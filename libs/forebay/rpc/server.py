@@ -31,12 +31,17 @@ class Server:
     """Serves on `listen` ("HOST:PORT", port 0 = any) once started.
 
     `span_names` maps full methods ("/forebay.v1.RouterService/Generate") to span names, or to None for no span.
+    `begins_traces`: calls that come without a trace begin one; for the front door.
     Health is NOT_SERVING until `set_serving(True)`.
     """
 
-    def __init__(self, listen: str, span_names: Mapping[str, str | None] | None = None) -> None:
+    def __init__(
+        self, listen: str, span_names: Mapping[str, str | None] | None = None, *, begins_traces: bool = False
+    ) -> None:
         self._listen = listen
-        self._server = grpc.aio.server(interceptors=[ServerContext(span_names or {})], options=_OPTIONS)
+        self._server = grpc.aio.server(
+            interceptors=[ServerContext(span_names or {}, begins_traces=begins_traces)], options=_OPTIONS
+        )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._service_names: list[str] = []

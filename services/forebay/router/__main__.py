@@ -25,13 +25,17 @@ from forebay.telemetry import spans
 from forebay.v1 import router_pb2_grpc
 
 SERVICE: Final = "forebay.v1.RouterService"
-SPAN_NAMES: Final = {f"/{SERVICE}/Generate": spans.GENERATE, f"/{SERVICE}/GetFleet": None}
+SPAN_NAMES: Final = {
+    f"/{SERVICE}/Generate": spans.GENERATE,
+    f"/{SERVICE}/GetFleet": None,
+    f"/{SERVICE}/Cancel": None,
+}
 
 
 async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     """Serves until `stop` is set, then lets running requests finish for `drain_s`."""
     async with AsyncExitStack() as closing:
-        server = Server(settings.listen, SPAN_NAMES)
+        server = Server(settings.listen, SPAN_NAMES, begins_traces=True)
         connection = await connect(settings.nats_url, "router")
         closing.push_async_callback(connection.close)
         fleet, loads, links = FleetView(connection), LoadView(connection), FleetLinks()
