@@ -1,8 +1,8 @@
 """What an operation on KV rights makes others do: tell readers, copy bytes, revoke leases.
 
 Copies MUST be carried out in order, before the operation is answered and before the next operation is asked: a block is
-free for others as soon as the operation returns. The KV-cache service therefore copies inside its one thread; a block
-is about 0.7 MB, so that a copy costs less than a call does, and no pending state can be got wrong.
+free for others as soon as the operation returns. The KV-cache service therefore copies inside its one thread: a block
+of 0.7 MB takes about 50 µs, a twentieth of the call it serves, and there is no pending state to get wrong.
 """
 
 from dataclasses import dataclass

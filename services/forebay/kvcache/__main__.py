@@ -29,7 +29,7 @@ from forebay.v1 import kvcache_pb2_grpc
 
 SERVICE: Final = "forebay.v1.KvCacheService"
 SPAN_NAMES: Final = {
-    f"/{SERVICE}/AttachWorker": None,  # lives as long as the worker
+    f"/{SERVICE}/AttachWorker": None,  # lives as long as the worker; the servicer makes one for its beginning
     f"/{SERVICE}/AcquireBlocks": spans.KV_ACQUIRE,
     f"/{SERVICE}/SealBlocks": spans.KV_SEAL,
     f"/{SERVICE}/ReleaseSequence": spans.KV_RELEASE,

@@ -22,7 +22,7 @@ from forebay.kv.grant import Grant
 from forebay.kv.layout import KvLayout
 from forebay.kvcache import wire
 from forebay.kvcache.node import KvNode
-from forebay.telemetry import spans
+from forebay.telemetry import span, spans
 from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
 
 MAX_FIND_HASHES = 65_536
@@ -53,9 +53,10 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
     async def AttachWorker(
         self, request: kvcache_pb2.AttachWorkerRequest, context: ServicerContext[Any, Any]
     ) -> AsyncIterator[kvcache_pb2.AttachWorkerResponse]:
-        process = wire.checked_process(request)
-        self._check_match(request)
-        attachment_id, news = self._node.attach(process)
+        with span(spans.KV_ATTACH, {spans.WORKER_ID: request.worker_id}):  # not the whole stream, which lives for days
+            process = wire.checked_process(request)
+            self._check_match(request)
+            attachment_id, news = self._node.attach(process)
         try:
             yield kvcache_pb2.AttachWorkerResponse(attached=self._attached(attachment_id))
             while (revoked := await news.get()) is not None:
