@@ -13,7 +13,7 @@ from forebay.errors import Code, ForebayError, RemoteError, WorkerLostError
 from forebay.rpc.status import translated
 from forebay.v1 import common_pb2, prefill_pb2, prefill_pb2_grpc
 
-HAND_OVER_TIMEOUT_S: Final = 0.8
+HAND_OVER_TIMEOUT_S: Final = 0.4  # sealing takes milliseconds; all must be free within a second
 RETRY_AFTER_S: Final = 1.0
 
 _LOST_CODES: Final = frozenset({Code.UNAVAILABLE, Code.CANCELLED, Code.UNKNOWN})

@@ -55,6 +55,11 @@ class Tokenizers:
         self._orphans: list[TokenStream] = []  # replayed as soon as a replica can be used
         self._closing: set[asyncio.Task[None]] = set()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a replica can be used."""
+        return any(replica.is_usable for replica in self._replicas.values())
+
     def model(self) -> ServedModel:
         """What the fleet serves: what most replicas say.
 

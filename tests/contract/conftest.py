@@ -1,0 +1,58 @@
+"""What several contract tests need: a router in this process, before fake services on real servers."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from forebay.events.connection import Connection
+from forebay.fleet.load import LoadView
+from forebay.fleet.view import FleetView
+from forebay.router.fleet_links import FleetLinks
+from forebay.router.generation import Generations
+from forebay.router.planner import Planner
+from forebay.router.servicer import RouterServicer
+from forebay.routing.prefix_index import PrefixIndex
+from forebay.rpc.channel import open_channel
+from forebay.rpc.server import Server
+from forebay.testing.scripted_fleet import ScriptedFleet
+from forebay.testing.waiting import until
+from forebay.v1 import router_pb2_grpc
+
+
+@dataclass(slots=True)
+class RouterUnderTest:
+    """A router that sees the fleet's members; `stub` calls it over gRPC."""
+
+    links: FleetLinks
+    index: PrefixIndex
+    generations: Generations
+    stub: "router_pb2_grpc.RouterServiceAsyncStub"
+
+
+RouterFor = Callable[[ScriptedFleet], AbstractAsyncContextManager[RouterUnderTest]]
+
+
+@asynccontextmanager
+async def _router_for(fleet: ScriptedFleet) -> AsyncIterator[RouterUnderTest]:
+    connection = Connection()  # never opened: members come from the fleet directly
+    links, index, loads = FleetLinks(), PrefixIndex(), LoadView(connection)
+    links.update(fleet.members)
+    generations = Generations(links, Planner(index, loads, lambda: links.snapshot))
+    servicer = RouterServicer(generations, FleetView(connection), loads)
+    server = Server("127.0.0.1:0")
+    server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, "forebay.v1.RouterService")
+    address = await server.start()
+    async with open_channel(address) as channel:
+        if any(member.role.value == "tokenizer" for member in fleet.members.values()):
+            await until(lambda: links.tokenizers.is_ready)
+        yield RouterUnderTest(links, index, generations, router_pb2_grpc.RouterServiceStub(channel))
+    await server.stop(0)
+    await links.close()
+
+
+@pytest.fixture
+def router_for() -> RouterFor:
+    """`async with router_for(fleet) as router`: a router before this fleet."""
+    return _router_for
