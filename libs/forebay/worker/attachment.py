@@ -92,6 +92,7 @@ class KvLink:
         self.address = address
         self.attachment: Attachment | None = None
         self.owned_epochs: dict[str, int] = {}  # by sequence id
+        self.lost_epochs: dict[str, int] = {}  # of sequences whose user has not yet let go
         self._request = request
         self._listener = listener
         self._clock = clock
@@ -128,7 +129,9 @@ class KvLink:
 
     def lose(self, sequence_ids: Iterable[str]) -> None:
         """Forgets sequences that another may own by now, and tells the listener."""
-        lost = frozenset(one for one in sequence_ids if self.owned_epochs.pop(one, None) is not None)
+        lost = frozenset(sequence_ids) & self.owned_epochs.keys()
+        for sequence_id in lost:
+            self.lost_epochs[sequence_id] = self.owned_epochs.pop(sequence_id)
         if lost:
             _log.warning("lost the right to %d sequences", len(lost))
             self._listener.on_lost(lost)

@@ -40,6 +40,7 @@ class KvOutbox:
         self._is_empty = asyncio.Event()
         self._is_empty.set()
         self._task: asyncio.Task[None] | None = None
+        self._is_failing = False  # said once per outage
 
     def seal(self, sequence_id: str, epoch: int, first_block_index: int, block_hashes: list[bytes]) -> None:
         """Seals the next blocks of a sequence soon."""
@@ -99,9 +100,12 @@ class KvOutbox:
         except ForebayError as error:
             if isinstance(error, NotAttachedError):
                 self._link.detach()
-            _log.warning("%d releases wait: %s", len(releases), error.message)
+            if not self._is_failing:
+                _log.warning("%d releases wait: %s", len(releases), error.message)
+            self._is_failing = True
             self._releases = releases | self._releases
             return False
+        self._is_failing = False
         return True
 
     async def _send_seals(self, attachment_id: int, seals: dict[str, _Seal]) -> None:

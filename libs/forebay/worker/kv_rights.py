@@ -114,9 +114,10 @@ class KvRights:
 
     def release(self, sequence_id: str) -> None:
         """Gives a sequence up, in the background. The caller does not write to its blocks any more. Idempotent."""
-        epoch = self._link.owned_epochs.pop(sequence_id, None)
-        if epoch is not None:
-            self._outbox.release(sequence_id, epoch)
+        # Lost ones too: the service keeps them from others until it knows that this worker has stopped writing.
+        for epochs in (self._link.owned_epochs, self._link.lost_epochs):
+            if sequence_id in epochs:
+                self._outbox.release(sequence_id, epochs.pop(sequence_id))
         old_epoch, task = self._hand_overs.pop(sequence_id, (0, None))
         if task is not None:
             task.add_done_callback(lambda done: self._release_offered(sequence_id, old_epoch, done))
@@ -156,7 +157,7 @@ class KvRights:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            task.add_done_callback(lambda done: None if done.exception() else self.release(request.sequence_id))
+            task.add_done_callback(lambda done: self._release_granted(request.sequence_id, done))
             raise
 
     async def _acquire(self, request: kvcache_pb2.AcquireBlocksRequest) -> BlockGrant:
@@ -182,6 +183,10 @@ class KvRights:
             _log.warning("a sequence could not be handed over: %s", result.error_reason)
             raise lost()
         return result.epoch
+
+    def _release_granted(self, sequence_id: str, task: "asyncio.Task[BlockGrant]") -> None:
+        if not task.cancelled() and task.exception() is None:
+            self.release(sequence_id)
 
     def _release_offered(self, sequence_id: str, old_epoch: int, task: "asyncio.Task[int]") -> None:
         # A failed hand-over may have happened or not: a wrong epoch is ignored, and an unclaimed offer runs out.

@@ -99,7 +99,8 @@ async def _start(
             yield RunningKvCache(address, node_id, node, server, servicer)
         finally:
             ticker.cancel()
-            await server.stop(0)
+            node.end_attachments()
+            await server.stop(0.2)
 
 
 async def _tick(node: KvNode) -> None:

@@ -1,0 +1,121 @@
+"""A worker's attachment: refused at start with one line that helps, renewed, and lost with its lease."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from forebay.errors import ForebayError, StartError, WorkerLostError
+from forebay.fleet.messages import layout_to_proto
+from forebay.kv.layout import AxisOrder
+from forebay.testing.attached_worker import MODEL, attached_worker
+from forebay.testing.fake_engine import LAYOUT
+from forebay.testing.waiting import until
+from forebay.v1 import common_pb2, kvcache_pb2
+from forebay.worker.arena_map import map_segment
+from forebay.worker.attachment import KvLink, attach_request
+
+Start = Callable[..., Any]
+
+
+class Listener:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.attached: list[object] = []
+        self.lost: list[str] = []
+
+    def on_attached(self, attachment: object) -> None:
+        self.attached.append(attachment)
+
+    def on_lost(self, sequence_ids: frozenset[str]) -> None:
+        self.lost += sequence_ids
+
+
+@pytest.mark.parametrize(
+    ("model", "advice"),
+    [
+        (dataclasses.replace(MODEL, digest="another"), "same --model"),
+        (dataclasses.replace(MODEL, layout=dataclasses.replace(LAYOUT, block_tokens=8)), "--chip-class"),
+        (
+            dataclasses.replace(MODEL, layout=dataclasses.replace(LAYOUT, order=AxisOrder.LAYER_KV_TOKEN_HEAD)),
+            "--chip-class",
+        ),
+    ],
+)
+async def test_a_worker_that_differs_cannot_start_and_says_what_to_do(
+    start_kvcache: Start, model: Any, advice: str
+) -> None:
+    async with start_kvcache() as kvcache:
+        with pytest.raises(StartError) as caught:
+            async with attached_worker(kvcache.address, model=model):
+                pass
+        assert advice in caught.value.message
+        assert "\n" not in caught.value.message
+        async with attached_worker(kvcache.address):
+            assert kvcache.stats().attachments == 1
+
+
+async def test_a_service_that_is_not_there_is_named() -> None:
+    link = KvLink("127.0.0.1:1", kvcache_pb2.AttachWorkerRequest(), Listener())
+    with pytest.raises(StartError, match=r"127\.0\.0\.1:1 .*--kvcache"):
+        await link.open(timeout_s=0.3)
+
+
+async def test_leases_are_renewed_while_the_service_answers(start_kvcache: Start) -> None:
+    async with start_kvcache(lease_s=0.4) as kvcache, attached_worker(kvcache.address) as worker:
+        grant = await worker.rights.acquire("s", [], 2)
+        assert len(grant.block_ids) == 2
+        first_end = worker.link._lease_ends_s
+        await until(lambda: worker.link._lease_ends_s > first_end + 0.8)  # two leases on
+        assert worker.rights.owns("s")
+        worker.rights.release("s")
+        await until(kvcache.is_all_released)
+
+
+async def test_a_lease_that_is_not_renewed_ends_before_the_service_gives_it_away(start_kvcache: Start) -> None:
+    now_s, listener = 0.0, Listener()
+    async with start_kvcache(lease_s=60) as kvcache:
+        request = attach_request("w", common_pb2.SERVICE_ROLE_DECODE, MODEL.digest, layout_to_proto(LAYOUT))
+        link = KvLink(kvcache.address, request, listener, lambda: now_s)
+        await link.open(timeout_s=5)
+        assert link.is_lease_valid()
+        now_s = 60.0
+        assert not link.is_lease_valid()
+        link.owned_epochs["s"] = 1
+        link.detach()
+        await until(lambda: listener.attached)
+        assert listener.lost == ["s"]
+        assert link.is_lease_valid()
+        await link.close()
+
+
+async def test_a_lost_sequence_cannot_be_extended(start_kvcache: Start) -> None:
+    async with start_kvcache() as kvcache, attached_worker(kvcache.address) as worker:
+        grant = await worker.rights.acquire("s", [], 2)
+        kvcache.node.release(worker.link.attachment.attachment_id, [("s", grant.epoch)])
+        with pytest.raises(WorkerLostError):
+            await worker.rights.extend("s", 1)
+        assert not worker.rights.owns("s")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"shm_name": "/forebay-is-not-there"}, "/dev/shm"),
+        ({"block_count": 1 << 20}, "larger /dev/shm"),
+        ({"size_bytes": 1 << 40}, "larger /dev/shm"),
+        ({"block_stride_bytes": 8}, "--chip-class"),
+    ],
+)
+async def test_memory_that_does_not_fit_is_refused_in_words(
+    start_kvcache: Start, changes: dict[str, Any], says: str
+) -> None:
+    async with start_kvcache() as kvcache, attached_worker(kvcache.address) as worker:
+        segment = kvcache_pb2.MemorySegment()
+        segment.CopyFrom(worker.link.attachment.segments[0])
+        segment.MergeFrom(kvcache_pb2.MemorySegment(**changes))
+        with pytest.raises(ForebayError) as caught:
+            map_segment(segment, LAYOUT.block_bytes)
+        assert says in caught.value.message
