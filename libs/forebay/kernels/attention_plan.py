@@ -16,7 +16,12 @@ from forebay.kernels.port import HeadShape, Span
 TILE_TOKENS = 128
 """Query tokens of a prefill span that are computed together; bounds the scores and skips most of the masked half."""
 
+ONEDNN_RUNNING_SUM = 1024
+"""Longest reduction that oneDNN does not split; beyond it, appended zeros change where it does."""
+
 ONEDNN_MULTIPLICATIONS = 16**3
+"""Products of fewer multiplications torch does in a loop of its own, which rounds otherwise than oneDNN."""
+
 SHORTEST_CONTEXT_TOKENS = 16
 """Smallest block size; a context is never padded to less than a block."""
 
@@ -100,13 +105,15 @@ def _spread(first: np.ndarray, length: int, unit: int) -> Tensor:
     return torch.from_numpy(rows.reshape(-1))
 
 
-def invariant_rows(rows: int, dtype: torch.dtype) -> int:
+def invariant_rows(rows: int, reduction: int, dtype: torch.dtype) -> int:
     """Rows a matrix product must have at least for its bits not to depend on their number.
 
     Measured: oneDNN (bfloat16) sums a long reduction otherwise when there is one row; MKL (float32) has other kernels
     below 4 rows and is held to whole vectors here.
     """
-    return max(rows, 2) if dtype == torch.bfloat16 else -(-rows // 16) * 16
+    if dtype == torch.bfloat16:
+        return max(rows, 2) if reduction > ONEDNN_RUNNING_SUM else rows
+    return -(-rows // 16) * 16
 
 
 def plan_attention(spans: Sequence[Span], rows: ArenaRows, heads: HeadShape, dtype: torch.dtype) -> AttentionPlan:
@@ -194,9 +201,8 @@ def _span_tiles(span: Span, first_row: int, block_tokens: int, heads: HeadShape,
 
 
 def _query_rows(rows: int, heads: HeadShape, dtype: torch.dtype) -> int:
-    # torch gives products below this size to a loop of its own, which rounds otherwise than oneDNN.
     enough = -(-ONEDNN_MULTIPLICATIONS // (heads.head_dim * SHORTEST_CONTEXT_TOKENS))
-    return invariant_rows(max(rows, enough), dtype)
+    return invariant_rows(max(rows, enough), ONEDNN_RUNNING_SUM, dtype)
 
 
 def _mask(is_hidden: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,9 +2,10 @@
 
 Knows which forms of torch's operations are batch invariant. Does not know models or sampling.
 
-bfloat16 goes to oneDNN, whose products were found bit-identical per row for two rows and more, any padding of the
-context by zeros up to 1,024 tokens and any number of threads. float32 goes to MKL, whose kernels change with few rows
-and with the length of the reduction. So rows are padded, and the reduction over the context is cut into pieces.
+bfloat16 goes to oneDNN. Its products were found bit-identical per row for any number of rows and threads and any zeros
+appended to a reduction of at most 1,024 terms; longer ones need two rows, and no zeros. float32 goes to MKL, whose
+kernels change with few rows and with the length of the reduction. So rows are padded, and the reduction over the
+context is cut into pieces.
 """
 
 from collections.abc import Sequence
@@ -13,11 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from forebay.kernels.attention_plan import ArenaRows, AttentionPlan, Tile, invariant_rows, plan_attention
+from forebay.kernels.attention_plan import (
+    ONEDNN_RUNNING_SUM,
+    ArenaRows,
+    AttentionPlan,
+    Tile,
+    invariant_rows,
+    plan_attention,
+)
 from forebay.kernels.port import HeadShape, RopeRows, Span
-
-ONEDNN_RUNNING_SUM = 1024
-"""Longest reduction that oneDNN does not split; beyond it, appended zeros change where it does."""
 
 
 class TorchKernels:
@@ -42,7 +47,7 @@ class TorchKernels:
     def linear(self, x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
         """[M, N]; few rows are padded, because other kernels would round them otherwise."""
         rows = x_MK.shape[0]
-        padded = invariant_rows(rows, self._dtype)
+        padded = invariant_rows(rows, x_MK.shape[1], self._dtype)
         if padded == rows:
             return F.linear(x_MK, weight_NK, bias_N)
         return F.linear(F.pad(x_MK, (0, 0, 0, padded - rows)), weight_NK, bias_N)[:rows]

@@ -1,0 +1,220 @@
+// Attention of query heads over the paged keys and values of their sequence.
+//
+// The context is cut into segments of fixed length from position 0. Each segment gives a partial result (largest score, sum of
+// weights, weighted sum of values), computed alone; partial results are folded in order of position. So a row's result does not
+// depend on the rows beside it, nor on how segments are spread over threads. R = queries computed together.
+#pragma once
+
+#include "functions.h"
+#include "kv_block.h"
+
+namespace forebay {
+
+constexpr int kSegmentTokens = 256;
+constexpr int kMaxQueries = 6;
+constexpr int kMaxHeadDim = 256;
+
+// Result over some of the context: softmax-weighted sum of values = values / weight, relative to e^largest.
+struct alignas(64) Partial {
+  float values[kMaxHeadDim];
+  float largest;
+  float weight;
+};
+
+// Keys and values of one sequence, layer and kv head.
+template <class Numbers>
+struct Context {
+  const std::uint8_t* arena;
+  std::ptrdiff_t block_stride_bytes;
+  const std::int32_t* block_table;
+  std::ptrdiff_t key_offset;  // in numbers, see KvShape
+  KvShape shape;
+
+  const typename Numbers::Number* keys(int block) const {
+    const std::uint8_t* const start = arena + block_table[block] * block_stride_bytes;
+    return reinterpret_cast<const typename Numbers::Number*>(start) + key_offset;
+  }
+  const typename Numbers::Number* values(int block) const { return keys(block) + shape.value_offset(); }
+};
+
+inline void prefetch(const void* from, std::ptrdiff_t bytes) {
+  for (std::ptrdiff_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
+}
+
+// One query head at one position.
+template <class Numbers>
+struct Query {
+  const typename Numbers::Number* numbers;  // [head_dim], scaled by 1 / sqrt(head_dim)
+  int position;
+};
+
+template <class Numbers, int R>
+class SegmentAttention {
+  using Number = typename Numbers::Number;
+  using F32 = lanes::F32;
+  static constexpr int kLanes = lanes::kCount;
+
+ public:
+  // Partial results of R queries over segment `segment`. A query that lies before the segment gets weight 0.
+  static void compute(const Context<Numbers>& context, const Query<Numbers>* queries, int segment, Partial* to) {
+    const int start = segment * kSegmentTokens;
+    int seen[R], most = 0;  // tokens of this segment that each query sees
+    for (int r = 0; r < R; ++r) {
+      const int tokens = queries[r].position + 1 - start;
+      seen[r] = tokens < 0 ? 0 : (tokens > kSegmentTokens ? kSegmentTokens : tokens);
+      most = seen[r] > most ? seen[r] : most;
+    }
+    alignas(64) float scores[R][kSegmentTokens];
+    alignas(64) Number weights[R][kSegmentTokens];
+    score(context, queries, start, most, scores);
+    for (int r = 0; r < R; ++r) soften(scores[r], weights[r], seen[r], most, to[r]);
+    int dim = 0;
+    for (; dim + 4 * kLanes <= context.shape.head_dim; dim += 4 * kLanes) gather<4>(context, weights, start, most, dim, to);
+    for (; dim < context.shape.head_dim; dim += kLanes) gather<1>(context, weights, start, most, dim, to);
+  }
+
+ private:
+  // scores[r][t] = q[r] . k[t] for the first `most` tokens, rounded up to whole lanes.
+  static void score(const Context<Numbers>& context, const Query<Numbers>* queries, int start, int most,
+                    float (&scores)[R][kSegmentTokens]) {
+    const int block_tokens = context.shape.block_tokens;
+    for (int first = 0; first < most; first += block_tokens) {
+      const int block = (start + first) / block_tokens;
+      const int tokens = most - first < block_tokens ? most - first : block_tokens;
+      // Values of this block are needed next, keys of the next one soon: both start a page that nothing has touched.
+      const int next = first + block_tokens < most ? block + 1 : block;
+      int token = 0;
+      for (; token + kLanes < tokens; token += 2 * kLanes) {
+        score_lanes<2>(context, context.keys(block), context.keys(next), queries, token, &scores[0][first + token]);
+      }
+      if (token < tokens) {
+        score_lanes<1>(context, context.keys(block), context.keys(next), queries, token, &scores[0][first + token]);
+      }
+    }
+  }
+
+  template <int Groups>
+  static void score_lanes(const Context<Numbers>& context, const Number* keys, const Number* next_keys,
+                          const Query<Numbers>* queries, int token, float* scores) {
+    F32 sums[R][Groups];
+    for (auto& of_query : sums) {
+      for (F32& sum : of_query) sum = lanes::broadcast(0.0f);
+    }
+    const std::ptrdiff_t stride = 2 * context.shape.block_tokens;
+    const Number* from = keys + 2 * token;
+    const Number* ahead = next_keys + 2 * token;
+    for (int pair = 0; pair < context.shape.head_dim / 2; ++pair, from += stride, ahead += stride) {
+#pragma GCC unroll 2
+      for (int group = 0; group < Groups; ++group) {
+        __builtin_prefetch(ahead + 2 * kLanes * group);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          sums[r][group] =
+              Numbers::add_products(sums[r][group], from + 2 * kLanes * group, queries[r].numbers + 2 * pair);
+        }
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int group = 0; group < Groups; ++group) {
+        lanes::store(scores + r * kSegmentTokens + group * kLanes, sums[r][group]);
+      }
+    }
+  }
+
+  // weights = e^(score - largest); tokens that the query does not see get 0.
+  static void soften(const float* scores, Number* weights, int seen, int most, Partial& to) {
+    using namespace lanes;
+    const float nothing = -__builtin_inff();
+    F32 most_lanes = broadcast(nothing);
+    for (int t = 0; t < seen; t += kLanes) {
+      // Written so that a NaN score wins: the row must fail, not go on with what is left.
+      most_lanes = maximum(most_lanes, keep_first(load(scores + t), seen - t, nothing));
+    }
+    to.largest = seen > 0 ? lanes::largest(most_lanes) : nothing;
+    F32 total = broadcast(0.0f);
+    for (int t = 0; t < most; t += kLanes) {
+      F32 weight = broadcast(0.0f);
+      if (t < seen) {
+        weight = exponential(subtract(load(scores + t), broadcast(to.largest)));
+        weight = keep_first(weight, seen - t, 0.0f);
+      }
+      Numbers::store(weights + t, weight);
+      total = add(total, weight);
+    }
+    to.weight = sum(total);
+  }
+
+  // to[r].values[dim ..] = sum over tokens of weights[r][t] * v[t][dim ..], two tokens at a time.
+  template <int Groups>
+  static void gather(const Context<Numbers>& context, const Number (&weights)[R][kSegmentTokens], int start, int most,
+                     int dim, Partial* to) {
+    F32 sums[R][Groups];
+    for (auto& of_query : sums) {
+      for (F32& sum : of_query) sum = lanes::broadcast(0.0f);
+    }
+    const int block_tokens = context.shape.block_tokens;
+    const std::ptrdiff_t stride = 2 * context.shape.head_dim;
+    for (int first = 0; first < most; first += block_tokens) {
+      const int block = (start + first) / block_tokens;
+      const int tokens = most - first < block_tokens ? most - first : block_tokens;
+      const Number* from = context.values(block) + 2 * dim;
+      const Number* ahead = context.values(first + block_tokens < most ? block + 1 : block) + 2 * dim;
+      for (int token = 0; token < tokens; token += 2, from += stride, ahead += stride) {
+#pragma GCC unroll 4
+        for (int group = 0; group < Groups; ++group) {
+          __builtin_prefetch(ahead + 2 * kLanes * group);
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) {
+            sums[r][group] =
+                Numbers::add_products(sums[r][group], from + 2 * kLanes * group, &weights[r][first + token]);
+          }
+        }
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int group = 0; group < Groups; ++group) lanes::store(to[r].values + dim + group * kLanes, sums[r][group]);
+    }
+  }
+};
+
+// Partial results of `count` queries (1 .. kMaxQueries) over one segment.
+template <class Numbers>
+inline void attend_segment(const Context<Numbers>& context, const Query<Numbers>* queries, int count, int segment,
+                           Partial* to) {
+  switch (count) {
+    case 1: return SegmentAttention<Numbers, 1>::compute(context, queries, segment, to);
+    case 2: return SegmentAttention<Numbers, 2>::compute(context, queries, segment, to);
+    case 3: return SegmentAttention<Numbers, 3>::compute(context, queries, segment, to);
+    case 4: return SegmentAttention<Numbers, 4>::compute(context, queries, segment, to);
+    case 5: return SegmentAttention<Numbers, 5>::compute(context, queries, segment, to);
+    default: return SegmentAttention<Numbers, 6>::compute(context, queries, segment, to);
+  }
+}
+
+// Adds what a later segment gave to `total`.
+inline void fold(Partial& total, const Partial& later, int head_dim) {
+  using namespace lanes;
+  const float largest = total.largest > later.largest ? total.largest : later.largest;
+  const F32 shrink = exponential(broadcast(total.largest - largest));
+  const F32 shrink_later = exponential(broadcast(later.largest - largest));
+  for (int dim = 0; dim < head_dim; dim += kCount) {
+    const F32 kept = multiply(load(total.values + dim), shrink);
+    store(total.values + dim, multiply_add(load(later.values + dim), shrink_later, kept));
+  }
+  alignas(64) float factor[2][kCount];
+  store(factor[0], shrink);
+  store(factor[1], shrink_later);
+  const float kept_weight = total.weight * factor[0][0];
+  const float later_weight = later.weight * factor[1][0];
+  total.weight = kept_weight + later_weight;
+  total.largest = largest;
+}
+
+// The attention's output: [head_dim].
+inline void finish(const Partial& total, int head_dim, float* to) {
+  using namespace lanes;
+  const F32 weight = broadcast(total.weight);
+  for (int dim = 0; dim < head_dim; dim += kCount) store(to + dim, divide(load(total.values + dim), weight));
+}
+
+}  // namespace forebay

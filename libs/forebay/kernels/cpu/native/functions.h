@@ -1,0 +1,31 @@
+// exp and what follows from it, sixteen lanes at a time.
+#pragma once
+
+#include "lanes.h"
+
+namespace forebay {
+
+// e^x within 2 units in the last place; exactly 1 at 0; x is bounded to [-87, 88]; a NaN stays one.
+// x = n ln 2 + r, |r| <= ln 2 / 2; e^r by its Taylor polynomial to the seventh power.
+inline lanes::F32 exponential(lanes::F32 x) {
+  using namespace lanes;
+  x = minimum(broadcast(88.0f), maximum(broadcast(-87.0f), x));
+  const I32 n = round_to_int(multiply(x, broadcast(1.44269504f)));
+  const F32 whole = to_float(n);
+  F32 r = multiply_add(whole, broadcast(-0.693145752f), x);  // ln 2 in two parts, the first with few bits
+  r = multiply_add(whole, broadcast(-1.42860677e-6f), r);
+  F32 sum = broadcast(1.0f / 5040.0f);
+  for (const float term : {1.0f / 720.0f, 1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f, 1.0f, 1.0f}) {
+    sum = multiply_add(sum, r, broadcast(term));
+  }
+  return multiply(sum, power_of_two(n));
+}
+
+// x / (1 + e^-x)
+inline lanes::F32 silu(lanes::F32 x) {
+  using namespace lanes;
+  const F32 e = exponential(subtract(broadcast(0.0f), x));
+  return divide(x, add(broadcast(1.0f), e));
+}
+
+}  // namespace forebay
