@@ -6,9 +6,10 @@ strings again and again is not bounded.
 """
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -20,7 +21,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from forebay.errors import InvalidFieldError, TemplateFailedError, UnknownRoleError
 
 ROLES = ("system", "user", "assistant", "tool")
-_MAX_STEPS = 1_000_000  # loop rounds and calls of one rendering
+_MAX_STEPS = 100_000  # loop rounds and calls of one rendering
+_MAX_RENDERING_S = 2.0
 _MAX_CHARACTERS = 16 << 20  # no request is larger
 _MAX_PRODUCT = 65_536  # what * and ** may make, in characters, items or bits
 
@@ -41,14 +43,17 @@ class ChatTemplate:
         source: str | None,
         special_tokens: Mapping[str, str],
         now: Callable[[], datetime] = datetime.now,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """Compiles.
 
         Args:
             source: the template; None: every rendering fails.
             special_tokens: what the template may name: bos_token, eos_token, ...
-            now: the clock behind strftime_now.
+            now: the calendar behind strftime_now.
+            clock_s: seconds that only grow, for the bound on a rendering's time.
         """
+        self._clock_s = clock_s
         self._source = source
         self._special_tokens = dict(special_tokens)
         self._template: jinja2.Template | None = None
@@ -83,7 +88,7 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": True,
         }
-        token = _steps.set(_Steps())
+        token = _steps.set(_Steps(self._clock_s))
         try:
             return _join_bounded(self._template.generate(variables))
         except Exception as error:  # whatever a template does wrong, the conversation cannot be rendered
@@ -105,14 +110,20 @@ class _TooMuchError(Exception):
     """A bound was reached."""
 
 
-@dataclass(slots=True)
 class _Steps:
-    left: int = field(default=_MAX_STEPS)
+    """What one rendering may still do."""
+
+    def __init__(self, clock_s: Callable[[], float]) -> None:
+        self._clock_s = clock_s
+        self._left = _MAX_STEPS
+        self._deadline_s = clock_s() + _MAX_RENDERING_S
 
     def take(self) -> None:
-        self.left -= 1
-        if self.left < 0:
+        self._left -= 1
+        if self._left < 0:
             raise _TooMuchError(f"it ran for more than {_MAX_STEPS:,} steps")
+        if self._clock_s() > self._deadline_s:
+            raise _TooMuchError(f"it ran for more than {_MAX_RENDERING_S} s")
 
 
 _steps: ContextVar[_Steps] = ContextVar("forebay_template_steps")

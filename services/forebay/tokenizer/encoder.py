@@ -53,4 +53,4 @@ class TextEncoder:
 
 
 def _character_count(each: EncodeInput) -> int:
-    return len(each) if isinstance(each, str) else sum(len(message.content) for message in each)
+    return len(each) if isinstance(each, str) else sum(len(message.role) + len(message.content) for message in each)
