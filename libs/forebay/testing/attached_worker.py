@@ -1,4 +1,4 @@
-"""A worker with a fake engine, attached to a KV-cache service at an address: for contract tests."""
+"""A worker, with a fake engine unless told, attached to a KV-cache service at an address: for contract tests."""
 
 import asyncio
 import secrets
@@ -10,6 +10,7 @@ from typing import Any, Final
 import grpc
 
 from forebay.engine.scheduler import Limits, Scheduler
+from forebay.engine.types import Engine
 from forebay.fleet.messages import layout_to_proto
 from forebay.rpc.channel import open_channel
 from forebay.rpc.server import Server
@@ -34,42 +35,52 @@ LIMITS: Final = Limits(block_tokens=LAYOUT.block_tokens, context_tokens=256, chu
 
 
 @dataclass(slots=True)
-class FakeWorker:
-    """Its parts; `engine` is the one in use now."""
+class AttachedWorker:
+    """Its parts; `engine` is the fake one in use now."""
 
     runner: SequenceRunner
     link: KvLink
     rights: KvRights
-    engine: FakeEngine
+    engines: list[Engine]
+
+    @property
+    def engine(self) -> FakeEngine:
+        """The engine in use now."""
+        engine = self.engines[-1]
+        assert isinstance(engine, FakeEngine)
+        return engine
 
 
 @asynccontextmanager
 async def attached_worker(
-    kvcache_address: str, limits: Limits = LIMITS, patience: Patience | None = None, model: ServedModel = MODEL
-) -> AsyncIterator[FakeWorker]:
+    kvcache_address: str,
+    limits: Limits = LIMITS,
+    patience: Patience | None = None,
+    model: ServedModel = MODEL,
+    make_engine: Callable[[Attachment], Engine] = FakeEngine,
+) -> AsyncIterator[AttachedWorker]:
     """A worker that runs until the block ends."""
-    engines: list[FakeEngine] = []
+    engines: list[Engine] = []
 
-    def make_engine(attachment: Attachment) -> FakeEngine:
-        engines.append(FakeEngine(attachment))
-        if len(engines) > 1:
-            worker.engine = engines[-1]
+    def make(attachment: Attachment) -> Engine:
+        engines.append(make_engine(attachment))
         return engines[-1]
 
-    runner = SequenceRunner(limits, patience or Patience(blocks_s=0.5, stuck_s=0.2), make_engine)
+    runner = SequenceRunner(limits, patience or Patience(blocks_s=0.5, stuck_s=0.2), make)
     request = attach_request(
         f"worker-{secrets.token_hex(4)}", common_pb2.SERVICE_ROLE_DECODE, model.digest, layout_to_proto(model.layout)
     )
     link = KvLink(kvcache_address, request, runner)
-    engine = make_engine(await link.open(timeout_s=5))
+    engine = make(await link.open(timeout_s=5))
     rights = KvRights(link)
     rights.start()
-    worker = FakeWorker(runner, link, rights, engine)
     runner.connect(rights, EngineThread(engine, Scheduler(limits), link.is_lease_valid))
     try:
-        yield worker
+        yield AttachedWorker(runner, link, rights, engines)
     finally:
-        worker.engine.gate.set()
+        for one in engines:
+            if isinstance(one, FakeEngine):
+                one.gate.set()
         await asyncio.wait_for(runner.wait_idle(), 5)
         await rights.close()
         await runner.stop()

@@ -258,6 +258,7 @@ class SequenceRunner:
         inside = [one for one in self._sequences.values() if one.is_in_engine and not one.is_cancel_sent]
         is_stuck = all(one.is_starved and one.sequence_id in self._stuck for one in inside)
         if is_stuck and self._clock() - self._stuck_since_s >= self._patience.stuck_s:
+            self._stuck_since_s = self._clock()  # what the youngest holds takes a moment to come back
             youngest = max(inside, key=lambda one: one.arrival)
             self._abort(youngest, KvExhaustedError("no KV blocks became free to go on", retry_after_s=RETRY_AFTER_S))
 

@@ -14,7 +14,7 @@ from forebay.errors import Code, DrainingError, InvalidFieldError
 from forebay.fleet.messages import layout_to_proto
 from forebay.kv.hashing import root_hash
 from forebay.rpc.status import from_failure, translated
-from forebay.testing.attached_worker import LIMITS, MODEL, FakeWorker, attached_worker, served
+from forebay.testing.attached_worker import LIMITS, MODEL, AttachedWorker, attached_worker, served
 from forebay.testing.fake_engine import POISON, continuation
 from forebay.testing.waiting import until
 from forebay.v1 import common_pb2, decode_pb2, decode_pb2_grpc
@@ -76,7 +76,7 @@ class Link:
 @dataclasses.dataclass
 class Rig:
     kvcache: Any
-    worker: FakeWorker
+    worker: AttachedWorker
     stub: Any
     link: Link
 
@@ -370,7 +370,7 @@ async def test_a_passed_deadline_is_told(start: Start) -> None:
 
 
 async def test_when_all_are_stuck_the_youngest_makes_room(start: Start) -> None:
-    async with start(blocks=16, patience=Patience(stuck_s=0.05)) as rig:
+    async with start(blocks=16, patience=Patience(stuck_s=0.3)) as rig:
         for name in ("old", "young"):
             await rig.link.start(
                 name, prompt_token_ids=[3], tenant=name, sampling=common_pb2.SamplingParams(max_tokens=60)

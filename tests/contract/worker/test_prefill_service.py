@@ -27,7 +27,7 @@ from forebay.errors import (
 from forebay.kv.hashing import block_hashes, root_hash
 from forebay.prefill.servicer import PrefillServicer
 from forebay.rpc.status import translated
-from forebay.testing.attached_worker import LIMITS, MODEL, FakeWorker, attached_worker, served
+from forebay.testing.attached_worker import LIMITS, MODEL, AttachedWorker, attached_worker, served
 from forebay.testing.fake_engine import POISON, next_token
 from forebay.testing.waiting import until
 from forebay.v1 import common_pb2, prefill_pb2, prefill_pb2_grpc
@@ -39,7 +39,7 @@ PROMPT = list(range(1, 23))  # 22 tokens: five full blocks of four, and two toke
 @dataclasses.dataclass
 class Rig:
     kvcache: Any
-    worker: FakeWorker
+    worker: AttachedWorker
     stub: Any
 
     async def prefill(self, **changes: Any) -> list[prefill_pb2.PrefillResponse]:
