@@ -1,0 +1,21 @@
+"""A request's stored trace, once it is whole: spans reach the store a moment after they end."""
+
+from forebay.telemetry.span_schema import store_path
+from forebay.telemetry.span_store import SpanStore, StoredSpan, TraceNotFoundError
+from forebay.testing.mesh import RunningMesh
+from forebay.testing.waiting import until
+
+
+async def stored_trace(mesh: RunningMesh, trace_id: str, names: set[str]) -> list[StoredSpan]:
+    """All spans of a trace as soon as those of these names are stored. Raises TimeoutError when they stay away."""
+    trace: list[StoredSpan] = []
+
+    def is_whole() -> bool:
+        try:
+            trace[:] = SpanStore(store_path(mesh.state_dir)).trace(trace_id)
+        except TraceNotFoundError:
+            return False
+        return names <= {one.name for one in trace}
+
+    await until(is_whole)
+    return trace
