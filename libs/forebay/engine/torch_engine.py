@@ -40,6 +40,10 @@ class TorchEngine:
         self._rope = RopeTable(config)
         self._threads = threads
 
+    def use_threads(self, threads: int) -> None:
+        """Cores that steps may use from now on. Changes their speed, never their results."""
+        self._threads = threads
+
     def step(self, slices: list[Slice]) -> list[Sampled]:
         """As Engine.step; results are in the order of the slices that sample."""
         if not slices:

@@ -91,21 +91,23 @@ def load_weights(
         StartError: a weight is NaN or infinite, or the folder cannot be written.
     """
     path = packed_path(model, weight_dtype, folder)
-    if packed := _map_if_usable(path):
-        return _decoder_weights(packed, model.config)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            packed = _map_if_usable(path)
-            if packed is None:
-                _pack(model, weight_dtype, path, progress)
-                packed = map_weight_file(path)
+        packed = _map_if_usable(path) or _pack_once(model, weight_dtype, path, progress)
     except OSError as error:
         raise StartError(
-            f"cannot write packed weights to {folder}: {error.strerror}; free space or set FOREBAY_CACHE"
+            f"cannot keep packed weights in {folder}: {error.strerror}; free space there or set FOREBAY_CACHE"
         ) from error
     return _decoder_weights(packed, model.config)
+
+
+def _pack_once(model: ModelFile, weight_dtype: NumberFormat, path: Path, progress: Progress) -> WeightFile:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if packed := _map_if_usable(path):
+            return packed
+        _pack(model, weight_dtype, path, progress)
+        return map_weight_file(path)
 
 
 def _map_if_usable(path: Path) -> WeightFile | None:

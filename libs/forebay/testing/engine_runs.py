@@ -17,20 +17,19 @@ GREEDY = SamplingParams(max_tokens=1 << 20, seed=0, temperature=0.0)
 
 @dataclass(slots=True)
 class EngineRun:
-    """An engine over private memory; blocks are handed out in order and never come back."""
+    """An engine over private memory; blocks are handed out in order, and again once next_block is put back."""
 
     engine: TorchEngine
-    block_tokens: int
-    next_block: int
-    block_count: int
+    arena: KvArena
+    next_block: int = 1
 
     def sequence(
         self, token_ids: Items[int], room_tokens: int = 0, sampling: SamplingParams = GREEDY, name: str | None = None
     ) -> Sequence:
         """A sequence with blocks for its prompt and so many tokens more."""
         first = self.next_block
-        self.next_block += -(-(len(token_ids) + room_tokens) // self.block_tokens)
-        assert self.next_block <= self.block_count, "the run has no more blocks"
+        self.next_block += -(-(len(token_ids) + room_tokens) // self.arena.layout.block_tokens)
+        assert self.next_block <= self.arena.block_count, "the run has no more blocks"
         return Sequence(name or f"sequence-{first}", list(token_ids), sampling, list(range(first, self.next_block)))
 
     def step(self, slices: list[Slice]) -> list[Sampled]:
@@ -59,9 +58,13 @@ class EngineRun:
             part.sequence.computed_tokens += part.token_count
         return logits
 
+    def poison(self, block: int) -> None:
+        """Fills a block with NaN."""
+        self.arena.blocks[block] = float("nan")
+
 
 def engine_run(model: ModelFile, chip_class: ChipClass, block_count: int, block_tokens: int = 32) -> EngineRun:
     """Loads the model over a fresh arena of so many blocks; block 0 is left unused."""
     layout = layout_for(model.config, chip_class, block_tokens)
     arena = KvArena(bytearray(block_count * layout.block_bytes), layout, block_count)
-    return EngineRun(load_engine(model, chip_class, arena), block_tokens, 1, block_count)
+    return EngineRun(load_engine(model, chip_class, arena), arena)
