@@ -74,7 +74,8 @@ async def attached_worker(
     engine = make(await link.open(timeout_s=5))
     rights = KvRights(link)
     rights.start()
-    runner.connect(rights, EngineThread(engine, Scheduler(limits), link.is_lease_valid))
+    thread = EngineThread(engine, Scheduler(limits), link.is_lease_valid)
+    runner.connect(rights, thread)
     try:
         yield AttachedWorker(runner, link, rights, engines)
     finally:
@@ -83,7 +84,7 @@ async def attached_worker(
                 one.gate.set()
         await asyncio.wait_for(runner.wait_idle(), 5)
         await rights.close()
-        await runner.stop()
+        await thread.stop()
         await link.close()
 
 

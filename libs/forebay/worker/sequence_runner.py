@@ -129,10 +129,6 @@ class SequenceRunner:
             if running is not None:
                 self._abort(running, lost())
 
-    async def stop(self) -> None:
-        """Ends the engine's thread."""
-        await self._thread.stop()
-
     def _register(self, spec: SequenceSpec, on_token: TokenSink) -> RunningSequence:
         end = asyncio.get_running_loop().create_future()
         end.add_done_callback(lambda done: done.cancelled() or done.exception())  # not an error if nobody asks

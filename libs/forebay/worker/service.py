@@ -126,7 +126,8 @@ async def _running(
         engine = await asyncio.to_thread(loader.make_engine, attachment)
         rights = KvRights(link)
         rights.start()
-        runner.connect(rights, EngineThread(engine, Scheduler(limits), link.is_lease_valid))
+        thread = EngineThread(engine, Scheduler(limits), link.is_lease_valid)
+        runner.connect(rights, thread)
         try:
             await _warm_up(runner, model)
             gc.collect()
@@ -134,7 +135,7 @@ async def _running(
             yield Worker(runner, model, attachment.node_id, settings.kvcache)
         finally:
             await rights.close()
-            await runner.stop()
+            await thread.stop()
     finally:
         await link.close()
 

@@ -7,6 +7,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from forebay.decode.servicer import DecodeServicer
 from forebay.engine.types import SamplingParams
@@ -14,6 +17,8 @@ from forebay.errors import Code, DrainingError, InvalidFieldError
 from forebay.fleet.messages import layout_to_proto
 from forebay.kv.hashing import root_hash
 from forebay.rpc.status import from_failure, translated
+from forebay.telemetry import spans
+from forebay.telemetry.tracing import use_provider
 from forebay.testing.attached_worker import LIMITS, MODEL, AttachedWorker, attached_worker, served
 from forebay.testing.fake_engine import POISON, continuation
 from forebay.testing.waiting import until
@@ -446,3 +451,25 @@ async def test_a_crowd_with_cancels_leaves_nothing(start: Start) -> None:
         await until(rig.kvcache.is_all_released)
         assert rig.worker.runner.running_count == 0
         assert rig.worker.runner.queued_count == 0
+
+
+async def test_each_sequence_is_one_span_under_its_request(start: Start) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    use_provider(provider)
+    try:
+        async with start() as rig:
+            trace_id, parent_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+            await rig.link.generate("good", traceparent=f"00-{trace_id}-{parent_id}-01")
+            await rig.link.generate("bad", prompt_token_ids=[1, POISON], traceparent=f"00-{trace_id}-{parent_id}-01")
+    finally:
+        use_provider(None)
+    found = {one.attributes[spans.REQUEST_ID]: one for one in exporter.get_finished_spans() if one.name == spans.DECODE}
+    assert set(found) == {"good", "bad"}
+    for span in found.values():
+        assert f"{span.context.trace_id:032x}" == trace_id
+        assert f"{span.parent.span_id:016x}" == parent_id
+    assert found["good"].attributes[spans.OUTPUT_TOKENS] == 10
+    assert found["good"].attributes[spans.COMPUTED_TOKENS] == len(PROMPT)
+    assert found["good"].attributes[spans.DECODE_STEPS] == 9
+    assert found["bad"].attributes[spans.ERROR_TYPE] == "NUMERIC_FAILURE"
