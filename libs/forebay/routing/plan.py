@@ -76,8 +76,9 @@ def plan(
     options = [option for decode in fleet.decode for option in _options(request, decode, fleet, matches)]
     if not options:
         raise _no_worker(request, fleet)
-    best_score = min(_score(option, loads) for option in options)
-    best = [option for option in options if _score(option, loads) == best_score]
+    scores = [_score(option, loads) for option in options]
+    best_score = min(scores)
+    best = [option for option, score in zip(options, scores, strict=True) if score == best_score]
     chosen = best[int(tie_break * len(best))]
     return Plan(
         mode=chosen.mode,

@@ -5,7 +5,7 @@ from typing import Any, Final, Self
 from forebay.fleet.member import Member, Role
 from forebay.rpc.server import Server
 from forebay.testing.scripted_workers import DIGEST, LAYOUT, MODEL, FakeDecode, FakePrefill, FakeTokenizer, Script
-from forebay.v1 import decode_pb2_grpc, prefill_pb2_grpc, tokenizer_pb2_grpc
+from forebay.v1 import decode_pb2_grpc, kvcache_pb2_grpc, prefill_pb2_grpc, tokenizer_pb2_grpc
 
 
 class ScriptedFleet:
@@ -59,6 +59,7 @@ class ScriptedFleet:
 _SERVICES: Final[dict[Role, tuple[Any, str]]] = {
     Role.TOKENIZER: (tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server, "forebay.v1.TokenizerService"),
     Role.PREFILL: (prefill_pb2_grpc.add_PrefillServiceServicer_to_server, "forebay.v1.PrefillService"),
+    Role.KVCACHE: (kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server, "forebay.v1.KvCacheService"),
     Role.DECODE: (decode_pb2_grpc.add_DecodeServiceServicer_to_server, "forebay.v1.DecodeService"),
 }
 

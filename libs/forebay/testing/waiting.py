@@ -1,7 +1,7 @@
 """Waiting for a condition: the only way in which tests wait."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 INTERVAL_S = 0.005
 TIMEOUT_S = 20.0
@@ -11,4 +11,11 @@ async def until(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -
     """Returns as soon as `condition()` is true. Raises TimeoutError when it stays false."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110  # conditions of others' objects have no event
+            await asyncio.sleep(INTERVAL_S)
+
+
+async def eventually(condition: Callable[[], Awaitable[object]], timeout_s: float = TIMEOUT_S) -> None:
+    """As `until`, for a condition that must be asked for."""
+    async with asyncio.timeout(timeout_s):
+        while not await condition():
             await asyncio.sleep(INTERVAL_S)

@@ -1,0 +1,223 @@
+"""What every plan must be, and the first policy: longest cached prefix, then least load."""
+
+import dataclasses
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from forebay.errors import NoWorkerError
+from forebay.kv.layout import KvDtype, KvLayout
+from forebay.routing.fleet import FleetSnapshot, NodeCache, Worker, WorkerRole, select
+from forebay.routing.in_flight import InFlight, WorkerLoad
+from forebay.routing.plan import RESUME_MAX_TOKENS, Mode, Plan, PlanRequest, plan
+from forebay.routing.prefix_index import PrefixMatch, Tier
+
+LAYOUT = KvLayout(KvDtype.FLOAT32, layers=1, kv_heads=1, head_dim=4, block_tokens=32)
+OTHER_LAYOUT = dataclasses.replace(LAYOUT, dtype=KvDtype.INT8)
+
+
+def worker(worker_id: str, role: WorkerRole, node_id: str = "n1", **fields) -> Worker:  # type: ignore[no-untyped-def]
+    return Worker(worker_id, role, node_id, "digest", LAYOUT, max_sequences=8, **fields)
+
+
+def decode(worker_id: str, node_id: str = "n1", **fields) -> Worker:  # type: ignore[no-untyped-def]
+    return worker(worker_id, WorkerRole.DECODE, node_id, **fields)
+
+
+def prefill(worker_id: str, node_id: str = "n1", **fields) -> Worker:  # type: ignore[no-untyped-def]
+    return worker(worker_id, WorkerRole.PREFILL, node_id, **fields)
+
+
+def held(block_count: int) -> PrefixMatch:
+    return PrefixMatch((Tier.DEVICE,) * block_count)
+
+
+def made(request: PlanRequest, fleet: FleetSnapshot, matches=None, loads=None, tie_break: float = 0.0) -> Plan:  # type: ignore[no-untyped-def]
+    return plan(request, fleet, matches or {}, loads or {}, tie_break)
+
+
+nodes = st.sampled_from(["n1", "n2", "n3"])
+fleets = st.builds(
+    lambda p, d: FleetSnapshot(
+        tuple(prefill(f"p{i}", node, is_draining=drains) for i, (node, drains) in enumerate(p)),
+        tuple(decode(f"d{i}", node, is_draining=drains) for i, (node, drains) in enumerate(d)),
+    ),
+    st.lists(st.tuples(nodes, st.booleans()), max_size=4),
+    st.lists(st.tuples(nodes, st.booleans()), max_size=4),
+)
+requests = st.builds(
+    PlanRequest, prompt_tokens=st.integers(1, 300), forced_mode=st.sampled_from([None, Mode.LOCAL, Mode.SPLIT])
+)
+all_matches = st.dictionaries(nodes, st.integers(0, 12).map(held))
+all_loads = st.dictionaries(
+    st.sampled_from([f"{role}{i}" for role in "pd" for i in range(4)]),
+    st.builds(WorkerLoad, st.integers(0, 20), st.integers(0, 1000)),
+)
+ties = st.floats(0, 1, exclude_max=True)
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(requests, fleets, all_matches, all_loads, ties)
+def test_every_plan_can_be_carried_out(request, fleet, matches, loads, tie_break) -> None:  # type: ignore[no-untyped-def]
+    try:
+        chosen = plan(request, fleet, matches, loads, tie_break)
+    except NoWorkerError:
+        live = [w for w in fleet.decode if not w.is_draining]
+        partners = {w.node_id for w in fleet.prefill if not w.is_draining}
+        if request.forced_mode is Mode.SPLIT:
+            assert not any(w.node_id in partners for w in live)
+        else:
+            assert not live
+        return
+    by_id = {w.worker_id: w for w in (*fleet.prefill, *fleet.decode)}
+    decoder = by_id[chosen.decode_worker_id]
+    assert decoder.role is WorkerRole.DECODE
+    assert not decoder.is_draining
+    assert (chosen.prefill_worker_id is not None) == (chosen.mode is Mode.SPLIT)
+    if chosen.prefill_worker_id is not None:
+        prefiller = by_id[chosen.prefill_worker_id]
+        assert prefiller.role is WorkerRole.PREFILL
+        assert not prefiller.is_draining
+        assert prefiller.node_id == decoder.node_id
+    if request.forced_mode is not None:
+        assert chosen.mode is request.forced_mode
+    match = matches.get(decoder.node_id, held(0))
+    assert chosen.matched_tokens % 32 == 0
+    assert chosen.matched_tokens < request.prompt_tokens, "the last token is always computed"
+    assert chosen.matched_tokens <= match.block_count * 32
+    rest_tokens = request.prompt_tokens - chosen.matched_tokens
+    if chosen.mode is Mode.RESUME:
+        assert chosen.matched_tokens > 0
+        assert rest_tokens <= RESUME_MAX_TOKENS
+    assert chosen.reason.startswith(chosen.mode.value)
+    assert chosen == plan(request, fleet, matches, loads, tie_break), "same input, same plan"
+
+
+@given(requests, fleets, all_matches, all_loads, ties)
+def test_no_decode_worker_that_could_serve_holds_more(request, fleet, matches, loads, tie_break) -> None:  # type: ignore[no-untyped-def]
+    assume(request.forced_mode is not Mode.SPLIT)
+    assume(any(not w.is_draining for w in fleet.decode))
+    chosen = plan(request, fleet, matches, loads, tie_break)
+    usable = (request.prompt_tokens - 1) // 32
+    best = max(min(usable, matches.get(w.node_id, held(0)).block_count) for w in fleet.decode if not w.is_draining)
+    assert chosen.matched_tokens == best * 32
+
+
+def test_the_least_loaded_of_equals_is_taken() -> None:
+    fleet = FleetSnapshot((prefill("p1"), prefill("p2")), (decode("d1"), decode("d2")))
+    loads = {"d1": WorkerLoad(2, 0), "d2": WorkerLoad(1, 0), "p1": WorkerLoad(1, 10), "p2": WorkerLoad(1, 500)}
+    chosen = made(PlanRequest(100), fleet, loads=loads)
+    assert (chosen.mode, chosen.prefill_worker_id, chosen.decode_worker_id) == (Mode.SPLIT, "p1", "d2")
+
+
+def test_load_is_relative_to_what_a_worker_can_hold() -> None:
+    big = dataclasses.replace(decode("d1"), max_sequences=64)
+    fleet = FleetSnapshot((), (big, decode("d2")))
+    chosen = made(PlanRequest(10), fleet, loads={"d1": WorkerLoad(8, 0), "d2": WorkerLoad(4, 0)})
+    assert chosen.decode_worker_id == "d1"
+
+
+@pytest.mark.parametrize(("tie_break", "expected"), [(0.0, "d0"), (0.3, "d1"), (0.5, "d2"), (0.999, "d3")])
+def test_ties_are_broken_by_the_number_given(tie_break: float, expected: str) -> None:
+    fleet = FleetSnapshot((), tuple(decode(f"d{i}") for i in range(4)))
+    assert made(PlanRequest(10), fleet, tie_break=tie_break).decode_worker_id == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "blocks", "mode"),
+    [
+        (33, 1, Mode.RESUME),  # the last block is partial
+        (64, 2, Mode.RESUME),  # all blocks are full: the last is computed again
+        (65, 1, Mode.SPLIT),  # a full block is missing
+        (32, 1, Mode.SPLIT),  # nothing can be reused
+        (10, 0, Mode.SPLIT),
+    ],
+)
+def test_resume_follows_from_the_cache(prompt_tokens: int, blocks: int, mode: Mode) -> None:
+    fleet = FleetSnapshot((prefill("p1"),), (decode("d1"),))
+    assert made(PlanRequest(prompt_tokens), fleet, {"n1": held(blocks)}).mode is mode
+
+
+def test_resume_only_when_little_is_left() -> None:
+    wide = dataclasses.replace(LAYOUT, block_tokens=128)
+    fleet = FleetSnapshot(
+        (dataclasses.replace(prefill("p1"), layout=wide),), (dataclasses.replace(decode("d1"), layout=wide),)
+    )
+    assert made(PlanRequest(128 + 64), fleet, {"n1": held(1)}).mode is Mode.RESUME
+    assert made(PlanRequest(128 + 65), fleet, {"n1": held(1)}).mode is Mode.SPLIT
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        prefill("p1", "n2"),
+        dataclasses.replace(prefill("p1"), model_digest="other"),
+        dataclasses.replace(prefill("p1"), layout=OTHER_LAYOUT),
+        prefill("p1", is_draining=True),
+    ],
+)
+def test_a_prefill_worker_that_cannot_share_blocks_is_no_partner(stranger: Worker) -> None:
+    fleet = FleetSnapshot((stranger,), (decode("d1"),))
+    assert made(PlanRequest(100), fleet).mode is Mode.LOCAL
+    with pytest.raises(NoWorkerError) as caught:
+        made(PlanRequest(100, Mode.SPLIT), fleet)
+    assert caught.value.metadata["role"] == "prefill"
+    assert caught.value.retry_after_s == 1.0
+
+
+def test_the_reason_says_what_decided() -> None:
+    fleet = FleetSnapshot((prefill("p1"),), (decode("d1"), decode("d2", "n2")))
+    text = made(PlanRequest(100), fleet, {"n1": held(2)}).reason
+    assert "64 of 100 prompt tokens are cached on n1" in text
+    assert "2 options" in text
+    assert "as was asked for" in made(PlanRequest(100, Mode.LOCAL), fleet).reason
+
+
+def test_a_burst_between_two_reports_spreads() -> None:
+    fleet, in_flight = FleetSnapshot((), tuple(decode(f"d{i}") for i in range(4))), InFlight()
+    reported, counts = {f"d{i}": WorkerLoad() for i in range(4)}, {f"d{i}": 7 for i in range(4)}
+    for number in range(40):
+        chosen = plan(PlanRequest(10), fleet, {}, in_flight.loads(reported, counts), 0.0)
+        in_flight.charge(chosen.decode_worker_id, f"r{number}", WorkerLoad(1, 10), 7)
+    assert [in_flight.request_count(f"d{i}") for i in range(4)] == [10] * 4
+
+
+def test_a_charge_counts_until_a_report_must_have_seen_it() -> None:
+    in_flight = InFlight()
+    in_flight.charge("d1", "r1", WorkerLoad(1, 50), report_count=3)
+    in_flight.charge("d1", "r2", WorkerLoad(1, 70), report_count=4)
+    assert in_flight.unseen("d1", 4) == WorkerLoad(2, 120)
+    assert in_flight.unseen("d1", 5) == WorkerLoad(1, 70)
+    assert in_flight.unseen("d1", 6) == WorkerLoad()
+    assert in_flight.loads({"d1": WorkerLoad(5, 0)}, {"d1": 5}) == {"d1": WorkerLoad(6, 70)}
+    in_flight.release("d1", "r2")
+    in_flight.release("d1", "r2")
+    assert in_flight.request_count("d1") == 1
+    in_flight.release("d1", "r1")
+    assert in_flight.loads({}, {}) == {}
+
+
+def test_select_refuses_what_differs_from_its_node_or_the_fleet() -> None:
+    caches = [NodeCache("n1", "digest", LAYOUT), NodeCache("n2", "digest", LAYOUT), NodeCache("n3", "odd", LAYOUT)]
+    workers = [
+        decode("good"),
+        prefill("good-p", "n2"),
+        dataclasses.replace(decode("digest"), model_digest="odd"),
+        decode("cache", "n3"),
+        dataclasses.replace(decode("layout"), layout=OTHER_LAYOUT),
+        decode("homeless", "n9"),
+    ]
+    snapshot, refusals = select(workers, caches)
+    assert [w.worker_id for w in snapshot.decode] == ["good"]
+    assert [w.worker_id for w in snapshot.prefill] == ["good-p"]
+    reasons = {refusal.worker_id: refusal.reason for refusal in refusals}
+    assert set(reasons) == {"digest", "cache", "layout", "homeless"}
+    assert "fleet" in reasons["digest"]
+    assert "KV layout" in reasons["layout"]
+    assert "no KV-cache service" in reasons["homeless"]
+    assert "node's KV-cache" in reasons["cache"]
+
+
+def test_select_of_nothing_is_nothing() -> None:
+    assert select([], []) == (FleetSnapshot(), ())
