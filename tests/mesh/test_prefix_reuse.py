@@ -1,8 +1,11 @@
 """A prompt seen before is not computed again, and the answer is the same."""
 
+from typing import Literal
+
 import pytest
 
 from forebay.client import Client, ExecutionMode
+from forebay.client.request import Message, RequestOptions
 from forebay.testing.prompts import LONG_PROMPTS
 
 BLOCK_TOKENS = 32
