@@ -15,7 +15,7 @@ BLOCK_TOKENS = 32
 def test_a_second_identical_prompt_is_found(client: Client, first_mode: Literal["split", "local"]) -> None:
     messages = [Message(role="user", content=LONG_PROMPTS[0])]
     asked = RequestOptions(max_tokens=32, temperature=0.0, logprobs=3, cache_salt=f"reuse-{first_mode}")
-    first = client.chat(messages, mode=first_mode, **asked)
+    first = client.chat(messages, **RequestOptions(**asked, mode=first_mode))
     second = client.chat(messages, **asked)
     assert first.usage.cached_tokens == 0
     reusable = (first.usage.prompt_tokens - 1) // BLOCK_TOKENS * BLOCK_TOKENS
