@@ -153,8 +153,8 @@ class RemoteError(ForebayError):
 
     reason = "REMOTE"
 
-    def __init__(self, code: Code, message: str, **metadata: str) -> None:
-        super().__init__(message, **metadata)
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
         self.code = code  # type: ignore[misc]  # the only error whose code is not known beforehand
 
 

@@ -5,15 +5,14 @@ import os
 import random
 import time
 
-from scripts.benchmarks.bare_engine import BareEngine, random_prompt
-from scripts.benchmarks.report import Figure, median, report
-from scripts.benchmarks.startup import resident_bytes
-
 from forebay.chips.chip_class import DEFAULT_NAME
 from forebay.cli.mesh.spec import default_threads
 from forebay.client import AsyncClient
 from forebay.models.default_model import resolve_model
 from forebay.testing.mesh import running_mesh
+from scripts.benchmarks.bare_engine import BareEngine, random_prompt
+from scripts.benchmarks.report import Figure, median, report
+from scripts.benchmarks.startup import resident_bytes
 
 PROMPT_TOKENS = 32
 OUTPUT_TOKENS = 128

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import psutil
-from scripts.benchmarks.report import Figure, median, report
 
 from forebay.cli.mesh.port import free_port_base
 from forebay.cli.mesh.record import read_record
+from scripts.benchmarks.report import Figure, median, report
 
 PROMPT = "What is the capital of France?"
 _FIRST_PORT_BASE = 18_400
