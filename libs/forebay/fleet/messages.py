@@ -25,6 +25,7 @@ _DTYPES: Final = {
 _ORDERS: Final = {
     AxisOrder.LAYER_KV_HEAD_TOKEN: common_pb2.AXIS_ORDER_LAYER_KV_HEAD_TOKEN,
     AxisOrder.LAYER_KV_TOKEN_HEAD: common_pb2.AXIS_ORDER_LAYER_KV_TOKEN_HEAD,
+    AxisOrder.LAYER_KV_HEAD_PAIRED: common_pb2.AXIS_ORDER_LAYER_KV_HEAD_PAIRED,
 }
 _ROLE_OF: Final = {number: role for role, number in _ROLES.items()}
 _DTYPE_OF: Final = {number: dtype for dtype, number in _DTYPES.items()}

@@ -35,6 +35,9 @@ class AxisOrder(Enum):
     LAYER_KV_HEAD_TOKEN = "layer_kv_head_token"  # noqa: S105  # an axis, not a secret
     # [layer, key|value, token, kv_head, head_dim]
     LAYER_KV_TOKEN_HEAD = "layer_kv_token_head"  # noqa: S105
+    # [layer, key|value, kv_head], then keys [head_dim / 2, token, 2], values [token / 2, head_dim, 2]: the native CPU
+    # kernels read pairs
+    LAYER_KV_HEAD_PAIRED = "layer_kv_head_paired"
 
 
 @dataclass(frozen=True, slots=True)
