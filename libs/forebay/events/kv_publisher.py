@@ -7,10 +7,10 @@ them the gap, and they ask the KV-cache service itself.
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Final
 
 from forebay.events.connection import Connection
+from forebay.events.ending import end_task
 from forebay.v1 import events_pb2
 
 HEARTBEAT_INTERVAL_S: Final = 1.0
@@ -55,9 +55,7 @@ class KvEventPublisher:
         """Sends what waits and ends. Idempotent."""
         if self._task is None:
             return
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        await end_task(self._task)
         self._task = None
         await self._send_waiting()
 

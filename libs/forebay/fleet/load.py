@@ -10,6 +10,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from forebay.events.connection import Connection
+from forebay.events.ending import end_task
 from forebay.fleet.member import Load
 from forebay.fleet.messages import load_from_proto, load_to_proto
 from forebay.v1 import events_pb2
@@ -42,9 +43,7 @@ class LoadPublisher:
         """Stops. Idempotent."""
         if self._task is None:
             return
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        await end_task(self._task)
         self._task = None
 
     async def _run(self) -> None:

@@ -12,6 +12,7 @@ import nats.errors
 from nats.js.kv import KeyValue
 
 from forebay.events.connection import Connection
+from forebay.events.ending import end_task
 from forebay.fleet.bucket import RENEW_INTERVAL_S, TTL_S, open_bucket
 from forebay.fleet.member import Member
 from forebay.fleet.messages import member_to_proto
@@ -55,9 +56,7 @@ class Registrar:
         if self._task is None:
             return
         self._remove_listener()
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        await end_task(self._task)
         self._task = None
         if self._bucket is not None and self._connection.is_connected:
             with suppress(nats.errors.Error, TimeoutError):

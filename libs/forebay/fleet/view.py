@@ -12,6 +12,7 @@ from nats.js.kv import KeyValue
 
 from forebay.errors import ForebayError
 from forebay.events.connection import Connection
+from forebay.events.ending import end_task
 from forebay.fleet.bucket import TTL_S, open_bucket
 from forebay.fleet.member import Member
 from forebay.fleet.messages import member_from_proto
@@ -82,9 +83,7 @@ class FleetView:
             return
         for remove in self._remove_listeners:
             remove()
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        await end_task(self._task)
         self._task = None
 
     async def _run(self) -> None:

@@ -17,5 +17,5 @@ async def until(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -
 async def eventually(condition: Callable[[], Awaitable[object]], timeout_s: float = TIMEOUT_S) -> None:
     """As `until`, for a condition that must be asked for."""
     async with asyncio.timeout(timeout_s):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110  # as above
             await asyncio.sleep(INTERVAL_S)
