@@ -8,7 +8,7 @@ from forebay.engine.arena import KvArena
 from forebay.errors import LayoutMismatchError
 from forebay.kernels.attention_plan import GROUPING_WASTE_BLOCKS, ArenaRows, plan_attention
 from forebay.kernels.port import HeadShape, RopeRows, Span
-from forebay.kernels.torch_reference import TorchKernels
+from forebay.kernels.torch_reference import EXACT_LOGITS, TorchKernels
 from forebay.kv.layout import AxisOrder, KvDtype, KvLayout
 
 HEADS = HeadShape(query_heads=6, kv_heads=2, head_dim=16)
@@ -145,6 +145,21 @@ def test_rows_of_a_swiglu_do_not_depend_on_their_number(dtype):
     whole = kernels.swiglu(gate_up)
 
     assert all(torch.equal(kernels.swiglu(gate_up[row : row + 1])[0], whole[row]) for row in range(50))
+
+
+def test_the_likeliest_logits_are_not_rounded_to_bfloat16():
+    kernels = TorchKernels(HEADS, arena(torch.bfloat16).blocks, torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    head = torch.randn(1000, 64, generator=generator).to(torch.bfloat16)
+    x = torch.randn(5, 64, generator=generator).to(torch.bfloat16)
+    exact = F.linear(x.float(), head.float())
+
+    logits = kernels.logits(x, head)
+
+    likeliest = exact.topk(EXACT_LOGITS // 2).indices
+    torch.testing.assert_close(logits.gather(1, likeliest), exact.gather(1, likeliest), atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits, exact, atol=0.1, rtol=0)
+    assert torch.equal(torch.cat([kernels.logits(row, head) for row in x.split(1)]), logits)
 
 
 @pytest.mark.parametrize(

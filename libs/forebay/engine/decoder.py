@@ -34,9 +34,9 @@ class Decoder(Generic[PlanT]):
         return residual
 
     def logits(self, hidden_SK: Tensor) -> Tensor:
-        """[S, vocabulary] in the weights' dtype. Give only the rows that sample."""
+        """float32 [S, vocabulary]. Give only the rows that sample."""
         normed = self._kernels.rms_norm(hidden_SK, self._weights.final_norm, self._config.rms_norm_eps)
-        return self._kernels.linear(normed, self._weights.head)
+        return self._kernels.logits(normed, self._weights.head)
 
     def _attention(self, residual: Tensor, layer: LayerWeights, rope: RopeRows, plan: PlanT, index: int) -> Tensor:
         kernels, config = self._kernels, self._config

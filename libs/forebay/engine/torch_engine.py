@@ -66,7 +66,7 @@ class TorchEngine:
             row_count += part.token_count
             end_rows[part.sequence.sequence_id] = row_count - 1
         rows = [end_rows[part.sequence.sequence_id] for part in slices if _samples(part)]
-        return self._decoder.logits(hidden.index_select(0, torch.tensor(rows, dtype=torch.int64))).float()
+        return self._decoder.logits(hidden.index_select(0, torch.tensor(rows, dtype=torch.int64)))
 
     def _hidden(self, slices: list[Slice]) -> Tensor:
         spans = [Span(part.sequence.computed_tokens, part.token_count, part.sequence.block_table) for part in slices]

@@ -89,6 +89,10 @@ class Kernels(Protocol[PlanT]):
         """Causal attention of each row over its own sequence's KV in the arena; [M, H * D]."""
         ...
 
+    def logits(self, x_SK: Tensor, head_VK: Tensor) -> Tensor:
+        """x · headᵀ in float32, [S, V]; the likeliest tokens' logits are not rounded to the activation dtype."""
+        ...
+
     def swiglu(self, gate_up_M2I: Tensor) -> Tensor:
         """silu(gate) * up, [M, I]; the first I columns are the gate."""
         ...

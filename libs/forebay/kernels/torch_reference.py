@@ -24,6 +24,9 @@ from forebay.kernels.attention_plan import (
 )
 from forebay.kernels.port import HeadShape, RopeRows, Span
 
+EXACT_LOGITS = 64
+"""Likeliest tokens per row whose logits are not rounded to bfloat16."""
+
 
 class TorchKernels:
     """`Kernels[AttentionPlan]` over one arena on the CPU."""
@@ -107,6 +110,18 @@ class TorchKernels:
             piece = slice(start, start + piece_tokens)
             total += torch.bmm(probabilities[..., piece], values[:, piece])
         return total.to(self._dtype)
+
+    def logits(self, x_SK: Tensor, head_VK: Tensor) -> Tensor:
+        """oneDNN rounds its results to bfloat16, which makes one greedy choice in sixteen a tie; so the likeliest are
+        computed again, each by itself in float32.
+        """
+        logits_SV = self.linear(x_SK, head_VK).float()
+        if self._dtype == torch.float32:
+            return logits_SV
+        likeliest_SC = logits_SV.topk(min(EXACT_LOGITS, logits_SV.shape[1]), -1, sorted=False).indices
+        rows_SCK = head_VK.index_select(0, likeliest_SC.flatten()).view(*likeliest_SC.shape, x_SK.shape[1])
+        exact_SC = (rows_SCK.float() * x_SK.float()[:, None]).sum(-1)
+        return logits_SV.scatter_(1, likeliest_SC, exact_SC)
 
     def swiglu(self, gate_up_M2I: Tensor) -> Tensor:
         """torch's vector and scalar exp differ in float32 (not once they are rounded to bfloat16), so there the rows
