@@ -11,6 +11,7 @@ from typing import Final
 from forebay.cli.mesh.state_dir import current_state_dir
 from forebay.cli.parsing import command_parser
 from forebay.errors import ForebayError
+from forebay.telemetry import spans
 from forebay.telemetry.span_schema import store_path
 from forebay.telemetry.span_store import SpanStore, StoredSpan, TraceNotFoundError, TraceSummary
 from forebay.telemetry.waterfall import waterfall
@@ -20,6 +21,7 @@ _EXAMPLES: Final = """\
   forebay trace --last               the latest one in full
   forebay trace 4bf92f35             the one whose id begins so
   forebay trace 4bf92f35 --json"""
+_LOOKED_AT: Final = 10_000
 _SETTLE_S: Final = 2.0
 _RETRY_INTERVAL_S: Final = 0.1
 
@@ -30,27 +32,34 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("trace_id", nargs="?", metavar="ID", help="trace id or its beginning; without it: a list")
     parser.add_argument("--last", action="store_true", help="the latest trace in full")
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="traces to list (default: 20)")
+    parser.add_argument("--all", action="store_true", help="list also what belongs to no request, such as upkeep")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
     store = SpanStore(store_path(current_state_dir()))
     trace_id = _last_id(store) if given.last else given.trace_id
     if trace_id is None:
-        summaries = store.recent(given.limit)
+        summaries = store.recent(given.limit) if given.all else _requests(store, given.limit)
         print(json.dumps([asdict(one) for one in summaries], indent=2) if given.json else _listed(summaries))
         return 0
-    spans = _settled(store, trace_id)
+    found = _settled(store, trace_id)
     if given.json:
-        print(json.dumps([asdict(span) for span in spans], indent=2, ensure_ascii=False))
+        print(json.dumps([asdict(span) for span in found], indent=2, ensure_ascii=False))
     else:
-        print("\n".join(waterfall(spans, shutil.get_terminal_size((120, 24)).columns)))
+        print("\n".join(waterfall(found, shutil.get_terminal_size((120, 24)).columns)))
     return 0
 
 
 def _last_id(store: SpanStore) -> str:
-    summaries = store.recent(1)
+    summaries = _requests(store, 1)
     if not summaries:
         raise TraceNotFoundError("there is no trace yet")
     return summaries[0].trace_id
+
+
+def _requests(store: SpanStore, limit: int) -> list[TraceSummary]:
+    """The latest traces of requests; upkeep such as a worker's attaching makes traces of its own."""
+    recent = store.recent(_LOOKED_AT)
+    return [summary for summary in recent if summary.name == spans.GENERATE][:limit]
 
 
 def _settled(store: SpanStore, trace_id: str) -> list[StoredSpan]:
@@ -59,13 +68,13 @@ def _settled(store: SpanStore, trace_id: str) -> list[StoredSpan]:
     while True:
         is_late = time.monotonic() >= deadline_s
         try:
-            spans = store.trace(trace_id)
+            found = store.trace(trace_id)
         except TraceNotFoundError:
             if is_late:
                 raise
         else:
-            if is_late or any(span.parent_span_id is None for span in spans):
-                return spans
+            if is_late or any(span.parent_span_id is None for span in found):
+                return found
         time.sleep(_RETRY_INTERVAL_S)
 
 

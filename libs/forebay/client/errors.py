@@ -12,7 +12,8 @@ class UnreachableError(RemoteError):
 
     def __init__(self, target: str, detail: str) -> None:
         message = f"cannot reach a router at {target}: {_NOT_UP}"
-        super().__init__(Code.UNAVAILABLE, message, target=target, detail=detail)
+        super().__init__(Code.UNAVAILABLE, message)
+        self.metadata = {"target": target, "detail": detail}
 
 
 class ConnectionLostError(RemoteError):
