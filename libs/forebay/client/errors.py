@@ -20,12 +20,8 @@ class ConnectionLostError(RemoteError):
     """The router went away in the middle of an answer."""
 
     def __init__(self, target: str, detail: str) -> None:
-        super().__init__(
-            Code.UNAVAILABLE,
-            f"lost the router at {target} before the answer was complete",
-            target=target,
-            detail=detail,
-        )
+        super().__init__(Code.UNAVAILABLE, f"lost the router at {target} before the answer was complete")
+        self.metadata = {"target": target, "detail": detail}
 
 
 class RequestCancelledError(RemoteError):

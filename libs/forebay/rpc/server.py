@@ -22,7 +22,7 @@ _OPTIONS: Final = (
     ("grpc.so_reuseport", 0),  # a taken port is an error, not a second server behind it
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
