@@ -25,7 +25,7 @@ def sample(logits_SV: Row, sequences: Rows[Sequence]) -> list[Sampled]:
         logits_SV: float32 [S, vocabulary]; not changed. A row with NaN or an infinity yields an error of its own.
         sequences: whose row it is.
     """
-    # vLLM and the fleet's own metrics count on greedy batches being cheap: one argmax serves all of them.
+    # One argmax for all rows: a greedy batch then costs next to nothing.
     greedy_ids = logits_SV.argmax(-1)
     is_finite = [bool(np.isfinite(logits).all()) for logits in logits_SV]
     return [
