@@ -31,7 +31,7 @@ from forebay.fleet.member import Member, Role
 from forebay.rpc.status import translated
 from forebay.testing.scripted_fleet import ScriptedFleet
 from forebay.testing.scripted_workers import DIGEST, LAYOUT, Script
-from forebay.testing.waiting import until
+from forebay.testing.waiting import eventually, until
 from forebay.v1 import common_pb2, router_pb2, tokenizer_pb2
 
 Sampling = common_pb2.SamplingParams
@@ -102,7 +102,10 @@ async def refusal(router, **fields) -> ForebayError:  # type: ignore[no-untyped-
 
 async def is_serving(router) -> bool:  # type: ignore[no-untyped-def]
     call = router.stub.Generate(router_pb2.GenerateRequest(text="still there?"), timeout=20)
-    return [response async for response in call][-1].HasField("finished")
+    try:
+        return [response async for response in call][-1].HasField("finished")
+    except grpc.aio.AioRpcError:
+        return False
 
 
 async def test_bad_requests_are_refused_by_field(router_for) -> None:  # type: ignore[no-untyped-def]
@@ -152,6 +155,25 @@ async def test_a_workers_error_reaches_the_caller_as_it_was(router_for, where, e
         script.prefill_error = script.decode_error = None
         assert await is_serving(router)
         await until(lambda: fleet.is_idle)
+
+
+@pytest.mark.parametrize("output", ["ab\x01", "ab\xff"], ids=["refused by the tokenizer", "not in the vocabulary"])
+async def test_tokens_that_have_no_text_fail_their_request_alone(router_for, output) -> None:  # type: ignore[no-untyped-def]
+    script = Script(output)
+    async with ScriptedFleet(script) as fleet, router_for(fleet) as router:
+        error = await refusal(router, text="x")
+        assert error.code is Code.INTERNAL
+        script.output = "fine"
+        await eventually(lambda: is_serving(router))
+        await until(lambda: fleet.is_idle)
+
+
+async def test_a_tokenizer_that_breaks_the_contract_is_asked_again(router_for, caplog) -> None:  # type: ignore[no-untyped-def]
+    async with ScriptedFleet(Script("ab\x02cd")) as fleet, router_for(fleet) as router:
+        assert await is_serving(router)
+        assert fleet.tokenizer.has_garbled
+        await until(lambda: fleet.is_idle)
+    assert any("make sense" in record.getMessage() for record in caplog.records)
 
 
 async def test_a_running_id_is_refused_and_free_afterwards(router_for) -> None:  # type: ignore[no-untyped-def]

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from forebay.errors import ForebayError, NotServedYetError, TemplateFailedError, UnknownRoleError
+from forebay.errors import ForebayError, NotServedYetError, TemplateFailedError, TokenOutOfRangeError, UnknownRoleError
 from forebay.kv.layout import KvDtype, KvLayout
 from forebay.rpc.status import to_failure
 from forebay.v1 import (
@@ -27,6 +27,8 @@ DIGEST: Final = "fake-digest"
 LAYOUT: Final = KvLayout(dtype=KvDtype.FLOAT32, layers=2, kv_heads=1, head_dim=4, block_tokens=4)
 VOCABULARY_SIZE: Final = 128
 CONTEXT_TOKENS: Final = 64
+REFUSED_TOKEN_ID: Final = 1  # ends the tokenizer's stream
+GARBLED_TOKEN_ID: Final = 2  # is answered, the first time, against the contract
 
 
 def _set() -> asyncio.Event:
@@ -56,6 +58,7 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self.encoding = 0
         self.open_stream_ids: set[int] = set()
         self.message_count = 0
+        self.has_garbled = False
         self.calls: set[Any] = set()  # open Detokenize calls
 
     async def GetTokenizer(  # noqa: N802  # gRPC's name
@@ -95,6 +98,13 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         try:
             async for request in request_iterator:
                 self.message_count += 1
+                token_ids = {token_id for item in request.items for token_id in item.token_ids}
+                if REFUSED_TOKEN_ID in token_ids:
+                    raise TokenOutOfRangeError("refused", field="items.token_ids")
+                if GARBLED_TOKEN_ID in token_ids and not self.has_garbled:
+                    self.has_garbled = True
+                    yield tokenizer_pb2.DetokenizeResponse()  # not as many items as were asked for
+                    continue
                 answers = [self._answer(item, streams) for item in request.items]
                 self.open_stream_ids = set(streams)
                 yield tokenizer_pb2.DetokenizeResponse(items=answers)
@@ -151,6 +161,7 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
     ) -> AsyncIterator[prefill_pb2.PrefillResponse]:
         self.requests.append(request)
         self.running.add(request.request_id)
+        is_given_away = False
         try:
             await self._script.has_token.wait()
             if self._script.prefill_error is not None:
@@ -172,8 +183,11 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
                 yield prefill_pb2.PrefillResponse(
                     manifest=common_pb2.Manifest(sequence_id=request.request_id, node_id="node", epoch=2)
                 )
+                is_given_away = True
         finally:
             self.running.discard(request.request_id)
+            if not is_given_away:
+                self.offered.discard(request.request_id)
 
 
 class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):

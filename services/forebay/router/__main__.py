@@ -2,9 +2,10 @@
 
 import asyncio
 import secrets
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
 from forebay.events.connection import connect
 from forebay.events.kv_follower import KvFollower
@@ -58,7 +59,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         servicer = RouterServicer(generations, fleet, loads)
         server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, SERVICE)
         address = await server.start()
-        await fleet.wait_loaded()
+        await _either(fleet.wait_loaded(), stop.wait())
         registrar = Registrar(connection, _member(settings, address))
         await registrar.start()
         closing.push_async_callback(registrar.close)
@@ -67,6 +68,14 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         await stop.wait()
         registrar.set_draining(True)
         await server.stop(settings.drain_s)
+
+
+async def _either(first: Coroutine[Any, Any, object], second: Coroutine[Any, Any, object]) -> None:
+    """Returns when one of them does; the other is cancelled."""
+    tasks = [asyncio.create_task(first), asyncio.create_task(second)]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
 
 
 def _member(settings: RouterSettings, address: str) -> Member:

@@ -81,6 +81,10 @@ class Link(Generic[Q, R]):
             except grpc.RpcError as error:
                 was_open = self.is_usable
                 self._break(from_rpc_error(error))
+            except Exception:
+                _log.exception("link %s: a message that nobody can make sense of", self._name)
+                was_open = False
+                self._break(ForebayError("the other side broke the contract"))
             backoff_s = MIN_BACKOFF_S if was_open else min(MAX_BACKOFF_S, backoff_s * 2)
             await asyncio.sleep(backoff_s)
 

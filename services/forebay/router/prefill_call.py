@@ -1,18 +1,19 @@
 """One Prefill call: the first token, then the manifest.
 
 Knows when the sequence is whose: until the manifest is sent a cancel makes the prefill worker release it; from then on
-only the next owner can. So a call that is abandoned close to the hand-over is read to its manifest.
+only the next owner can. So an abandoned call is still read for a moment, for what may have arrived already, and once
+its first token is there it is read to its manifest.
 """
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from forebay.errors import Code, ForebayError, RemoteError, WorkerLostError
 from forebay.rpc.status import translated
 from forebay.v1 import common_pb2, prefill_pb2, prefill_pb2_grpc
 
+ARRIVED_TIMEOUT_S: Final = 0.02  # what has arrived is read within some turns of a busy loop
 HAND_OVER_TIMEOUT_S: Final = 0.4  # sealing takes milliseconds; all must be free within a second
 RETRY_AFTER_S: Final = 1.0
 
@@ -46,6 +47,7 @@ class PrefillCall:
         self._is_complete = False  # nothing more has to come
         self._release: Callable[[common_pb2.Manifest], None] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._cancelling: asyncio.TimerHandle | None = None
 
     def start(self, request: prefill_pb2.PrefillRequest) -> None:
         """Sends the request."""
@@ -54,19 +56,16 @@ class PrefillCall:
     def abandon(self, release: Callable[[common_pb2.Manifest], None]) -> None:
         """Ends the call. `release` is called with the manifest if the sequence has been handed over. Idempotent."""
         self._sink = None
-        if self._task is None or self._task.done() or self._is_complete:
+        if self._task is None or self._task.done() or self._is_complete or self._release is not None:
             return
-        if self._has_token:
-            self._release = release
-            asyncio.get_running_loop().call_later(HAND_OVER_TIMEOUT_S, self._task.cancel)
-        else:
-            self._task.cancel()
+        self._release = release
+        self._cancel_after(HAND_OVER_TIMEOUT_S if self._has_token else ARRIVED_TIMEOUT_S)
 
-    async def wait(self) -> None:
-        """Returns when the call is over."""
-        if self._task is not None:
-            with suppress(asyncio.CancelledError):
-                await asyncio.shield(self._task)
+    def _cancel_after(self, seconds: float) -> None:
+        assert self._task is not None
+        if self._cancelling is not None:
+            self._cancelling.cancel()
+        self._cancelling = asyncio.get_running_loop().call_later(seconds, self._task.cancel)
 
     async def _run(self, request: prefill_pb2.PrefillRequest) -> None:
         call: Any = self._stub.Prefill(request)
@@ -81,6 +80,8 @@ class PrefillCall:
                 self._sink.on_lost(self._attributed(error))
         finally:
             call.cancel()
+            if self._cancelling is not None:
+                self._cancelling.cancel()
 
     def _on_response(self, response: prefill_pb2.PrefillResponse) -> None:
         if response.HasField("first_token"):
@@ -88,6 +89,8 @@ class PrefillCall:
             self._is_complete = bool(response.first_token.finish_reason)
             if self._sink is not None:
                 self._sink.on_first_token(response.first_token)
+            elif not self._is_complete:
+                self._cancel_after(HAND_OVER_TIMEOUT_S)
             return
         self._is_complete = True
         if self._sink is not None:
