@@ -22,7 +22,9 @@ _EXAMPLES: Final = """\
   forebay trace 4bf92f35             the one whose id begins so
   forebay trace 4bf92f35 --json"""
 _LOOKED_AT: Final = 10_000
-_SETTLE_S: Final = 2.0
+_PATIENCE_S: Final = 2.0
+_WRITTEN_AFTER_S: Final = 1.0
+"""Services write their spans in batches, about every half second."""
 _RETRY_INTERVAL_S: Final = 0.1
 
 
@@ -63,8 +65,8 @@ def _requests(store: SpanStore, limit: int) -> list[TraceSummary]:
 
 
 def _settled(store: SpanStore, trace_id: str) -> list[StoredSpan]:
-    """The trace's spans, once its root is among them: services write spans about half a second after they end."""
-    deadline_s = time.monotonic() + _SETTLE_S
+    """The trace's spans, once all services have had the time to write theirs; at most two seconds later."""
+    deadline_s = time.monotonic() + _PATIENCE_S
     while True:
         is_late = time.monotonic() >= deadline_s
         try:
@@ -73,9 +75,15 @@ def _settled(store: SpanStore, trace_id: str) -> list[StoredSpan]:
             if is_late:
                 raise
         else:
-            if is_late or any(span.parent_span_id is None for span in found):
+            if is_late or _is_written(found, time.time_ns()):
                 return found
         time.sleep(_RETRY_INTERVAL_S)
+
+
+def _is_written(found: Sequence[StoredSpan], now_ns: int) -> bool:
+    """Whether the root is there and so long over that the other services' spans must be there too."""
+    roots = [span for span in found if span.parent_span_id is None]
+    return bool(roots) and now_ns - roots[0].end_ns >= _WRITTEN_AFTER_S * 1e9
 
 
 def _listed(summaries: Sequence[TraceSummary]) -> str:

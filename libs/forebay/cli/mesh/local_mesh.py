@@ -27,7 +27,7 @@ from forebay.errors import StartError
 DEFAULT_START_TIMEOUT_S: Final = 180.0
 DRAIN_GRACE_S: Final = 15.0
 """Longer than a service's own drain_s, so that SIGKILL meets only what hangs."""
-_ABORT_GRACE_S: Final = 3.0
+_ABORT_GRACE_S: Final = 1.0
 _REMINDER_INTERVAL_S: Final = 5.0
 
 Progress = Callable[[str], None]

@@ -1,0 +1,243 @@
+"""The `forebay` command against real processes, as a user types it."""
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forebay.cli.mesh.port import free_port_base
+from forebay.cli.mesh.record import MeshRecord, read_record
+from forebay.cli.mesh.shared_memory import segments_of
+from forebay.client import Client
+
+QUESTION = "What is the capital of France?"
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Runs `forebay` with a state folder and ports of its own."""
+
+    state_dir: Path
+    port_base: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "FOREBAY_STATE_DIR": str(self.state_dir)}
+
+    def run(self, *arguments: str, typed: str = "") -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "forebay.cli", *arguments]
+        return subprocess.run(
+            command, input=typed, capture_output=True, text=True, env=self.environment, timeout=120, check=False
+        )
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "forebay.cli", *arguments]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment
+        )
+
+    def up(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return self.run("up", *arguments, "--port-base", str(self.port_base))
+
+    def json(self, *arguments: str) -> Any:
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    @property
+    def record(self) -> MeshRecord:
+        record = read_record(self.state_dir)
+        assert record is not None
+        return record
+
+
+def assert_nothing_left(record: MeshRecord) -> None:
+    assert not [service.name for service in record.services if service.process.is_running()]
+    assert segments_of(record.node_id) == []
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """A shell in which `forebay up` has answered a first question."""
+    shell = Shell(tmp_path_factory.mktemp("state"), free_port_base(37_400))
+    first = shell.up(QUESTION)
+    try:
+        assert first.returncode == 0, first.stderr
+        assert "Paris" in first.stdout
+        assert re.search(r"\nTTFT \d+ ms · .* tokens/s · .* · trace [0-9a-f]{32}\n", first.stderr)
+        yield shell
+    finally:
+        record = read_record(shell.state_dir)
+        down = shell.run("down")
+    assert down.returncode == 0, down.stderr
+    if record is not None:
+        assert_nothing_left(record)
+
+
+def test_a_second_up_keeps_what_runs_and_finds_the_prefix(shell: Shell) -> None:
+    before = shell.record
+    again = shell.json("up", QUESTION)
+    assert "Paris" in again["completion"]["text"]
+    assert again["completion"]["usage"]["cached_tokens"] > 0
+    assert shell.record == before
+
+
+def test_up_refuses_another_mesh_in_the_same_place(shell: Shell, tmp_path: Path) -> None:
+    other = tmp_path / "other.gguf"
+    other.write_bytes(b"GGUF")
+    for arguments in (("--model", str(other)), ("--decode", "2"), ("--port-base", "9000")):
+        refused = shell.run("up", *arguments)
+        assert refused.returncode == 2
+        assert re.fullmatch(rf"forebay: a mesh with {arguments[0]} .* down, or .*\n", refused.stderr)
+
+
+def test_status_tells_of_every_service(shell: Shell) -> None:
+    status = shell.json("status")
+    assert status["healthy"]
+    services = {service["name"]: service for service in status["services"]}
+    assert set(services) == {"nats", "kvcache", "tokenizer", "prefill-0", "decode-0", "router"}
+    assert all(service["health"] == "serving" and service["pss_bytes"] > 0 for service in services.values())
+    assert services["decode-0"]["load"]["queued_sequences"] == 0
+    table = shell.run("status").stdout.splitlines()
+    assert table[0].split() == ["service", "pid", "address", "health", "pss", "rss", "load"]
+    assert len(table) == 1 + len(services) + 1
+
+
+def test_generate_reads_stdin_streams_and_prints_json(shell: Shell) -> None:
+    flags = ("--temperature", "0", "--max-tokens", "8")
+    streamed = shell.run("generate", "-", *flags, typed="1, 2, 3,")
+    whole = shell.run("generate", "1, 2, 3,", "--no-stream", *flags)
+    result = shell.json("generate", "1, 2, 3,", "--logprobs", "2", *flags)
+    assert streamed.stdout == whole.stdout == result["text"] + "\n"
+    assert len(result["token_ids"]) == len(result["logprobs"]) == 8
+    assert [len(entry["alternatives"]) for entry in result["logprobs"]] == [2] * 8
+    assert result["finish_reason"] == "length"
+
+
+def test_chat_keeps_the_conversation(shell: Shell) -> None:
+    flags = ("--temperature", "0", "--max-tokens", "16")
+    one = shell.run("chat", "Say hello.", *flags)
+    both = shell.run("chat", *flags, typed="Say hello.\n\nAnd now goodbye.\n")
+    assert one.returncode == both.returncode == 0
+    assert both.stdout.startswith(one.stdout)
+    assert len(both.stdout) > len(one.stdout)
+    prompt_tokens = [int(count) for count in re.findall(r"of (\d+) prompt tokens", both.stderr)]
+    assert len(prompt_tokens) == 2
+    assert prompt_tokens[1] > prompt_tokens[0] + 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("",), r"EMPTY_PROMPT, field text"),
+        (("x", "--temperature", "-1"), r"INVALID_FIELD, field sampling\.temperature"),
+        (("x", "--max-tokens", "0"), r"INVALID_FIELD, field sampling\.max_tokens"),
+        (("x", "--model", "other"), r"UNKNOWN_MODEL, field model"),
+    ],
+)
+def test_refusals_are_one_line_with_reason_and_field(shell: Shell, arguments: tuple[str, ...], reason: str) -> None:
+    refused = shell.run("generate", *arguments)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert re.fullmatch(rf"forebay: [^\n]+ \({reason}\)\n", refused.stderr)
+
+
+def test_trace_shows_the_request(shell: Shell) -> None:
+    trace_id = shell.json("generate", "A trace", "--max-tokens", "2", "--mode", "split")["trace_id"]
+    lines = shell.run("trace", trace_id[:12]).stdout
+    assert all(name in lines for name in (trace_id, "router", "tokenizer", "prefill", "kvcache", "decode"))
+    spans = shell.json("trace", "--last")
+    assert {span["trace_id"] for span in spans} == {trace_id}
+    listed = shell.run("trace", "--limit", "1").stdout
+    assert listed.startswith(trace_id)
+    unknown = shell.run("trace", "0" * 32)
+    assert unknown.returncode == 1
+    assert unknown.stderr.startswith("forebay: no trace 000")
+
+
+def test_ctrl_c_cancels_the_request_and_frees_it(shell: Shell) -> None:
+    with shell.start("generate", "Count on:", "--ignore-eos", "--request-id", "interrupted") as asking:
+        assert asking.stdout is not None
+        assert asking.stdout.read(1)
+        asking.send_signal(signal.SIGINT)
+        assert asking.wait(30) == 130
+        assert asking.stderr is not None
+        assert "Traceback" not in asking.stderr.read()
+    with Client(shell.record.router_address) as client:  # the id is free again as soon as the request is gone
+        assert client.generate("x", request_id="interrupted", max_tokens=1, timeout_s=20).token_ids
+
+
+def test_a_taken_port_is_one_line(shell: Shell, tmp_path: Path) -> None:
+    other = Shell(tmp_path, free_port_base(47_400))
+    with socket.create_server(("127.0.0.1", other.port_base + 10)):
+        refused = other.up()
+    assert refused.returncode == 2
+    assert re.fullmatch(
+        rf"forebay: port {other.port_base + 10} \(prefill-0\) is taken by .*\(pid {os.getpid()}\).*\n", refused.stderr
+    )
+    assert read_record(tmp_path) is None
+
+
+def test_a_broken_model_is_one_line_and_leaves_nothing(shell: Shell, tmp_path: Path) -> None:
+    other = Shell(tmp_path / "state", free_port_base(47_400))
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
+    refused = other.up("--model", str(tmp_path / "broken.gguf"))
+    assert refused.returncode == 2
+    assert "broken.gguf" in refused.stderr.splitlines()[-1]
+    assert "Traceback" not in refused.stderr
+    assert read_record(other.state_dir) is None
+
+
+def test_ctrl_c_during_up_leaves_nothing(shell: Shell, tmp_path: Path) -> None:
+    other = Shell(tmp_path, free_port_base(47_400))
+    with other.start("up", "--port-base", str(other.port_base)) as starting:
+        assert starting.stderr is not None
+        assert starting.stderr.readline().startswith("starting nats, ")
+        record = other.record
+        starting.send_signal(signal.SIGINT)
+        assert starting.wait(60) == 130
+    assert len(record.services) == 6
+    assert_nothing_left(record)
+    assert read_record(tmp_path) is None
+
+
+def test_a_killed_service_is_seen_and_up_starts_anew(shell: Shell) -> None:
+    """The last test of this mesh: what it leaves is another one."""
+    before = shell.record
+    victim = next(service for service in before.services if service.name == "decode-0")
+    pidfd = os.pidfd_open(victim.process.pid)
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    select.select([pidfd], [], [], 30)
+    os.close(pidfd)
+    status = shell.run("status")
+    assert status.returncode == 1
+    assert re.search(r"^decode-0 .* gone", status.stdout, re.MULTILINE)
+    anew = shell.up(QUESTION)
+    assert anew.returncode == 0, anew.stderr
+    assert "not healthy (decode-0 gone): starting it anew" in anew.stderr
+    assert "Paris" in anew.stdout
+    assert not [service.name for service in before.services if service.process.is_running()]
+    assert all(service.process.is_running() for service in shell.record.services)
+
+
+def test_down_twice_and_commands_without_a_mesh(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "none", free_port_base(47_400))
+    assert shell.run("down").returncode == 0
+    assert shell.run("down").returncode == 0
+    assert not shell.state_dir.exists()
+    status = shell.run("status")
+    assert status.returncode == 2
+    assert re.fullmatch(r"forebay: no mesh runs in .* up\n", status.stderr)
+    assert json.loads(shell.run("status", "--json").stdout) == {"healthy": False, "mesh": None, "services": []}
+    refused = shell.run("generate", "x", "--target", f"127.0.0.1:{shell.port_base}")
+    assert refused.returncode == 1
+    assert "is the mesh up? ./scripts/up" in refused.stderr
