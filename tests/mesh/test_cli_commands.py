@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import select
 import signal
@@ -66,22 +67,49 @@ def assert_nothing_left(record: MeshRecord) -> None:
     assert segments_of(record.node_id) == []
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A command that was run in the background."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """A shell in which `forebay up` has answered a first question."""
+def ups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shell, list[Ended]]]:
+    """Two `forebay up` at once in one shell, each with the question; the mesh is stopped at the end."""
     shell = Shell(tmp_path_factory.mktemp("state"), free_port_base(37_400))
-    first = shell.up(QUESTION)
+    running = [shell.start("up", QUESTION, "--port-base", str(shell.port_base)) for _ in range(2)]
     try:
-        assert first.returncode == 0, first.stderr
-        assert "Paris" in first.stdout
-        assert re.search(r"\nTTFT \d+ ms · .* tokens/s · .* · trace [0-9a-f]{32}\n", first.stderr)
-        yield shell
+        words = [starting.communicate(timeout=120) for starting in running]
+        yield shell, [Ended(one.returncode, *said) for one, said in zip(running, words, strict=True)]
     finally:
         record = read_record(shell.state_dir)
         down = shell.run("down")
     assert down.returncode == 0, down.stderr
     if record is not None:
         assert_nothing_left(record)
+
+
+@pytest.fixture(scope="module")
+def shell(ups: tuple[Shell, list[Ended]]) -> Shell:
+    """A shell in which the mesh is up."""
+    return ups[0]
+
+
+def test_up_starts_the_mesh_and_answers(ups: tuple[Shell, list[Ended]]) -> None:
+    for ended in ups[1]:
+        assert ended.exit_code == 0, ended.stderr
+        assert "Paris" in ended.stdout
+        assert re.search(r"\nTTFT \d+ ms · .* tokens/s · .* · trace [0-9a-f]{32}\n", ended.stderr)
+
+
+def test_two_at_once_start_one_mesh(ups: tuple[Shell, list[Ended]]) -> None:
+    """The second waits for the first and finds its mesh."""
+    errors = [ended.stderr for ended in ups[1]]
+    assert sum("starting nats" in words for words in errors) == 1
+    assert sum("waiting for another forebay" in words for words in errors) == 1
 
 
 def test_a_second_up_keeps_what_runs_and_finds_the_prefix(shell: Shell) -> None:
@@ -134,6 +162,36 @@ def test_chat_keeps_the_conversation(shell: Shell) -> None:
     prompt_tokens = [int(count) for count in re.findall(r"of (\d+) prompt tokens", both.stderr)]
     assert len(prompt_tokens) == 2
     assert prompt_tokens[1] > prompt_tokens[0] + 16
+
+
+def _read_until(terminal: int, words: str) -> str:
+    """What the terminal shows, up to and including the words."""
+    shown = ""
+    while words not in shown:
+        ready, _, _ = select.select([terminal], [], [], 60)
+        assert ready, f"no {words!r} in {shown!r}"
+        shown += os.read(terminal, 1024).decode()
+    return shown
+
+
+def test_ctrl_c_stops_the_answer_not_the_conversation(shell: Shell) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        command = [sys.executable, "-m", "forebay.cli", "chat", "--ignore-eos", "--max-tokens", "3000"]
+        os.execve(command[0], command, {**shell.environment, "TERM": "dumb"})
+    try:
+        _read_until(terminal, "> ")
+        os.write(terminal, b"\x03")
+        _read_until(terminal, "> ")
+        os.write(terminal, b"Tell me a story.\n")
+        _read_until(terminal, "story.\r\n")
+        assert os.read(terminal, 1)  # the answer has begun
+        os.write(terminal, b"\x03")
+        assert "Traceback" not in _read_until(terminal, "(stopped)\r\n> ")
+        os.write(terminal, b"\x04")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        os.close(terminal)
 
 
 @pytest.mark.parametrize(
