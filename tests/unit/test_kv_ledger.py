@@ -16,7 +16,7 @@ from forebay.kv.effects import Revoked, Stored, Tier
 from forebay.kv.grant import Grant, SealEntry
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 
-LEASE_S, GRACE_S = 10.0, 2.0
+LEASE_S, GRACE_S, OFFER_S = 10.0, 2.0, 0.5
 HASHES = [bytes([number]) * 16 for number in range(8)]
 
 
@@ -24,7 +24,7 @@ class Story:
     """Two attached workers and a ledger of eight blocks."""
 
     def __init__(self) -> None:
-        self.ledger = BlockLedger(LedgerSettings(8, 0, LEASE_S, GRACE_S, first_number=100))
+        self.ledger = BlockLedger(LedgerSettings(8, 0, LEASE_S, GRACE_S, first_number=100, offer_s=OFFER_S))
         self.first, self.second = (self.ledger.attach(WorkerProcess(name, 7, 1)) for name in ("first", "second"))
 
     def begin(self, block_count: int = 3, prefix: int = 0) -> Grant:
@@ -144,12 +144,12 @@ def test_offered_sequence_that_nobody_takes_is_released(story: Story) -> None:
     epoch = story.begin().epoch
     offered = story.ledger.seal(story.first, SealEntry("s", epoch, 0, HASHES[:1], hand_over=True), 5.0).epoch
     story.ledger.detach(story.first, process_is_gone=True)
-    story.ledger.expire(LEASE_S)
+    story.ledger.expire(5.0 + OFFER_S - 0.01)
     assert story.leased() == 2
-    assert story.ledger.expire(5.0 + LEASE_S).revoked == ()
+    assert story.ledger.expire(5.0 + OFFER_S).revoked == ()
     assert story.leased() == 0
     with pytest.raises(UnknownSequenceError):
-        story.ledger.take_over(story.second, "s", offered, None, 15.0)
+        story.ledger.take_over(story.second, "s", offered, None, 6.0)
 
 
 def test_take_over_is_all_or_nothing(story: Story) -> None:

@@ -27,6 +27,7 @@ from forebay.kv.lease import Right, SequenceLease
 from forebay.kv.pool import TierCounts
 from forebay.kv.tiered_store import EffectLog, TieredStore
 
+DEFAULT_OFFER_S = 0.7
 RETRY_TAKE_OVER_S = 0.1
 """A writer that has just died is seen to be gone within about this time."""
 
@@ -35,6 +36,8 @@ RETRY_TAKE_OVER_S = 0.1
 class LedgerSettings:
     """Capacity and times.
 
+    A sequence that was handed over waits for its taker no longer than `offer_s`: a request that was cancelled in between
+    must hold nothing for longer than a second. A late taker finds the sealed blocks in the cache.
     Numbers (epochs, attachment ids) begin at `first_number`: a restarted service passes a greater one than it ever
     reached, so that no number means two things.
     """
@@ -44,6 +47,7 @@ class LedgerSettings:
     lease_s: float
     grace_s: float
     first_number: int = 1
+    offer_s: float = DEFAULT_OFFER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +205,7 @@ class BlockLedger:
             lease.right, lease.handed_over_epoch = Right.OFFERED, lease.epoch
             lease.taken_with_epoch = None
             lease.epoch = self._next_number()
-            lease.ends_at_s = now_s + self._settings.lease_s
+            lease.ends_at_s = now_s + self._settings.offer_s
         return Sealed(lease.epoch, log.effects())
 
     def release(self, attachment_id: int, sequences: Iterable[tuple[str, int]]) -> int:

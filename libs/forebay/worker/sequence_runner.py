@@ -5,6 +5,7 @@ loop, so that nothing here needs a lock; it never waits for the engine.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,14 +21,22 @@ from forebay.engine.scheduler import (
     finish_reason,
 )
 from forebay.engine.types import Engine, Sequence
-from forebay.errors import DrainingError, DuplicateRequestError, ForebayError, KvExhaustedError
+from forebay.errors import (
+    DrainingError,
+    DuplicateRequestError,
+    ForebayError,
+    KvExhaustedError,
+    UnknownSequenceError,
+)
 from forebay.kv.hashing import HashChain, reusable_block_count
 from forebay.worker.admission import RETRY_AFTER_S, Admission
 from forebay.worker.attachment import Attachment
 from forebay.worker.block_supply import RETRY_INTERVAL_S, BlockSupply, Patience, Wish
 from forebay.worker.engine_thread import Add, Cancel, EngineThread, Grant, Report, UseEngine
-from forebay.worker.kv_rights import KvRights, lost
+from forebay.worker.kv_rights import BlockGrant, KvRights, lost
 from forebay.worker.running_sequence import RunningSequence, SequenceCost, SequenceSpec, TokenSink
+
+_log = logging.getLogger(__name__)
 
 
 class SequenceRunner:
@@ -84,7 +93,7 @@ class SequenceRunner:
         """Gets a place and blocks for a sequence and computes it while the block runs; at its exit all is given up.
 
         Leaving early cancels the sequence. Raises DrainingError, DuplicateRequestError, QueueFullError and
-        KvExhaustedError; with an offer StaleEpochError, UnknownSequenceError and WriterActiveError; WorkerLostError.
+        KvExhaustedError; with an offer StaleEpochError and WriterActiveError; WorkerLostError.
         """
         if self.is_draining:
             raise DrainingError("the worker is draining", retry_after_s=RETRY_AFTER_S)
@@ -157,23 +166,33 @@ class SequenceRunner:
         )
         running.chain.extend(spec.known_token_ids)
         wanted_blocks = self.limits.first_table_blocks(sequence)
-        if spec.offer is None:
-            await self._enter(running)
+        # Before waiting for a place: an offer that nobody takes runs out.
+        grant = await self._take_over(running, wanted_blocks)
+        await self._enter(running)
+        if spec.offer is not None and grant is not None:
+            sequence.computed_tokens = spec.offer.token_count
+        else:
             grant = await self._supply.begin(self._wish(running, sequence, wanted_blocks))
             sequence.computed_tokens = grant.cached_block_count * self.limits.block_tokens
-        else:
-            # Before waiting for a place: an offer that nobody takes runs out with its lease.
-            began_s = self._clock()
-            grant = await self._supply.take_over(spec.sequence_id, spec.offer, wanted_blocks)
-            running.cost.transfer_s = self._clock() - began_s
-            running.cost.transfer_bytes = grant.copied_bytes
-            await self._enter(running)
-            sequence.computed_tokens = spec.offer.token_count
         running.sealed_blocks = grant.cached_block_count
         running.table_blocks = len(grant.block_ids)
         running.cost.cached_prompt_tokens = min(sequence.computed_tokens, len(spec.prompt_token_ids))
         sequence.block_table.extend(grant.block_ids)
         return sequence
+
+    async def _take_over(self, running: RunningSequence, wanted_blocks: int) -> BlockGrant | None:
+        """Blocks of the offer the sequence came with; None without one, or when it has run out."""
+        spec, began_s = running.spec, self._clock()
+        if spec.offer is None:
+            return None
+        try:
+            grant = await self._supply.take_over(spec.sequence_id, spec.offer, wanted_blocks)
+        except UnknownSequenceError:
+            _log.info("an offer ran out before it was taken; what is sealed of it is found in the cache")
+            return None
+        running.cost.transfer_s = self._clock() - began_s
+        running.cost.transfer_bytes = grant.copied_bytes
+        return grant
 
     async def _enter(self, running: RunningSequence) -> None:
         await self._admission.enter(running.spec.priority)

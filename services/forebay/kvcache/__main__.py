@@ -106,6 +106,7 @@ def build_node(
             host_block_count=block_counts.get(Tier.HOST, 0),
             lease_s=settings.lease_s,
             grace_s=settings.grace_s,
+            offer_s=settings.offer_s,
             first_number=first_number,
         )
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from forebay.kv.layout import KvDtype
+from forebay.kv.ledger import DEFAULT_OFFER_S
 from forebay.rpc.settings import ServiceSettings
 
 
@@ -18,6 +19,9 @@ class KvCacheSettings(ServiceSettings):
     device_bytes: int = Field(512 * 2**20, ge=1, description="shared memory for blocks that workers compute with")
     host_bytes: int = Field(256 * 2**20, ge=0, description="shared memory for blocks evicted from there; 0: none")
     lease_s: float = Field(10.0, ge=0.1, le=3600, description="seconds a worker's right lasts after its renewal")
+    offer_s: float = Field(
+        DEFAULT_OFFER_S, ge=0.1, le=3600, description="seconds a handed-over sequence waits for its next owner"
+    )
     grace_s: float = Field(
         2.0, ge=0, le=3600, description="seconds after a lease in which its last step may still write"
     )

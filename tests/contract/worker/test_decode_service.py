@@ -259,14 +259,16 @@ async def test_a_manifest_that_is_not_for_this_worker_is_refused(
         await until(rig.kvcache.is_all_released)
 
 
-async def test_a_sequence_that_ran_out_is_unknown(start: Start) -> None:
+async def test_an_offer_that_ran_out_is_made_good_from_the_cache(start: Start) -> None:
     async with start() as rig:
         offer = await rig.offer()
         rig.worker.rights.decline("r", offer["manifest"].epoch)
         await until(rig.kvcache.is_all_released)
         heard = await rig.link.generate(**offer)
-        assert from_failure(heard.last.error).code is Code.NOT_FOUND
-        assert heard.last.error.reason == "UNKNOWN_SEQUENCE"
+        assert heard.tokens == continuation(PROMPT, 10)[1:]
+        sealed_tokens = len(offer["manifest"].block_hashes) * rig.worker.runner.limits.block_tokens
+        assert heard.last.summary.computed_prompt_tokens == len(PROMPT) - sealed_tokens < len(PROMPT)
+        await until(rig.kvcache.is_all_released)
 
 
 @pytest.mark.parametrize(
