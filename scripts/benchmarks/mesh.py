@@ -6,8 +6,8 @@ import random
 import time
 
 from forebay.chips.chip_class import DEFAULT_NAME
-from forebay.cli.mesh.spec import default_threads
 from forebay.client import AsyncClient
+from forebay.mesh.spec import default_threads
 from forebay.models.default_model import resolve_model
 from forebay.testing.mesh import running_mesh
 from scripts.benchmarks.bare_engine import BareEngine, random_prompt

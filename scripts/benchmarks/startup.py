@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from forebay.cli.mesh.port import free_port_base
-from forebay.cli.mesh.record import read_record
+from forebay.mesh.port import free_port_base
+from forebay.mesh.record import read_record
 from scripts.benchmarks.report import Figure, median, report
 
 PROMPT = "What is the capital of France?"

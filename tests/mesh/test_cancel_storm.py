@@ -3,9 +3,9 @@
 import asyncio
 import random
 
-from forebay.cli.mesh.readiness import health
 from forebay.client import AsyncClient
 from forebay.errors import ForebayError
+from forebay.mesh.readiness import health
 from forebay.rpc.channel import open_channel
 from forebay.testing.mesh import RunningMesh
 from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc

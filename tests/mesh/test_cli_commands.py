@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from forebay.cli.mesh.port import free_port_base
-from forebay.cli.mesh.record import MeshRecord, read_record
-from forebay.cli.mesh.shared_memory import segments_of
 from forebay.client import Client
+from forebay.mesh.port import free_port_base
+from forebay.mesh.record import MeshRecord, read_record
+from forebay.mesh.shared_memory import segments_of
 
 QUESTION = "What is the capital of France?"
 

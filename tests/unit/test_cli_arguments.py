@@ -9,11 +9,11 @@ import pytest
 
 from forebay.cli.__main__ import main
 from forebay.cli.answer import figures, tokens_per_second
-from forebay.cli.mesh.log_tail import last_words
 from forebay.cli.parsing import byte_count
 from forebay.cli.request_flags import add_request_flags, request_options
 from forebay.client import Completion, ExecutionMode, FinishReason, Plan, RequestOptions, Timings, Usage
 from forebay.client.request import build_request
+from forebay.mesh.log_tail import last_words
 
 COMMANDS = ("up", "down", "status", "generate", "chat", "trace")
 

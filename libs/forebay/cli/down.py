@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from forebay.cli.mesh.local_mesh import stop_mesh
-from forebay.cli.mesh.record import MeshRecord
-from forebay.cli.mesh.state_dir import current_state_dir, locked
 from forebay.cli.parsing import command_parser
+from forebay.mesh.local_mesh import stop_mesh
+from forebay.mesh.record import MeshRecord
+from forebay.mesh.state_dir import current_state_dir, locked
 
 _EXAMPLES: Final = """\
   forebay down

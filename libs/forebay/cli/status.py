@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Final
 
-from forebay.cli.mesh.inspection import ServiceStatus, inspect_mesh
-from forebay.cli.mesh.record import MeshRecord, read_record
-from forebay.cli.mesh.state_dir import current_state_dir
 from forebay.cli.parsing import command_parser
 from forebay.cli.program import program_name
 from forebay.errors import StartError
+from forebay.mesh.inspection import ServiceStatus, inspect_mesh
+from forebay.mesh.record import MeshRecord, read_record
+from forebay.mesh.state_dir import current_state_dir
 
 _EXAMPLES: Final = """\
   forebay status

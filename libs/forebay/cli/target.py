@@ -4,9 +4,9 @@ import argparse
 import os
 from typing import Final
 
-from forebay.cli.mesh.record import read_record
-from forebay.cli.mesh.state_dir import current_state_dir
 from forebay.client.async_client import DEFAULT_TARGET
+from forebay.mesh.record import read_record
+from forebay.mesh.state_dir import current_state_dir
 
 _VARIABLE: Final = "FOREBAY_TARGET"
 

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Final
 
-from forebay.cli.mesh.state_dir import current_state_dir
 from forebay.cli.parsing import command_parser
 from forebay.errors import ForebayError
+from forebay.mesh.state_dir import current_state_dir
 from forebay.telemetry import spans
 from forebay.telemetry.span_schema import store_path
 from forebay.telemetry.span_store import SpanStore, StoredSpan, TraceNotFoundError, TraceSummary

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from forebay.cli.answer import show_answer, show_figures
-from forebay.cli.mesh.inspection import inspect_mesh
-from forebay.cli.mesh.local_mesh import DEFAULT_START_TIMEOUT_S, start_mesh, stop_mesh
-from forebay.cli.mesh.record import MeshRecord, read_record
-from forebay.cli.mesh.spec import DEFAULT_PORT_BASE, MeshSpec, default_threads
-from forebay.cli.mesh.state_dir import current_state_dir, locked
 from forebay.cli.parsing import byte_count, command_parser
 from forebay.cli.program import program_name
 from forebay.client import Client, Completion
 from forebay.errors import StartError
+from forebay.mesh.inspection import inspect_mesh
+from forebay.mesh.local_mesh import DEFAULT_START_TIMEOUT_S, start_mesh, stop_mesh
+from forebay.mesh.record import MeshRecord, read_record
+from forebay.mesh.spec import DEFAULT_PORT_BASE, MeshSpec, default_threads
+from forebay.mesh.state_dir import current_state_dir, locked
 from forebay.models.default_model import resolve_model
 
 _EXAMPLES: Final = """\

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forebay.cli.mesh.local_mesh import start_mesh, stop_mesh
-from forebay.cli.mesh.port import free_port_base
-from forebay.cli.mesh.record import MeshRecord
-from forebay.cli.mesh.spec import MeshSpec, default_threads
-from forebay.cli.mesh.state_dir import locked
+from forebay.mesh.local_mesh import start_mesh, stop_mesh
+from forebay.mesh.port import free_port_base
+from forebay.mesh.record import MeshRecord
+from forebay.mesh.spec import MeshSpec, default_threads
+from forebay.mesh.state_dir import locked
 from forebay.models.default_model import resolve_model
 
 _FIRST_PORT_BASE = 17_400

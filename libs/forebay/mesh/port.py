@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import psutil
 
-from forebay.cli.mesh.spec import DEFAULT_PORT_BASE, MeshSpec
 from forebay.errors import StartError
+from forebay.mesh.spec import DEFAULT_PORT_BASE, MeshSpec
 
 _BASE_STEP: Final = 100
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import psutil
 
-from forebay.cli.mesh.readiness import health
-from forebay.cli.mesh.record import MeshRecord, ServiceRecord
 from forebay.client import AsyncClient, WorkerLoad
 from forebay.errors import ForebayError
+from forebay.mesh.readiness import health
+from forebay.mesh.record import MeshRecord, ServiceRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,14 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
-from forebay.cli.mesh.log_tail import last_words
-from forebay.cli.mesh.port import check_ports
-from forebay.cli.mesh.process import ProcessIdentity, open_pidfd, spawn, stop
-from forebay.cli.mesh.readiness import wait_until_ready
-from forebay.cli.mesh.record import MeshRecord, ServiceRecord, read_record, remove_record, write_record
-from forebay.cli.mesh.shared_memory import remove_segments, segments_of
-from forebay.cli.mesh.spec import STOP_ORDER, MeshSpec, ServiceSpec
 from forebay.errors import StartError
+from forebay.mesh.log_tail import last_words
+from forebay.mesh.port import check_ports
+from forebay.mesh.process import ProcessIdentity, open_pidfd, spawn, stop
+from forebay.mesh.readiness import wait_until_ready
+from forebay.mesh.record import MeshRecord, ServiceRecord, read_record, remove_record, write_record
+from forebay.mesh.shared_memory import remove_segments, segments_of
+from forebay.mesh.spec import STOP_ORDER, MeshSpec, ServiceSpec
 
 DEFAULT_START_TIMEOUT_S: Final = 180.0
 DRAIN_GRACE_S: Final = 15.0

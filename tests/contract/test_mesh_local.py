@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from forebay.cli.mesh.inspection import inspect_mesh
-from forebay.cli.mesh.local_mesh import start_mesh, stop_mesh
-from forebay.cli.mesh.port import check_ports, free_port_base
-from forebay.cli.mesh.process import ProcessIdentity
-from forebay.cli.mesh.record import MeshRecord, read_record, write_record
-from forebay.cli.mesh.shared_memory import segments_of
-from forebay.cli.mesh.spec import MeshSpec, ServiceSpec
 from forebay.errors import StartError
+from forebay.mesh.inspection import inspect_mesh
+from forebay.mesh.local_mesh import start_mesh, stop_mesh
+from forebay.mesh.port import check_ports, free_port_base
+from forebay.mesh.process import ProcessIdentity
+from forebay.mesh.record import MeshRecord, read_record, write_record
+from forebay.mesh.shared_memory import segments_of
+from forebay.mesh.spec import MeshSpec, ServiceSpec
 
 HEALTHY = """
 import asyncio, pathlib, signal, sys
@@ -198,8 +198,8 @@ def test_a_program_that_is_missing_is_named(make: Make, tmp_path: Path, monkeypa
 INTERRUPTED = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[1])
-import test_cli_local_mesh as stand_ins
-from forebay.cli.mesh.local_mesh import start_mesh
+import test_mesh_local as stand_ins
+from forebay.mesh.local_mesh import start_mesh
 spec = stand_ins.StandIns(
     model_path=pathlib.Path("/m"), state_dir=pathlib.Path(sys.argv[2]), threads=1, port_base=int(sys.argv[3]),
     programs=(("router", "import signal; signal.pause()"),),

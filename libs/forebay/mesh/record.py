@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from forebay.cli.mesh.process import ProcessIdentity
-from forebay.cli.mesh.spec import MeshSpec, ServiceSpec
 from forebay.errors import StartError
+from forebay.mesh.process import ProcessIdentity
+from forebay.mesh.spec import MeshSpec, ServiceSpec
 
 _FILE_NAME: Final = "mesh.json"
 _VERSION: Final = 1

@@ -1,0 +1,110 @@
+"""What a mesh consists of: names, ports, command lines, and its record on disk."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forebay.errors import StartError
+from forebay.mesh.process import ProcessIdentity
+from forebay.mesh.record import MeshRecord, ServiceRecord, read_record, remove_record, write_record
+from forebay.mesh.spec import STOP_ORDER, MeshSpec, default_threads
+
+SPEC = MeshSpec(model_path=Path("/m.gguf"), state_dir=Path("/state"), threads=1)
+
+
+def _command(spec: MeshSpec, name: str) -> tuple[str, ...]:
+    return next(service.command for service in spec.services() if service.name == name)
+
+
+def _value(command: tuple[str, ...], flag: str) -> str:
+    return command[command.index(flag) + 1]
+
+
+@given(st.integers(1024, 60_000), st.integers(0, 10), st.integers(1, 10))
+def test_names_and_ports_are_unique_and_local(port_base: int, prefill_count: int, decode_count: int) -> None:
+    spec = dataclasses.replace(SPEC, port_base=port_base, prefill_count=prefill_count, decode_count=decode_count)
+    services = spec.services()
+    assert len(services) == 4 + prefill_count + decode_count
+    assert len({service.name for service in services}) == len(services)
+    assert len({service.address for service in services}) == len(services)
+    assert all(service.address.startswith("127.0.0.1:") for service in services)
+    assert {service.role for service in services} <= {role for roles in STOP_ORDER for role in roles}
+    assert spec.router_address == f"127.0.0.1:{port_base}"
+
+
+def test_every_service_is_told_where_the_others_are() -> None:
+    spec = dataclasses.replace(SPEC, prefill_count=2)
+    kvcache = next(service.address for service in spec.services() if service.name == "kvcache")
+    nats = next(service.address for service in spec.services() if service.name == "nats")
+    for service in spec.services():
+        if service.role == "nats":
+            assert _value(service.command, "-a") == "127.0.0.1"
+            assert f"127.0.0.1:{_value(service.command, '-p')}" == nats
+            assert _value(service.command, "-sd") == "/state/nats"
+            continue
+        assert service.command[1:3] == ("-m", f"forebay.{service.role}")
+        assert _value(service.command, "--listen") == service.address
+        assert _value(service.command, "--nats-url") == f"nats://{nats}"
+        assert _value(service.command, "--node-id") == "local-7400"
+        assert _value(service.command, "--state-dir") == "/state"
+        if service.role in {"prefill", "decode"}:
+            assert _value(service.command, "--kvcache") == kvcache
+            assert _value(service.command, "--threads") == "1"
+
+
+def test_only_what_is_given_is_passed_on() -> None:
+    assert not {"--device-bytes", "--host-bytes"} & set(_command(SPEC, "kvcache"))
+    assert "--chip-class" not in _command(SPEC, "decode-0")
+    spec = dataclasses.replace(
+        SPEC, device_bytes=5, host_bytes=0, chip_class="cpu", extra_arguments={"decode": ("--max-sequences", "3")}
+    )
+    assert _value(_command(spec, "kvcache"), "--device-bytes") == "5"
+    assert _value(_command(spec, "kvcache"), "--host-bytes") == "0"
+    assert _value(_command(spec, "prefill-0"), "--chip-class") == "cpu"
+    assert _command(spec, "decode-0")[-2:] == ("--max-sequences", "3")
+    assert "--max-sequences" not in _command(spec, "prefill-0")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "flag"),
+    [
+        ("port_base", 80, "--port-base"),
+        ("port_base", 65_530, "--port-base"),
+        ("prefill_count", -1, "--prefill"),
+        ("prefill_count", 11, "--prefill"),
+        ("decode_count", 0, "--decode"),
+        ("threads", 0, "--threads"),
+        ("name", "a-b", "name"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(field: str, value: object, flag: str) -> None:
+    with pytest.raises(StartError, match=flag):
+        dataclasses.replace(SPEC, **{field: value})  # type: ignore[arg-type]
+
+
+def test_threads_share_the_cores() -> None:
+    assert [default_threads(cores, 2) for cores in (1, 2, 3, 8)] == [1, 1, 1, 4]
+    assert default_threads(4, 0) == 4
+
+
+def test_the_record_survives_the_disk(tmp_path: Path) -> None:
+    services = tuple(
+        ServiceRecord.of(service, ProcessIdentity(pid, pid + 1)) for pid, service in enumerate(SPEC.services(), 1)
+    )
+    record = MeshRecord.of(SPEC, services, is_complete=True)
+    write_record(tmp_path, record)
+    assert read_record(tmp_path) == record
+    assert [file.name for file in tmp_path.iterdir()] == ["mesh.json"]
+    remove_record(tmp_path)
+    remove_record(tmp_path)
+    assert read_record(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": 2}', '{"version": 1, "services": [{}]}'])
+def test_a_record_that_makes_no_sense_stops_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "mesh.json").write_text(content)
+    with pytest.raises(StartError, match=r"mesh\.json"):
+        read_record(tmp_path)
