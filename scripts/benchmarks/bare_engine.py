@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from forebay.chips import chip_class_named
+from forebay.chips.kv_layout import layout_for
 from forebay.engine.arena import KvArena
-from forebay.engine.load import layout_for, load_engine
+from forebay.engine.load import load_engine
 from forebay.engine.scheduler import Limits, NewToken, Scheduler
 from forebay.engine.types import SamplingParams, Sequence
 from forebay.models.model_file import open_model

@@ -24,9 +24,10 @@ from forebay.errors import (
     WriterActiveError,
 )
 from forebay.fleet.messages import layout_to_proto
-from forebay.kv.effects import IndexEvent, Moved, Removed, Tier
+from forebay.kv.effects import IndexEvent, Moved, Removed
 from forebay.kv.layout import KvDtype, KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings
+from forebay.kv.tier import Tier
 from forebay.kvcache import wire
 from forebay.kvcache.arena import Arena
 from forebay.kvcache.mover import BlockMover
@@ -172,6 +173,7 @@ async def test_attach_refuses_a_layout(
     with pytest.raises(error) as caught, translated():
         await service.stub.AttachWorker(request, timeout=10).read()
     assert caught.value.field == field
+    assert (error is LayoutMismatchError) == ("this node's: dtype bfloat16, not float32" in caught.value.message)
 
 
 async def test_a_worker_attaches_once_at_a_time(service: Service) -> None:

@@ -5,7 +5,6 @@ import torch
 import transformers
 
 from forebay.chips import chip_class_named
-from forebay.engine.load import load_engine
 from forebay.engine.types import Slice
 from forebay.models.model_file import open_model
 from forebay.testing.engine_runs import engine_run
@@ -78,15 +77,3 @@ def test_logits_are_those_of_transformers(family, tmp_path, monkeypatch):
     rows = [length - 1 for length in (1, 40, 41, 120, 150)]
     torch.testing.assert_close(torch.cat(ours), expected[rows], atol=1e-3, rtol=0)
     assert expected[rows].std() > 0.5, "the logits are too flat to tell anything"
-
-
-def test_a_model_path_is_as_good_as_an_open_model(tmp_path, monkeypatch):
-    monkeypatch.setenv("FOREBAY_CACHE", str(tmp_path / "cache"))
-    reference_of("llama").save_pretrained(tmp_path / "model")
-    run = engine_run(open_model(tmp_path / "model"), chip_class_named("cpu-bf16"), block_count=8)
-    again = engine_run(open_model(tmp_path / "model"), chip_class_named("cpu-bf16"), block_count=8)
-    again.engine = load_engine(tmp_path / "model", chip_class_named("cpu-bf16"), again.arena)
-
-    tokens = [one.generate([one.sequence(PROMPT, room_tokens=8)], 8) for one in (run, again)]
-
-    assert tokens[0] == tokens[1]

@@ -63,7 +63,8 @@ def test_only_what_is_given_is_passed_on() -> None:
     )
     assert _value(_command(spec, "kvcache"), "--device-bytes") == "5"
     assert _value(_command(spec, "kvcache"), "--host-bytes") == "0"
-    assert _value(_command(spec, "prefill-0"), "--chip-class") == "cpu"
+    for name in ("kvcache", "prefill-0", "decode-0"):  # all three must agree on the format of KV
+        assert _value(_command(spec, name), "--chip-class") == "cpu"
     assert _command(spec, "decode-0")[-2:] == ("--max-sequences", "3")
     assert "--max-sequences" not in _command(spec, "prefill-0")
 

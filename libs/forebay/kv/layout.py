@@ -1,6 +1,6 @@
 """Shape of the KV in one block, and its size in memory. Does not know where blocks lie."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 
 
@@ -57,3 +57,12 @@ class KvLayout:
     def block_bytes(self) -> int:
         """Bytes of one block, all layers."""
         return self.layers * 2 * self.kv_heads * self.block_tokens * self.head_dim * self.dtype.size_bytes
+
+    def differences(self, theirs: "KvLayout") -> str:
+        """What of this layout differs from another, for a person: "dtype float32, not bfloat16"."""
+        pairs = [(field.name, getattr(self, field.name), getattr(theirs, field.name)) for field in fields(self)]
+        return "; ".join(f"{name} {_text(ours)}, not {_text(other)}" for name, ours, other in pairs if ours != other)
+
+
+def _text(value: object) -> object:
+    return value.value if isinstance(value, Enum) else value

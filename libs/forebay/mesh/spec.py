@@ -68,7 +68,7 @@ class MeshSpec:
         """All services, NATS first, in the order in which they are started."""
         return [
             self._nats(),
-            self._service("kvcache", "kvcache", _KVCACHE_OFFSET, *self._model(), *self._arenas()),
+            self._service("kvcache", "kvcache", _KVCACHE_OFFSET, *self._model(), *self._chip_class(), *self._arenas()),
             self._service("tokenizer", "tokenizer", _TOKENIZER_OFFSET, *self._model()),
             *(self._worker("prefill", index, _PREFILL_OFFSET) for index in range(self.prefill_count)),
             *(self._worker("decode", index, _DECODE_OFFSET) for index in range(self.decode_count)),
@@ -85,9 +85,8 @@ class MeshSpec:
         return ServiceSpec("nats", "nats", address, command)
 
     def _worker(self, role: str, index: int, offset: int) -> "ServiceSpec":
-        chip_class = () if self.chip_class is None else ("--chip-class", self.chip_class)
         kvcache = ("--kvcache", self._address(_KVCACHE_OFFSET), "--threads", str(self.threads))
-        return self._service(role, f"{role}-{index}", offset + index, *self._model(), *kvcache, *chip_class)
+        return self._service(role, f"{role}-{index}", offset + index, *self._model(), *kvcache, *self._chip_class())
 
     def _service(self, role: str, name: str, offset: int, *arguments: str) -> "ServiceSpec":
         address = self._address(offset)
@@ -100,6 +99,9 @@ class MeshSpec:
 
     def _model(self) -> tuple[str, str]:
         return ("--model", str(self.model_path))
+
+    def _chip_class(self) -> tuple[str, ...]:
+        return () if self.chip_class is None else ("--chip-class", self.chip_class)
 
     def _arenas(self) -> tuple[str, ...]:
         sizes = (("--device-bytes", self.device_bytes), ("--host-bytes", self.host_bytes))

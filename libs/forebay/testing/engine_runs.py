@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from forebay.chips import ChipClass
+from forebay.chips.kv_layout import layout_for
 from forebay.engine.arena import KvArena
-from forebay.engine.load import layout_for, load_engine
+from forebay.engine.load import load_engine
 from forebay.engine.torch_engine import TorchEngine
 from forebay.engine.types import Sampled, SamplingParams, Sequence, Slice
 from forebay.models.model_file import ModelFile

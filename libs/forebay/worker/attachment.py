@@ -233,7 +233,7 @@ def _refusal(address: str, error: ForebayError) -> str:
     if isinstance(error, ModelMismatchError):
         advice = "start it and its workers with the same --model"
     elif isinstance(error, LayoutMismatchError):
-        advice = "start it with the layout of this worker's model and --chip-class"
+        advice = "start it and its workers with the same --chip-class"
     else:
         advice = "this worker and the service are of different versions"
     return f"the KV-cache service at {address} refused this worker: {error.message}; {advice}"

@@ -1,8 +1,11 @@
 """From a model on disk to an engine over the arena that the KV-cache service lends. Imports torch."""
 
+import logging
+
 from forebay.chips import ChipClass
+from forebay.chips.kv_layout import layout_for
 from forebay.engine.arena import KvArena
-from forebay.engine.load import layout_for, load_engine
+from forebay.engine.load import load_engine
 from forebay.engine.types import Engine
 from forebay.errors import StartError
 from forebay.models.default_model import resolve_model
@@ -11,6 +14,8 @@ from forebay.v1 import common_pb2
 from forebay.worker.arena_map import map_segment
 from forebay.worker.attachment import Attachment
 from forebay.worker.request_check import ServedModel
+
+_log = logging.getLogger(__name__)
 
 
 class EngineLoader:
@@ -42,4 +47,19 @@ class EngineLoader:
             segments[0].block_count,
             segments[0].block_stride_bytes,
         )
-        return load_engine(self._file, self._chip_class, arena)
+        return load_engine(self._file, self._chip_class, arena, PackingLog(self._file.name))
+
+
+class PackingLog:
+    """Says in the log how far packing the weights is: it happens once per model and may take minutes."""
+
+    def __init__(self, model_name: str) -> None:
+        self._model_name = model_name
+        self._logged_tenths = -1
+
+    def __call__(self, done_count: int, total_count: int) -> None:
+        """One line for each tenth."""
+        tenths = 10 * done_count // total_count
+        if tenths > self._logged_tenths:
+            self._logged_tenths = tenths
+            _log.info("packing the weights of %s, only this once: %d %%", self._model_name, 10 * tenths)

@@ -100,8 +100,13 @@ def offer_of(model: ServedModel, node_id: str, manifest: common_pb2.Manifest, kn
         raise NotServedYetError("the KV lies on another node; transfer between nodes is not served yet")
     if manifest.model_digest != model.digest:
         raise ModelMismatchError("the manifest is of another model", field="manifest.model_digest")
-    if layout_from_proto(manifest.layout) != model.layout:
-        raise LayoutMismatchError("the manifest is of another layout", field="manifest.layout")
+    layout = layout_from_proto(manifest.layout)
+    if layout != model.layout:
+        raise LayoutMismatchError(
+            f"the manifest's KV is not laid out as this worker's: {layout.differences(model.layout)}; start the node's"
+            " workers with the same --chip-class",
+            field="manifest.layout",
+        )
     if not 1 <= manifest.token_count < known_tokens:
         raise InvalidFieldError(
             f"the manifest covers {manifest.token_count} tokens of {known_tokens}; at least one is covered, and the"

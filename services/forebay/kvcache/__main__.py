@@ -6,13 +6,15 @@ from contextlib import AsyncExitStack, closing
 from importlib.metadata import version
 from typing import Final
 
+from forebay.chips import chip_class_named
+from forebay.chips.kv_layout import layout_for
 from forebay.events.connection import connect
 from forebay.events.kv_publisher import KvEventPublisher
 from forebay.fleet.member import Member, Role
 from forebay.fleet.registrar import Registrar
-from forebay.kv.effects import Tier
 from forebay.kv.layout import KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings
+from forebay.kv.tier import Tier
 from forebay.kvcache import wire
 from forebay.kvcache.announcer import Announcer
 from forebay.kvcache.arena import Arena
@@ -44,7 +46,7 @@ STOP_GRACE_S: Final = 1.0
 async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
     """Serves from ready to drained."""
     model = open_model(settings.model)
-    layout = layout_of(model, settings)
+    layout = layout_for(model.config, chip_class_named(settings.chip_class))
     # Also the first epoch and attachment id, so that no later run uses one of them again.
     incarnation = time.time_ns() // 1000
     async with AsyncExitStack() as stack:
@@ -82,17 +84,6 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
             registrar.set_draining(True)
             await drain(node, settings.drain_s)
             ticker.cancel()
-
-
-def layout_of(model: ModelFile, settings: KvCacheSettings) -> KvLayout:
-    """Layout of all blocks of this node."""
-    return KvLayout(
-        dtype=settings.kv_dtype,
-        layers=model.config.layers,
-        kv_heads=model.config.kv_heads,
-        head_dim=model.config.head_dim,
-        block_tokens=settings.block_tokens,
-    )
 
 
 def build_node(

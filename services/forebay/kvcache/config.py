@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from forebay.kv.layout import KvDtype
+from forebay.chips.chip_class import DEFAULT_NAME
 from forebay.kv.ledger import DEFAULT_OFFER_S
 from forebay.rpc.settings import ServiceSettings
 
@@ -14,8 +14,7 @@ class KvCacheSettings(ServiceSettings):
 
     listen: str = Field("127.0.0.1:7402", description="address to serve on, HOST:PORT; port 0 takes any")
     model: Path = Field(description="model whose KV is kept: a GGUF file or a Hugging Face folder")
-    kv_dtype: KvDtype = Field(KvDtype.BFLOAT16, description="number format of KV; must be the workers'")
-    block_tokens: int = Field(32, ge=1, le=1024, description="tokens in one block")
+    chip_class: str = Field(DEFAULT_NAME, description="chip class of this node's workers: says the format of KV")
     device_bytes: int = Field(512 * 2**20, ge=1, description="shared memory for blocks that workers compute with")
     host_bytes: int = Field(256 * 2**20, ge=0, description="shared memory for blocks evicted from there; 0: none")
     lease_s: float = Field(10.0, ge=0.1, le=3600, description="seconds a worker's right lasts after its renewal")

@@ -180,7 +180,9 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
             )
         layout = layout_from_proto(request.layout)
         if layout != ours.layout:
-            raise LayoutMismatchError(f"the worker's layout is {layout}, this node's {ours.layout}", field="layout")
+            raise LayoutMismatchError(
+                f"the worker's KV is not laid out as this node's: {layout.differences(ours.layout)}", field="layout"
+            )
 
     def _attached(self, attachment_id: int) -> kvcache_pb2.Attached:
         return kvcache_pb2.Attached(

@@ -1,0 +1,16 @@
+"""Which KV layout the workers of a chip class use. Imports no tensor library, so that the KV-cache service can ask."""
+
+from forebay.chips.chip_class import ChipClass
+from forebay.kv.layout import KvDtype, KvLayout
+from forebay.models.config import DecoderConfig
+
+
+def layout_for(config: DecoderConfig, chip_class: ChipClass, block_tokens: int = 32) -> KvLayout:
+    """Layout of the KV that an engine of this chip class reads and writes."""
+    return KvLayout(
+        dtype=KvDtype(chip_class.kv_dtype.value),
+        layers=config.layers,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        block_tokens=block_tokens,
+    )
