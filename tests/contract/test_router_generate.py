@@ -6,7 +6,7 @@ import pytest
 
 from forebay.fleet.member import Role
 from forebay.kv.hashing import block_hashes, root_hash
-from forebay.routing.prefix_index import Tier
+from forebay.kv.tier import Tier
 from forebay.testing.scripted_fleet import ScriptedFleet
 from forebay.testing.scripted_workers import DIGEST, LAYOUT, FakeTokenizer, Script
 from forebay.testing.waiting import until

@@ -13,7 +13,8 @@ import pytest
 
 from forebay.errors import StartError
 from forebay.kv.attachments import WorkerProcess
-from forebay.kv.effects import CopyBlock, Tier
+from forebay.kv.effects import CopyBlock
+from forebay.kv.tier import Tier
 from forebay.kvcache.arena import Arena
 from forebay.kvcache.mover import BlockMover
 from forebay.kvcache.process_watch import is_alive

@@ -12,9 +12,10 @@ from forebay.errors import (
     WriterActiveError,
 )
 from forebay.kv.attachments import WorkerProcess
-from forebay.kv.effects import Revoked, Stored, Tier
+from forebay.kv.effects import Revoked, Stored
 from forebay.kv.grant import Grant, SealEntry
 from forebay.kv.ledger import BlockLedger, LedgerSettings
+from forebay.kv.tier import Tier
 
 LEASE_S, GRACE_S, OFFER_S = 10.0, 2.0, 0.5
 HASHES = [bytes([number]) * 16 for number in range(8)]

@@ -3,7 +3,8 @@
 import pytest
 
 from forebay.errors import KvExhaustedError
-from forebay.kv.effects import CopyBlock, Moved, Removed, Stored, Tier
+from forebay.kv.effects import CopyBlock, Moved, Removed, Stored
+from forebay.kv.tier import Tier
 from forebay.kv.tiered_store import EffectLog, TieredStore
 
 HASHES = [bytes([number]) * 16 for number in range(12)]

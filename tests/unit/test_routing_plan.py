@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from forebay.errors import NoWorkerError
 from forebay.kv.layout import KvDtype, KvLayout
+from forebay.kv.tier import Tier
 from forebay.routing.fleet import FleetSnapshot, NodeCache, Worker, WorkerRole, select
 from forebay.routing.in_flight import InFlight, WorkerLoad
 from forebay.routing.plan import RESUME_MAX_TOKENS, Mode, Plan, PlanRequest, plan
-from forebay.routing.prefix_index import PrefixMatch, Tier
+from forebay.routing.prefix_index import PrefixMatch
 
 LAYOUT = KvLayout(KvDtype.FLOAT32, layers=1, kv_heads=1, head_dim=4, block_tokens=32)
 OTHER_LAYOUT = dataclasses.replace(LAYOUT, dtype=KvDtype.INT8)

@@ -6,9 +6,11 @@ from itertools import takewhile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forebay.routing.prefix_index import PrefixIndex, PrefixMatch, Tier
+from forebay.kv.tier import Tier
+from forebay.routing.prefix_index import PrefixIndex, PrefixMatch
 
 NODES, TIERS = ("n1", "n2", "n3"), (Tier.DEVICE, Tier.HOST)
+NEAREST_FIRST = (Tier.DEVICE, Tier.HOST, Tier.DISK, Tier.REMOTE)
 
 
 def block_hash(number: int) -> bytes:
@@ -49,7 +51,7 @@ class Model:
         for node in NODES:
             run = list(takewhile(bool, (self.held[node, h] for h in prompt)))
             if run:
-                matches[node] = PrefixMatch(tuple(min(in_tiers) for in_tiers in run))
+                matches[node] = PrefixMatch(tuple(min(in_tiers, key=NEAREST_FIRST.index) for in_tiers in run))
         return matches
 
 

@@ -6,14 +6,8 @@ of 0.7 MB takes about 50 µs, a twentieth of the call it serves, and there is no
 """
 
 from dataclasses import dataclass
-from enum import Enum
 
-
-class Tier(Enum):
-    """Where a block lies."""
-
-    DEVICE = "device"
-    HOST = "host"
+from forebay.kv.tier import Tier
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,11 @@ from forebay.errors import (
     WriterActiveError,
 )
 from forebay.kv.attachments import Attachment, Attachments, WorkerProcess
-from forebay.kv.effects import Effects, Revoked, Tier
+from forebay.kv.effects import Effects, Revoked
 from forebay.kv.grant import Grant, Sealed, SealEntry
 from forebay.kv.lease import Right, SequenceLease
 from forebay.kv.pool import TierCounts
+from forebay.kv.tier import Tier
 from forebay.kv.tiered_store import EffectLog, TieredStore
 
 DEFAULT_OFFER_S = 0.7
@@ -36,8 +37,8 @@ RETRY_TAKE_OVER_S = 0.1
 class LedgerSettings:
     """Capacity and times.
 
-    A sequence that was handed over waits for its taker no longer than `offer_s`: a request that was cancelled in between
-    must hold nothing for longer than a second. A late taker finds the sealed blocks in the cache.
+    A sequence that was handed over waits for its taker no longer than `offer_s`: a request that was cancelled in
+    between must hold nothing for longer than a second. A late taker finds the sealed blocks in the cache.
     Numbers (epochs, attachment ids) begin at `first_number`: a restarted service passes a greater one than it ever
     reached, so that no number means two things.
     """

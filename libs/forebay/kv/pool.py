@@ -9,8 +9,8 @@ and findable; it is with the eviction policy exactly when it has a hash and no r
 
 from dataclasses import dataclass
 
-from forebay.kv.effects import Tier
 from forebay.kv.eviction import EvictionPolicy
+from forebay.kv.tier import Tier
 
 _FREE, _LEASED, _SEALED = 0, 1, 2
 

@@ -6,11 +6,16 @@ DEVICE blocks are leased or referred to by sequences; HOST holds what was evicte
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from forebay.errors import KvExhaustedError
-from forebay.kv.effects import CopyBlock, Effects, IndexEvent, Moved, Removed, Stored, Tier
+from forebay.kv.effects import CopyBlock, Effects, IndexEvent, Moved, Removed, Stored
 from forebay.kv.eviction import LeastRecentlyUsed
 from forebay.kv.pool import BlockPool, TierCounts
+from forebay.kv.tier import Tier
+
+TIERS: Final = (Tier.DEVICE, Tier.HOST)
+"""The tiers that a node keeps blocks in, nearest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class TieredStore:
 
     def hashes(self, tier: Tier) -> list[bytes]:
         """Hashes of all findable blocks of a tier."""
-        return (self._device if tier is Tier.DEVICE else self._host).hashes()
+        return {Tier.DEVICE: self._device, Tier.HOST: self._host}[tier].hashes()
 
     def reserve(self, prefix_hashes: Sequence[bytes], block_count: int, log: EffectLog) -> Reservation:
         """Takes the longest held run of a prefix, promoted where needed, and new blocks up to `block_count`.

@@ -10,19 +10,11 @@ forgotten, which costs a prefill that might have been saved, nothing else.
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Final
 
+from forebay.kv.tier import Tier
+
 DEFAULT_CAPACITY: Final = 262_144
-
-
-class Tier(IntEnum):
-    """Where a block lies; smaller is nearer to the kernels. Numbers are those of common.proto."""
-
-    DEVICE = 1
-    HOST = 2
-    DISK = 3
-    REMOTE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +31,10 @@ class PrefixMatch:
 
 NO_MATCH: Final = PrefixMatch(())
 
-# A node's id with its tiers as bits (1 << tier), of every node that holds a block.
+# A node's id with its tiers as bits, of every node that holds a block. The lowest bit is the nearest tier.
 _Holders = tuple[tuple[str, int], ...]
+_TIERS: Final = tuple(Tier)
+_BIT_OF: Final = {tier: 1 << place for place, tier in enumerate(_TIERS)}
 
 
 class PrefixIndex:
@@ -58,7 +52,7 @@ class PrefixIndex:
         """The node holds these blocks in this tier, perhaps in others too."""
         # Backwards, so that of one prompt's blocks the first is the last to be forgotten.
         for block_hash in reversed(tuple(hashes)):
-            self._update(block_hash, node_id, add=1 << tier, drop=0)
+            self._update(block_hash, node_id, add=_BIT_OF[tier], drop=0)
             self._holders.move_to_end(block_hash)
         while len(self._holders) > self._capacity:
             self._holders.popitem(last=False)
@@ -67,7 +61,7 @@ class PrefixIndex:
         """The node does not hold these blocks in this tier any more. Unknown ones are ignored."""
         for block_hash in hashes:
             if block_hash in self._holders:
-                self._update(block_hash, node_id, add=0, drop=1 << tier)
+                self._update(block_hash, node_id, add=0, drop=_BIT_OF[tier])
 
     def move(self, node_id: str, from_tier: Tier, to_tier: Tier, hashes: Iterable[bytes]) -> None:
         """The node moved these blocks."""
@@ -124,4 +118,4 @@ class PrefixIndex:
 
 
 def _nearest(mask: int) -> Tier:
-    return Tier((mask & -mask).bit_length() - 1)
+    return _TIERS[(mask & -mask).bit_length() - 1]

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 
 from forebay.errors import DuplicateWorkerError, ForebayError, NotAttachedError
 from forebay.kv.attachments import WorkerProcess
-from forebay.kv.effects import CopyBlock, Effects, Moved, Removed, Stored, Tier
+from forebay.kv.effects import CopyBlock, Effects, Moved, Removed, Stored
 from forebay.kv.grant import Grant, SealEntry
 from forebay.kv.ledger import BlockLedger, LedgerSettings
+from forebay.kv.tier import Tier
+from forebay.kv.tiered_store import TIERS
 
 DEVICE_BLOCKS, LEASE_S, GRACE_S = 12, 10.0, 2.0
 SEQUENCE_IDS = tuple(f"s{number}" for number in range(5))
@@ -319,7 +321,7 @@ class ModelNode:
             assert 0 <= counts.referenced <= counts.sealed
         writable = [worker.writable(self.now_s) for worker in self.workers]
         assert sum(map(len, writable)) == len(set().union(*writable)) <= stats.tiers[0].leased
-        assert self.index == {block_hash: tier for tier in Tier for block_hash in self.ledger.hashes(tier)}
+        assert self.index == {block_hash: tier for tier in TIERS for block_hash in self.ledger.hashes(tier)}
         for worker in self.workers:
             for held in worker.held.values() if worker.is_alive else ():
                 if self.now_s < held.lease_until_s:

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from forebay.errors import StartError
-from forebay.kv.effects import Tier
+from forebay.kv.tier import Tier
 
 ALIGNMENT_BYTES = 64
 """Blocks begin at multiples of a cache line, which is also the widest vector load."""

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from forebay.kv.effects import CopyBlock, Tier
+from forebay.kv.effects import CopyBlock
+from forebay.kv.tier import Tier
 
 
 class BlockMover:

@@ -11,9 +11,11 @@ from typing import Protocol
 
 from forebay.errors import DrainingError, InvalidFieldError
 from forebay.kv.attachments import WorkerProcess
-from forebay.kv.effects import Effects, IndexEvent, Revoked, Tier
+from forebay.kv.effects import Effects, IndexEvent, Revoked
 from forebay.kv.grant import Grant, Sealed, SealEntry
 from forebay.kv.ledger import BlockLedger, LedgerStats
+from forebay.kv.tier import Tier
+from forebay.kv.tiered_store import TIERS
 from forebay.kvcache.mover import BlockMover
 
 News = asyncio.Queue[Revoked | None]
@@ -118,7 +120,7 @@ class KvNode:
 
     def snapshot(self) -> IndexSnapshot:
         """The index as of now."""
-        return IndexSnapshot(self._last_event_number, {tier: self._ledger.hashes(tier) for tier in Tier})
+        return IndexSnapshot(self._last_event_number, {tier: self._ledger.hashes(tier) for tier in TIERS})
 
     def stats(self) -> LedgerStats:
         """Counts now, and totals since start."""

@@ -5,10 +5,11 @@ from typing import Final
 
 from forebay.errors import InvalidFieldError
 from forebay.kv.attachments import WorkerProcess
-from forebay.kv.effects import IndexEvent, Moved, Removed, Stored, Tier
+from forebay.kv.effects import IndexEvent, Moved, Removed, Stored
 from forebay.kv.grant import SealEntry
 from forebay.kv.hashing import HASH_BYTES
 from forebay.kv.pool import TierCounts
+from forebay.kv.tier import Tier
 from forebay.kvcache.arena import Arena
 from forebay.v1 import common_pb2, events_pb2, kvcache_pb2
 

@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from forebay.errors import NoWorkerError
 from forebay.events.kv_follower import IndexDump, KvFollower
 from forebay.fleet.member import Member, Role
-from forebay.routing.prefix_index import PrefixIndex, Tier
+from forebay.kv.effects import Moved, Removed, Stored
+from forebay.routing.prefix_index import PrefixIndex
 from forebay.rpc.status import translated
 from forebay.v1 import events_pb2, kvcache_pb2, kvcache_pb2_grpc
+from forebay.wire.kv_index import entry_from_proto, event_from_proto
 
 DUMP_TIMEOUT_S = 10.0
 
@@ -20,19 +22,18 @@ class IndexFeed:
 
     def replace(self, node_id: str, entries: Sequence[kvcache_pb2.IndexEntry]) -> None:
         """The node holds exactly these."""
-        self._index.replace(node_id, [(entry.block_hash, Tier(entry.tier)) for entry in entries])
+        self._index.replace(node_id, map(entry_from_proto, entries))
 
     def apply(self, node_id: str, events: Sequence[events_pb2.KvEvent]) -> None:
         """The node's index changed."""
-        for event in events:
-            match event.WhichOneof("event"):
-                case "stored":
-                    self._index.store(node_id, Tier(event.stored.tier), event.stored.block_hashes)
-                case "removed":
-                    self._index.remove(node_id, Tier(event.removed.tier), event.removed.block_hashes)
-                case "moved":
-                    moved = event.moved
-                    self._index.move(node_id, Tier(moved.from_tier), Tier(moved.to_tier), moved.block_hashes)
+        for message in events:
+            match event_from_proto(message):
+                case Stored(tier, hashes):
+                    self._index.store(node_id, tier, hashes)
+                case Removed(tier, hashes):
+                    self._index.remove(node_id, tier, hashes)
+                case Moved(from_tier, to_tier, hashes):
+                    self._index.move(node_id, from_tier, to_tier, hashes)
                 case None:
                     pass  # an event of a later version
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from forebay.kv.effects import IndexEvent, Tier
+from forebay.kv.effects import IndexEvent
 from forebay.kv.layout import KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings, LedgerStats
+from forebay.kv.tier import Tier
 from forebay.kvcache import wire
 from forebay.kvcache.arena import Arena
 from forebay.kvcache.mover import BlockMover
