@@ -27,7 +27,8 @@ from forebay.errors import (
     UnknownRoleError,
     WorkerLostError,
 )
-from forebay.fleet.member import Member, Role
+from forebay.fleet.member import Member
+from forebay.role import Role
 from forebay.rpc.status import translated
 from forebay.testing.scripted_fleet import ScriptedFleet
 from forebay.testing.scripted_workers import DIGEST, LAYOUT, Script
@@ -83,10 +84,11 @@ BAD_REQUESTS = {
     "long cache salt": ({"text": "x", "cache_salt": "a" * 129}, InvalidFieldError, "cache_salt"),
     "QoS tier": ({"text": "x", "qos_tier": 9}, InvalidFieldError, "qos_tier"),
     "SLO": (
-        {"text": "x", "slo": common_pb2.ServiceLevelObjective(time_to_first_token_ms=0)},
-        InvalidFieldError,
-        "slo.time_to_first_token_ms",
+        {"text": "x", "slo": common_pb2.ServiceLevelObjective(time_to_first_token_ms=500)},
+        NotServedYetError,
+        "slo",
     ),
+    "BACKUP": ({"text": "x", "qos_tier": common_pb2.QOS_TIER_BACKUP}, NotServedYetError, "qos_tier"),
     "mode RESUME": ({"text": "x", "mode": common_pb2.EXECUTION_MODE_RESUME}, InvalidFieldError, "mode"),
     "unknown mode": ({"text": "x", "mode": 17}, InvalidFieldError, "mode"),
     "resume": ({"text": "x", "resume": router_pb2.ResumePoint()}, NotServedYetError, "resume"),

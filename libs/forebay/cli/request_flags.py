@@ -20,7 +20,7 @@ _SAMPLING: dict[str, tuple[type, str]] = {
 _TREATMENT: dict[str, str] = {
     "model": "model name (default: the one that is served)",
     "tenant": "who asks; prefixes are shared only within a tenant",
-    "session": "conversations that belong together",
+    "session": "conversations that belong together; not used yet",
     "cache_salt": "keeps this request's cached prefixes apart",
     "request_id": "name of the request (default: the router makes one)",
 }
@@ -39,7 +39,11 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
     treatment = parser.add_argument_group("how the request is treated")
     for name, text in _TREATMENT.items():
         treatment.add_argument(_flag(name), metavar="TEXT", help=text)
-    treatment.add_argument("--qos-tier", choices=("realtime", "batch", "backup"), help="urgency (default: realtime)")
+    treatment.add_argument(
+        "--qos-tier",
+        choices=("realtime", "batch", "backup"),
+        help="urgency; batch waits behind realtime, backup is not served yet (default: realtime)",
+    )
     treatment.add_argument("--mode", choices=("local", "split"), help="force who computes the prompt; for tests")
     treatment.add_argument("--timeout-s", type=float, metavar="S", help="seconds the request may take (default: 600)")
 

@@ -16,7 +16,6 @@ Prompt = str | Sequence[int]
 _MODES: Final[dict[str, "common_pb2.ExecutionMode.ValueType"]] = {
     "local": common_pb2.EXECUTION_MODE_LOCAL,
     "split": common_pb2.EXECUTION_MODE_SPLIT,
-    "resume": common_pb2.EXECUTION_MODE_RESUME,
 }
 _QOS_TIERS: Final[dict[str, "common_pb2.QosTier.ValueType"]] = {
     "realtime": common_pb2.QOS_TIER_REALTIME,
@@ -55,6 +54,8 @@ class RequestOptions(SamplingOptions, total=False):
 
     timeout_s: seconds the whole request may take; default: the client's.
     mode: forces the plan; for tests and research.
+    session: a hint that is not used yet.
+    time_to_first_token_ms, time_per_output_token_ms, and the QoS tier "backup": refused with NotServedYetError as yet.
     """
 
     model: str

@@ -44,15 +44,16 @@ def validate(message: router_pb2.GenerateRequest) -> Request:
 
     Raises:
         InvalidFieldError, EmptyPromptError: a field is missing, malformed or out of range.
-        NotServedYetError: it asks to resume.
+        NotServedYetError: it asks to resume, for an objective, or for the BACKUP tier.
     """
     if message.request_id and not _REQUEST_ID.fullmatch(message.request_id):
         raise InvalidFieldError("request_id must be 1..128 characters of [A-Za-z0-9._-]", field="request_id")
     if message.HasField("resume"):
-        raise NotServedYetError("resuming a request is not served yet", field="resume")
+        raise NotServedYetError("resuming a request is not served yet; leave resume out", field="resume")
+    if message.HasField("slo"):
+        raise NotServedYetError("service level objectives are not served yet; leave slo out", field="slo")
     encode_input, token_ids, input_field = _input(message)
     sampling_proto.validate(message.sampling)
-    _check_slo(message)
     for name, text in (("tenant", message.tenant), ("cache_salt", message.cache_salt)):
         if len(text) > MAX_NAME_CHARACTERS:
             raise InvalidFieldError(f"{name} has at most {MAX_NAME_CHARACTERS} characters, not {len(text)}", field=name)
@@ -88,19 +89,11 @@ def _input(
             raise InvalidFieldError("exactly one of text, chat and tokens must be set", field="input")
 
 
-def _check_slo(message: router_pb2.GenerateRequest) -> None:
-    slo = message.slo
-    for name, is_given, value in (
-        ("time_to_first_token_ms", slo.HasField("time_to_first_token_ms"), slo.time_to_first_token_ms),
-        ("time_per_output_token_ms", slo.HasField("time_per_output_token_ms"), slo.time_per_output_token_ms),
-    ):
-        if is_given and value == 0:
-            raise InvalidFieldError(f"{name} must be > 0", field=f"slo.{name}")
-
-
 def _qos_tier(message: router_pb2.GenerateRequest) -> common_pb2.QosTier.ValueType:
     if message.qos_tier not in common_pb2.QosTier.values():
         raise InvalidFieldError(f"{message.qos_tier} is not a QoS tier", field="qos_tier")
+    if message.qos_tier == common_pb2.QOS_TIER_BACKUP:
+        raise NotServedYetError("the BACKUP tier is not served yet; choose REALTIME or BATCH", field="qos_tier")
     return message.qos_tier or common_pb2.QOS_TIER_REALTIME
 
 

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from forebay.decode.servicer import DecodeServicer
 from forebay.engine.types import SamplingParams
 from forebay.errors import Code, DrainingError, InvalidFieldError
-from forebay.fleet.messages import layout_to_proto
+from forebay.wire.layout import layout_to_proto
 from forebay.kv.hashing import root_hash
 from forebay.rpc.status import from_failure, translated
 from forebay.telemetry import spans
@@ -426,6 +426,21 @@ async def test_what_a_broken_attachment_lost_is_released_after_the_next(start: S
         engine.gate.set()
         await until(rig.kvcache.is_all_released)
         assert (await rig.link.generate("next")).tokens == continuation(PROMPT, 10)
+
+
+async def test_batch_waits_behind_realtime(start: Start) -> None:
+    realtime, batch = common_pb2.QOS_TIER_REALTIME, common_pb2.QOS_TIER_BATCH
+    tiers = {"holder": batch, "batch": batch, "realtime": realtime, "unsaid": common_pb2.QOS_TIER_UNSPECIFIED}
+    async with start(limits=dataclasses.replace(LIMITS, max_sequences=1)) as rig:
+        rig.worker.engine.gate.clear()
+        for waiting, (request_id, qos_tier) in enumerate(tiers.items()):
+            await rig.link.start(request_id, qos_tier=qos_tier)
+            await until(lambda waiting=waiting: rig.worker.runner.queued_count == waiting)
+            await until(lambda: rig.worker.runner.running_count == 1)
+        rig.worker.engine.gate.set()
+        for request_id in tiers:
+            await rig.link.end_of(request_id)
+        assert list(rig.link.heard) == ["holder", "realtime", "unsaid", "batch"]
 
 
 async def test_a_draining_worker_refuses_streams_and_sequences(start: Start) -> None:
