@@ -7,9 +7,10 @@ import pytest
 
 from forebay.events.connection import connect
 from forebay.fleet.load import LoadPublisher, LoadView
-from forebay.fleet.member import Load, Member, Role
+from forebay.fleet.member import Load, Member
 from forebay.fleet.registrar import Registrar
 from forebay.fleet.view import FleetView
+from forebay.role import Role
 from forebay.testing.nats_server import NatsServer
 from forebay.testing.scripted_workers import LAYOUT
 from forebay.testing.waiting import until
@@ -158,7 +159,7 @@ async def test_load_is_told_on_change_and_forgotten_with_its_worker(nats_server)
     publisher = LoadPublisher(connection, "decode-1")
     publisher.start()
     await until(lambda: loads.loads.get("decode-1") == Load())
-    busy = Load(running_sequences=1, queued_sequences=2, queued_tokens=3, context_tokens=4, free_blocks=5)
+    busy = Load(running_sequences=1, queued_sequences=2, queued_tokens=3, context_tokens=4)
     for step in range(100):  # far more often than it may be told
         publisher.update(Load(running_sequences=step))
     publisher.update(busy)

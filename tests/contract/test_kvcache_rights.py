@@ -23,7 +23,6 @@ from forebay.errors import (
     UnknownSequenceError,
     WriterActiveError,
 )
-from forebay.fleet.messages import layout_to_proto
 from forebay.kv.effects import IndexEvent, Moved, Removed
 from forebay.kv.layout import KvDtype, KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings
@@ -34,6 +33,7 @@ from forebay.kvcache.mover import BlockMover
 from forebay.kvcache.node import KvNode
 from forebay.kvcache.process_watch import is_alive
 from forebay.kvcache.servicer import KvCacheServicer, NodeIdentity
+from forebay.role import Role
 from forebay.rpc.channel import open_channel
 from forebay.rpc.server import Server
 from forebay.rpc.status import translated
@@ -42,6 +42,7 @@ from forebay.testing.kv_worker import numbered_hashes as hashes
 from forebay.testing.kv_worker import seal_entry as entry
 from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
 from forebay.v1.kvcache_pb2 import NewSequence
+from forebay.wire.layout import layout_to_proto
 from forebay.worker.attachment import attach_request
 
 LAYOUT = KvLayout(KvDtype.FLOAT32, layers=1, kv_heads=1, head_dim=2, block_tokens=3)  # 48 bytes a block
@@ -169,7 +170,8 @@ async def test_attach_refuses(
 async def test_attach_refuses_a_layout(
     service: Service, layout: common_pb2.KvLayout, error: type[ForebayError], field: str
 ) -> None:
-    request = attach_request("w", common_pb2.SERVICE_ROLE_PREFILL, "digest", layout)
+    request = attach_request("w", Role.PREFILL, "digest", LAYOUT)
+    request.layout.CopyFrom(layout)
     with pytest.raises(error) as caught, translated():
         await service.stub.AttachWorker(request, timeout=10).read()
     assert caught.value.field == field
@@ -268,7 +270,7 @@ async def test_hand_over_copies_nothing(service: Service) -> None:
     assert await decode.release(("s", taken.epoch)) == 1
     assert await decode.release(("s", taken.epoch), ("never", 1)) == 0
     stats = await service.stub.GetStats(kvcache_pb2.GetStatsRequest())
-    assert (stats.take_overs, stats.tier_copied_bytes, stats.hand_over_copied_bytes) == (1, 0, 0)
+    assert (stats.take_overs, stats.tier_copied_bytes) == (1, 0)
     assert (stats.tiers[0].leased_blocks, stats.tiers[0].sealed_blocks, stats.tiers[0].free_blocks) == (0, 2, 6)
     assert (stats.active_sequences, stats.attached_workers, stats.model_digest) == (0, 2, "digest")
     assert stats.layout == layout_to_proto(LAYOUT)

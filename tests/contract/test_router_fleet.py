@@ -10,10 +10,11 @@ from forebay.errors import NoWorkerError
 from forebay.events.connection import connect
 from forebay.events.kv_publisher import KvEventPublisher
 from forebay.fleet.load import LoadPublisher
-from forebay.fleet.member import Load, Role
+from forebay.fleet.member import Load
 from forebay.fleet.messages import member_from_proto
 from forebay.fleet.registrar import Registrar
 from forebay.kv.hashing import block_hashes, root_hash
+from forebay.role import Role
 from forebay.router.__main__ import serve
 from forebay.router.config import RouterSettings
 from forebay.rpc.channel import open_channel

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from forebay.fleet.member import Role
 from forebay.kv.hashing import block_hashes, root_hash
 from forebay.kv.tier import Tier
+from forebay.role import Role
 from forebay.testing.scripted_fleet import ScriptedFleet
 from forebay.testing.scripted_workers import DIGEST, LAYOUT, FakeTokenizer, Script
 from forebay.testing.waiting import until

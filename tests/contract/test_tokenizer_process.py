@@ -13,10 +13,10 @@ import grpc
 import pytest
 
 from forebay.events.connection import connect
-from forebay.fleet.member import Role
 from forebay.fleet.view import FleetView
 from forebay.models.default_model import resolve_model
 from forebay.models.model_file import open_model
+from forebay.role import Role
 from forebay.rpc.channel import open_channel
 from forebay.testing.nats_server import NatsServer
 from forebay.testing.waiting import until

@@ -5,17 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.errors import InvalidFieldError
-from forebay.fleet.member import Load, Member, Role
-from forebay.fleet.messages import (
-    layout_from_proto,
-    layout_to_proto,
-    load_from_proto,
-    load_to_proto,
-    member_from_proto,
-    member_to_proto,
-)
+from forebay.fleet.member import Load, Member
+from forebay.fleet.messages import load_from_proto, load_to_proto, member_from_proto, member_to_proto
 from forebay.kv.layout import AxisOrder, KvDtype, KvLayout
+from forebay.role import Role
 from forebay.v1 import common_pb2, events_pb2
+from forebay.wire.layout import layout_from_proto, layout_to_proto
 
 sizes = st.integers(1, 2**20)
 layouts = st.builds(

@@ -3,8 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.fleet.member import Member, Role
+from forebay.fleet.member import Member
 from forebay.fleet.roster import Roster
+from forebay.role import Role
 
 GRACE_S = 6.0
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from forebay.errors import NoWorkerError
 from forebay.kv.layout import KvDtype, KvLayout
 from forebay.kv.tier import Tier
-from forebay.routing.fleet import FleetSnapshot, NodeCache, Worker, WorkerRole, select
+from forebay.role import Role
+from forebay.routing.fleet import FleetSnapshot, NodeCache, Worker, select
 from forebay.routing.in_flight import InFlight, WorkerLoad
 from forebay.routing.plan import RESUME_MAX_TOKENS, Mode, Plan, PlanRequest, plan
 from forebay.routing.prefix_index import PrefixMatch
@@ -18,16 +19,16 @@ LAYOUT = KvLayout(KvDtype.FLOAT32, layers=1, kv_heads=1, head_dim=4, block_token
 OTHER_LAYOUT = dataclasses.replace(LAYOUT, dtype=KvDtype.INT8)
 
 
-def worker(worker_id: str, role: WorkerRole, node_id: str = "n1", **fields) -> Worker:  # type: ignore[no-untyped-def]
+def worker(worker_id: str, role: Role, node_id: str = "n1", **fields) -> Worker:  # type: ignore[no-untyped-def]
     return Worker(worker_id, role, node_id, "digest", LAYOUT, max_sequences=8, **fields)
 
 
 def decode(worker_id: str, node_id: str = "n1", **fields) -> Worker:  # type: ignore[no-untyped-def]
-    return worker(worker_id, WorkerRole.DECODE, node_id, **fields)
+    return worker(worker_id, Role.DECODE, node_id, **fields)
 
 
 def prefill(worker_id: str, node_id: str = "n1", **fields) -> Worker:  # type: ignore[no-untyped-def]
-    return worker(worker_id, WorkerRole.PREFILL, node_id, **fields)
+    return worker(worker_id, Role.PREFILL, node_id, **fields)
 
 
 def held(block_count: int) -> PrefixMatch:
@@ -73,12 +74,12 @@ def test_every_plan_can_be_carried_out(request, fleet, matches, loads, tie_break
         return
     by_id = {w.worker_id: w for w in (*fleet.prefill, *fleet.decode)}
     decoder = by_id[chosen.decode_worker_id]
-    assert decoder.role is WorkerRole.DECODE
+    assert decoder.role is Role.DECODE
     assert not decoder.is_draining
     assert (chosen.prefill_worker_id is not None) == (chosen.mode is Mode.SPLIT)
     if chosen.prefill_worker_id is not None:
         prefiller = by_id[chosen.prefill_worker_id]
-        assert prefiller.role is WorkerRole.PREFILL
+        assert prefiller.role is Role.PREFILL
         assert not prefiller.is_draining
         assert prefiller.node_id == decoder.node_id
     if request.forced_mode is not None:

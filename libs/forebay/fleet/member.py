@@ -1,20 +1,9 @@
 """What the fleet knows of a service: plain values, no protobuf, no NATS."""
 
 from dataclasses import dataclass
-from enum import Enum
 
 from forebay.kv.layout import KvLayout
-
-
-class Role(Enum):
-    """What a service is; the value begins its key in the fleet's bucket."""
-
-    ROUTER = "router"
-    TOKENIZER = "tokenizer"
-    PREFILL = "prefill"
-    DECODE = "decode"
-    KVCACHE = "kvcache"
-    GATEWAY = "gateway"
+from forebay.role import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,4 +38,3 @@ class Load:
     queued_sequences: int = 0
     queued_tokens: int = 0
     context_tokens: int = 0
-    free_blocks: int = 0

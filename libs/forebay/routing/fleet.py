@@ -6,16 +6,9 @@ Knows nothing of how members are heard of, nor of how busy they are right now.
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
 
 from forebay.kv.layout import KvLayout
-
-
-class WorkerRole(Enum):
-    """What a worker computes."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
+from forebay.role import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +16,7 @@ class Worker:
     """A prefill or decode process that can be reached."""
 
     worker_id: str
-    role: WorkerRole
+    role: Role
     node_id: str
     model_digest: str
     layout: KvLayout
@@ -63,7 +56,7 @@ def select(workers: Iterable[Worker], caches: Iterable[NodeCache]) -> tuple[Flee
     """
     cache_of = {cache.node_id: cache for cache in caches}
     digest = majority(cache.model_digest for cache in cache_of.values())
-    accepted: dict[WorkerRole, list[Worker]] = {WorkerRole.PREFILL: [], WorkerRole.DECODE: []}
+    accepted: dict[Role, list[Worker]] = {Role.PREFILL: [], Role.DECODE: []}
     refused: list[Refusal] = []
     for worker in sorted(workers, key=lambda w: w.worker_id):
         reason = _refusal(worker, cache_of.get(worker.node_id), digest)
@@ -71,7 +64,7 @@ def select(workers: Iterable[Worker], caches: Iterable[NodeCache]) -> tuple[Flee
             accepted[worker.role].append(worker)
         else:
             refused.append(Refusal(worker.worker_id, reason))
-    snapshot = FleetSnapshot(tuple(accepted[WorkerRole.PREFILL]), tuple(accepted[WorkerRole.DECODE]))
+    snapshot = FleetSnapshot(tuple(accepted[Role.PREFILL]), tuple(accepted[Role.DECODE]))
     return snapshot, tuple(refused)
 
 

@@ -11,11 +11,10 @@ import grpc
 
 from forebay.engine.scheduler import Limits, Scheduler
 from forebay.engine.types import Engine
-from forebay.fleet.messages import layout_to_proto
+from forebay.role import Role
 from forebay.rpc.channel import open_channel
 from forebay.rpc.server import Server
 from forebay.testing.fake_engine import LAYOUT, VOCABULARY_SIZE, FakeEngine
-from forebay.v1 import common_pb2
 from forebay.worker.attachment import Attachment, KvLink, attach_request
 from forebay.worker.block_supply import Patience
 from forebay.worker.engine_thread import EngineThread
@@ -67,9 +66,7 @@ async def attached_worker(
         return engines[-1]
 
     runner = SequenceRunner(limits, patience or Patience(blocks_s=0.5, stuck_s=0.2), make)
-    request = attach_request(
-        f"worker-{secrets.token_hex(4)}", common_pb2.SERVICE_ROLE_DECODE, model.digest, layout_to_proto(model.layout)
-    )
+    request = attach_request(f"worker-{secrets.token_hex(4)}", Role.DECODE, model.digest, model.layout)
     link = KvLink(kvcache_address, request, runner)
     engine = make(await link.open(timeout_s=5))
     rights = KvRights(link)

@@ -5,8 +5,10 @@ from typing import Any
 
 import grpc
 
+from forebay.role import Role
 from forebay.rpc.status import translated
 from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
+from forebay.wire.layout import layout_from_proto
 from forebay.worker.attachment import attach_request
 
 _TIMEOUT_S = 30.0
@@ -71,7 +73,7 @@ async def attach(
     stub: "kvcache_pb2_grpc.KvCacheServiceAsyncStub", model_digest: str, layout: common_pb2.KvLayout, /, **fields: Any
 ) -> KvWorker:
     """Attaches this process as worker "w"; `fields` replace those of the request."""
-    request = attach_request("w", common_pb2.SERVICE_ROLE_DECODE, model_digest, layout)
+    request = attach_request("w", Role.DECODE, model_digest, layout_from_proto(layout))
     for name, value in fields.items():
         setattr(request, name, value)
     stream = stub.AttachWorker(request, timeout=_STREAM_S)

@@ -2,7 +2,8 @@
 
 from typing import Any, Final, Self
 
-from forebay.fleet.member import Member, Role
+from forebay.fleet.member import Member
+from forebay.role import Role
 from forebay.rpc.server import Server
 from forebay.testing.scripted_workers import DIGEST, LAYOUT, MODEL, FakeDecode, FakePrefill, FakeTokenizer, Script
 from forebay.v1 import decode_pb2_grpc, kvcache_pb2_grpc, prefill_pb2_grpc, tokenizer_pb2_grpc

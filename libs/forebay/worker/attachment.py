@@ -20,9 +20,13 @@ from forebay.errors import (
     NotAttachedError,
     StartError,
 )
+from forebay.kv.layout import KvLayout
+from forebay.role import Role
 from forebay.rpc.channel import open_channel
 from forebay.rpc.status import translated
 from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
+from forebay.wire.layout import layout_to_proto
+from forebay.wire.role import role_to_proto
 
 _log = logging.getLogger(__name__)
 
@@ -60,9 +64,7 @@ class AttachmentListener(Protocol):
         ...
 
 
-def attach_request(
-    worker_id: str, role: "common_pb2.ServiceRole.ValueType", model_digest: str, layout: common_pb2.KvLayout
-) -> kvcache_pb2.AttachWorkerRequest:
+def attach_request(worker_id: str, role: Role, model_digest: str, layout: KvLayout) -> kvcache_pb2.AttachWorkerRequest:
     """This process, introduced."""
     # Field 22 of stat; the command in field 2 may hold spaces and parentheses, so count from behind it.
     stat = Path("/proc/self/stat").read_text(encoding="utf-8")
@@ -70,9 +72,9 @@ def attach_request(
         worker_id=worker_id,
         pid=os.getpid(),
         process_start_ticks=int(stat.rpartition(")")[2].split()[19]),
-        role=role,
+        role=role_to_proto(role),
         model_digest=model_digest,
-        layout=layout,
+        layout=layout_to_proto(layout),
     )
 
 

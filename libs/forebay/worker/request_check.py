@@ -17,9 +17,9 @@ from forebay.errors import (
     NotServedYetError,
     TokenOutOfRangeError,
 )
-from forebay.fleet.messages import layout_from_proto
 from forebay.kv.layout import KvLayout
 from forebay.v1 import common_pb2
+from forebay.wire.layout import layout_from_proto
 from forebay.worker.running_sequence import Offer
 
 MAX_ID_CHARACTERS: Final = 128

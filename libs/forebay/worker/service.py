@@ -23,12 +23,11 @@ from forebay.engine.types import SamplingParams
 from forebay.errors import ForebayError
 from forebay.events.connection import connect
 from forebay.fleet.load import LoadPublisher
-from forebay.fleet.member import Load, Member, Role
-from forebay.fleet.messages import layout_to_proto
+from forebay.fleet.member import Load, Member
 from forebay.fleet.registrar import Registrar
 from forebay.kv.hashing import root_hash
+from forebay.role import Role
 from forebay.rpc.server import Server
-from forebay.v1 import common_pb2
 from forebay.worker.attachment import Attachment, KvLink, attach_request
 from forebay.worker.block_supply import Patience
 from forebay.worker.engine_loader import EngineLoader
@@ -45,8 +44,6 @@ WARM_UP_TOKENS: Final = 16
 LOAD_INTERVAL_S: Final = 0.1
 THREAD_SWITCH_S: Final = 0.001
 """How long the engine's thread may keep the interpreter from the event loop, and the other way round."""
-
-_WIRE_ROLES: Final = {Role.PREFILL: common_pb2.SERVICE_ROLE_PREFILL, Role.DECODE: common_pb2.SERVICE_ROLE_DECODE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +116,7 @@ async def _running(
     )
     patience = Patience(queue_length=settings.queue_length, blocks_s=settings.blocks_wait_s)
     runner = SequenceRunner(limits, patience, loader.make_engine)
-    request = attach_request(worker_id, _WIRE_ROLES[kind.role], model.digest, layout_to_proto(model.layout))
+    request = attach_request(worker_id, kind.role, model.digest, model.layout)
     link = KvLink(settings.kvcache, request, runner)
     attachment: Attachment = await link.open()
     try:
@@ -182,7 +179,7 @@ async def _report_load(publisher: LoadPublisher, runner: SequenceRunner) -> None
 def load_of(runner: SequenceRunner) -> Load:
     """How busy the worker is now."""
     sequences = runner.sequences
-    pending = (len(one.spec.known_token_ids) - one.cost.cached_prompt_tokens - one.written_tokens for one in sequences)
+    pending = (len(one.spec.known_token_ids) - one.written_tokens for one in sequences)
     return Load(
         running_sequences=runner.running_count,
         queued_sequences=runner.queued_count,

@@ -3,7 +3,7 @@
 from typing import Final
 
 from forebay.decode.servicer import DecodeServicer
-from forebay.fleet.member import Role
+from forebay.role import Role
 from forebay.v1 import decode_pb2, decode_pb2_grpc
 from forebay.worker.service import WorkerKind
 

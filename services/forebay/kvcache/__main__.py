@@ -10,7 +10,7 @@ from forebay.chips import chip_class_named
 from forebay.chips.kv_layout import layout_for
 from forebay.events.connection import connect
 from forebay.events.kv_publisher import KvEventPublisher
-from forebay.fleet.member import Member, Role
+from forebay.fleet.member import Member
 from forebay.fleet.registrar import Registrar
 from forebay.kv.layout import KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings
@@ -24,6 +24,7 @@ from forebay.kvcache.node import KvEventSink, KvNode
 from forebay.kvcache.process_watch import is_alive
 from forebay.kvcache.servicer import KvCacheServicer, NodeIdentity
 from forebay.models.model_file import ModelFile, open_model
+from forebay.role import Role
 from forebay.rpc.server import Server
 from forebay.rpc.service import run
 from forebay.telemetry import spans

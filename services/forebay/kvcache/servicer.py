@@ -17,13 +17,13 @@ from forebay.errors import (
     StaleEpochError,
     UnknownSequenceError,
 )
-from forebay.fleet.messages import layout_from_proto, layout_to_proto
 from forebay.kv.grant import Grant
 from forebay.kv.layout import KvLayout
 from forebay.kvcache import wire
 from forebay.kvcache.node import KvNode
 from forebay.telemetry import span, spans
 from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
+from forebay.wire.layout import layout_from_proto, layout_to_proto
 
 MAX_FIND_HASHES = 65_536
 DUMP_PAGE_ENTRIES = 4096

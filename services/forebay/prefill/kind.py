@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from forebay.fleet.member import Role
 from forebay.prefill.servicer import PrefillServicer
+from forebay.role import Role
 from forebay.telemetry import spans
 from forebay.v1 import prefill_pb2, prefill_pb2_grpc
 from forebay.worker.service import WorkerKind

@@ -7,10 +7,10 @@ from opentelemetry.trace import Span, get_current_span
 
 from forebay.engine.scheduler import FinishReason, finish_reason
 from forebay.engine.types import Sequence, TokenLogprobs
-from forebay.fleet.messages import layout_to_proto
 from forebay.kv.hashing import root_hash
 from forebay.telemetry import spans
 from forebay.v1 import common_pb2, prefill_pb2, prefill_pb2_grpc
+from forebay.wire.layout import layout_to_proto
 from forebay.worker.request_check import ServedModel, check_prompt, check_request_id, priority_of, sampling_for
 from forebay.worker.running_sequence import RunningSequence, SequenceSpec
 from forebay.worker.sequence_runner import SequenceRunner

@@ -10,9 +10,10 @@ from typing import Any, Final
 from forebay.events.connection import connect
 from forebay.events.kv_follower import KvFollower
 from forebay.fleet.load import LoadView
-from forebay.fleet.member import Member, Role
+from forebay.fleet.member import Member
 from forebay.fleet.registrar import Registrar
 from forebay.fleet.view import FleetView
+from forebay.role import Role
 from forebay.router.config import RouterSettings
 from forebay.router.fleet_links import FleetLinks
 from forebay.router.generation import Generations

@@ -11,16 +11,17 @@ from typing import Any
 
 import grpc
 
-from forebay.fleet.member import Member, Role
+from forebay.fleet.member import Member
+from forebay.role import Role
 from forebay.router.decode_link import DecodeLink
 from forebay.router.tokenizers import Tokenizers
-from forebay.routing.fleet import FleetSnapshot, NodeCache, Refusal, Worker, WorkerRole, select
+from forebay.routing.fleet import FleetSnapshot, NodeCache, Refusal, Worker, select
 from forebay.rpc.channel import open_channel
 from forebay.v1 import kvcache_pb2_grpc, prefill_pb2_grpc
 
 _log = logging.getLogger(__name__)
 
-_WORKER_ROLES = {Role.PREFILL: WorkerRole.PREFILL, Role.DECODE: WorkerRole.DECODE}
+_WORKER_ROLES = frozenset({Role.PREFILL, Role.DECODE})
 
 
 @dataclass(slots=True)
@@ -136,12 +137,11 @@ class FleetLinks:
 
 
 def _worker(member: Member) -> Worker | None:
-    role = _WORKER_ROLES.get(member.role)
-    if role is None or member.layout is None:
+    if member.role not in _WORKER_ROLES or member.layout is None:
         return None
     return Worker(
         worker_id=member.worker_id,
-        role=role,
+        role=member.role,
         node_id=member.node_id,
         model_digest=member.model_digest,
         layout=member.layout,

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from forebay.errors import NoWorkerError
 from forebay.events.kv_follower import IndexDump, KvFollower
-from forebay.fleet.member import Member, Role
+from forebay.fleet.member import Member
 from forebay.kv.effects import Moved, Removed, Stored
+from forebay.role import Role
 from forebay.routing.prefix_index import PrefixIndex
 from forebay.rpc.status import translated
 from forebay.v1 import events_pb2, kvcache_pb2, kvcache_pb2_grpc

@@ -8,10 +8,11 @@ from importlib.metadata import version
 from typing import Final
 
 from forebay.events.connection import connect
-from forebay.fleet.member import Member, Role
+from forebay.fleet.member import Member
 from forebay.fleet.registrar import Registrar
 from forebay.models.default_model import resolve_model
 from forebay.models.model_file import ModelFile, open_model
+from forebay.role import Role
 from forebay.rpc.server import Server
 from forebay.rpc.service import run
 from forebay.telemetry import spans

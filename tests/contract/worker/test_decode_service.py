@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from forebay.decode.servicer import DecodeServicer
 from forebay.engine.types import SamplingParams
 from forebay.errors import Code, DrainingError, InvalidFieldError
-from forebay.wire.layout import layout_to_proto
+from forebay.fleet.member import Load
 from forebay.kv.hashing import root_hash
 from forebay.rpc.status import from_failure, translated
 from forebay.telemetry import spans
@@ -23,8 +23,10 @@ from forebay.testing.attached_worker import LIMITS, MODEL, AttachedWorker, attac
 from forebay.testing.fake_engine import POISON, continuation
 from forebay.testing.waiting import until
 from forebay.v1 import common_pb2, decode_pb2, decode_pb2_grpc
+from forebay.wire.layout import layout_to_proto
 from forebay.worker.block_supply import Patience
 from forebay.worker.running_sequence import SequenceSpec
+from forebay.worker.service import load_of
 
 PROMPT = list(range(1, 23))  # 22 tokens: five full blocks of four, and two tokens
 Start = Callable[..., Any]
@@ -174,6 +176,19 @@ async def test_resume_computes_only_what_is_not_held(start: Start) -> None:
         heard = await rig.link.generate("second")
         assert heard.tokens == continuation(PROMPT, 10)
         assert (heard.last.summary.cached_tokens, heard.last.summary.computed_prompt_tokens) == (20, 2)
+
+
+async def test_load_counts_what_is_held_and_what_is_still_to_compute(start: Start) -> None:
+    async with start() as rig:
+        await rig.link.generate("first")
+        await until(lambda: load_of(rig.worker.runner) == Load())
+        rig.worker.engine.gate.clear()
+        await rig.link.start("second", prompt_token_ids=[*PROMPT, *range(10)])
+        await until(lambda: load_of(rig.worker.runner).context_tokens == 20)  # found
+        assert load_of(rig.worker.runner) == Load(running_sequences=1, queued_tokens=12, context_tokens=20)
+        rig.worker.engine.gate.set()
+        await until(lambda: load_of(rig.worker.runner).context_tokens > 32)
+        assert load_of(rig.worker.runner).queued_tokens == 0
 
 
 async def test_failover_goes_on_after_the_emitted_tokens(start: Start) -> None:

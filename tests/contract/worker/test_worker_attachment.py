@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from forebay.errors import ForebayError, StartError, WorkerLostError
-from forebay.fleet.messages import layout_to_proto
 from forebay.kv.layout import AxisOrder
+from forebay.role import Role
 from forebay.testing.attached_worker import MODEL, attached_worker
 from forebay.testing.fake_engine import LAYOUT
 from forebay.testing.waiting import until
-from forebay.v1 import common_pb2, kvcache_pb2
+from forebay.v1 import kvcache_pb2
 from forebay.worker.arena_map import map_segment
 from forebay.worker.attachment import KvLink, attach_request
 
@@ -77,7 +77,7 @@ async def test_leases_are_renewed_while_the_service_answers(start_kvcache: Start
 async def test_a_lease_that_is_not_renewed_ends_before_the_service_gives_it_away(start_kvcache: Start) -> None:
     now_s, listener = 0.0, Listener()
     async with start_kvcache(lease_s=60) as kvcache:
-        request = attach_request("w", common_pb2.SERVICE_ROLE_DECODE, MODEL.digest, layout_to_proto(LAYOUT))
+        request = attach_request("w", Role.DECODE, MODEL.digest, LAYOUT)
         link = KvLink(kvcache.address, request, listener, lambda: now_s)
         await link.open(timeout_s=5)
         assert link.is_lease_valid()
