@@ -350,7 +350,7 @@ async def test_cancel_and_fleet() -> None:
     assert [(member.role, member.worker_id) for member in fleet.members] == [("decode", "d-1"), ("router", "r-1")]
     loads = [member.load for member in fleet.members]
     assert loads[0] is not None
-    assert (loads[0].running_sequences, loads[0].free_blocks) == (2, 9)
+    assert (loads[0].running_sequences, loads[0].context_tokens) == (2, 9)
     assert loads[1] is None
 
 

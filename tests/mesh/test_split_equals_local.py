@@ -49,8 +49,6 @@ async def test_split_recomputes_and_copies_nothing(mesh: RunningMesh, client: Cl
     after = await kv_stats(mesh)
     assert after.take_overs == before.take_overs + 1
     assert after.tier_copied_bytes == before.tier_copied_bytes
-    assert after.transferred_bytes == 0
-    assert after.hand_over_copied_bytes == 0
     decode = await decode_span(mesh, split.trace_id)
     assert decode.attributes[spans.COMPUTED_TOKENS] == 0, "the decode worker computed no prompt token"
     assert decode.attributes[spans.TRANSFER_BYTES] == 0

@@ -13,7 +13,6 @@ class WorkerLoad:
     queued_sequences: int
     queued_tokens: int
     context_tokens: int
-    free_blocks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,5 +64,4 @@ def _load(load: events_pb2.WorkerLoad) -> WorkerLoad:
         queued_sequences=load.queued_sequences,
         queued_tokens=load.queued_tokens,
         context_tokens=load.context_tokens,
-        free_blocks=load.free_blocks,
     )

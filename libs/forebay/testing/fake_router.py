@@ -101,7 +101,7 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
     ) -> router_pb2.GetFleetResponse:
         decode = events_pb2.FleetMember(worker_id="d-1", role=common_pb2.SERVICE_ROLE_DECODE, address="127.0.0.1:1")
         router = events_pb2.FleetMember(worker_id="r-1", role=common_pb2.SERVICE_ROLE_ROUTER)
-        load = events_pb2.WorkerLoad(worker_id="d-1", running_sequences=2, free_blocks=9)
+        load = events_pb2.WorkerLoad(worker_id="d-1", running_sequences=2, context_tokens=9)
         return router_pb2.GetFleetResponse(
             entries=[
                 router_pb2.FleetEntry(member=decode, load=load),

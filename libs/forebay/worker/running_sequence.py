@@ -90,7 +90,7 @@ class RunningSequence:
     end: "asyncio.Future[FinishReason]"
     arrival: int
     new_token_ids: list[int] = field(default_factory=list)
-    written_tokens: int = 0
+    written_tokens: int = 0  # positions whose KV is found or computed
     table_blocks: int = 0
     sealed_blocks: int = 0
     has_place: bool = False

@@ -174,6 +174,7 @@ class SequenceRunner:
         else:
             grant = await self._supply.begin(self._wish(running, sequence, wanted_blocks))
             sequence.computed_tokens = grant.cached_block_count * self.limits.block_tokens
+        running.written_tokens = sequence.computed_tokens
         running.sealed_blocks = grant.cached_block_count
         running.table_blocks = len(grant.block_ids)
         running.cost.cached_prompt_tokens = min(sequence.computed_tokens, len(spec.prompt_token_ids))
