@@ -104,10 +104,10 @@ class SegmentAttention {
     const Number* from = keys + 2 * token;
     const Number* ahead = next_keys + 2 * token;
     for (int pair = 0; pair < context.shape.head_dim / 2; ++pair, from += stride, ahead += stride) {
-#pragma GCC unroll 2
+#pragma GCC unroll lanes::kUnroll
       for (int group = 0; group < Groups; ++group) {
         __builtin_prefetch(ahead + 2 * kLanes * group);
-#pragma GCC unroll 8
+#pragma GCC unroll lanes::kUnroll
         for (int r = 0; r < R; ++r) {
           sums[r][group] =
               Numbers::add_products(sums[r][group], from + 2 * kLanes * group, queries[r].numbers + 2 * pair);
@@ -121,13 +121,12 @@ class SegmentAttention {
     }
   }
 
-  // weights = e^(score - largest); tokens that the query does not see get 0.
+  // weights = e^(score - largest); tokens that the query does not see get 0. A NaN score makes the weight's sum a NaN.
   static void soften(const float* scores, Number* weights, int seen, int most, Partial& to) {
     using namespace lanes;
     const float nothing = -__builtin_inff();
     F32 most_lanes = broadcast(nothing);
     for (int t = 0; t < seen; t += kLanes) {
-      // Written so that a NaN score wins: the row must fail, not go on with what is left.
       most_lanes = maximum(most_lanes, keep_first(load(scores + t), seen - t, nothing));
     }
     to.largest = seen > 0 ? lanes::largest(most_lanes) : nothing;
@@ -160,10 +159,10 @@ class SegmentAttention {
       const Number* from = context.values(block) + 2 * dim;
       const Number* ahead = context.values(first + block_tokens < most ? block + 1 : block) + 2 * dim;
       for (int token = 0; token < tokens; token += 2, from += stride, ahead += stride) {
-#pragma GCC unroll 4
+#pragma GCC unroll lanes::kUnroll
         for (int group = 0; group < Groups; ++group) {
           __builtin_prefetch(ahead + 2 * kLanes * group);
-#pragma GCC unroll 8
+#pragma GCC unroll lanes::kUnroll
           for (int r = 0; r < R; ++r) {
             sums[r][group] =
                 Numbers::add_products(sums[r][group], from + 2 * kLanes * group, &weights[r][first + token]);

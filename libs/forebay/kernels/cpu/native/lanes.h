@@ -15,6 +15,12 @@
 namespace forebay::lanes {
 
 constexpr int kCount = 16;
+// How far loops over rows or queries are unrolled: all the way where their sums are to stay in registers.
+#if defined(__AVX2__)
+constexpr int kUnroll = 16;
+#else
+constexpr int kUnroll = 1;
+#endif
 
 }  // namespace forebay::lanes
 

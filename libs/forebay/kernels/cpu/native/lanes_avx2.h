@@ -27,9 +27,18 @@ inline F32 multiply_add(F32 a, F32 b, F32 c) {
 }
 inline F32 maximum(F32 a, F32 b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
 inline F32 minimum(F32 a, F32 b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
-inline F32 absolute(F32 a) {
-  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-  return {_mm256_and_ps(a.low, magnitude), _mm256_and_ps(a.high, magnitude)};
+inline __m256i magnitude_bits(__m256 a) {
+  return _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7fffffff));
+}
+// Magnitudes are ordered as their bits are, infinity above all numbers and NaN above infinity.
+inline float largest_magnitude(F32 a, F32 b) {
+  const __m256i most_a = _mm256_max_epi32(magnitude_bits(a.low), magnitude_bits(a.high));
+  const __m256i most_b = _mm256_max_epi32(magnitude_bits(b.low), magnitude_bits(b.high));
+  const __m256i eight = _mm256_max_epi32(most_a, most_b);
+  const __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  const __m128i one = _mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1));
+  return _mm_cvtss_f32(_mm_castsi128_ps(one));
 }
 inline float sum(F32 a) {
   const __m256 eight = _mm256_add_ps(a.low, a.high);

@@ -21,7 +21,15 @@ inline F32 multiply_add(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); 
 inline F32 maximum(F32 a, F32 b) { return _mm512_max_ps(a, b); }
 // a < b ? a : b, so that a NaN in b is kept.
 inline F32 minimum(F32 a, F32 b) { return _mm512_min_ps(a, b); }
-inline F32 absolute(F32 a) { return _mm512_abs_ps(a); }
+// The largest magnitude of all lanes of both; infinite or NaN if any of them is.
+inline float largest_magnitude(F32 a, F32 b) {
+  // Magnitudes are ordered as their bits are, infinity above all numbers and NaN above infinity.
+  const __m512i bits_a = _mm512_castps_si512(_mm512_abs_ps(a)), bits_b = _mm512_castps_si512(_mm512_abs_ps(b));
+  const std::int32_t bits = _mm512_reduce_max_epi32(_mm512_max_epi32(bits_a, bits_b));
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
 inline float sum(F32 a) { return _mm512_reduce_add_ps(a); }
 inline float largest(F32 a) { return _mm512_reduce_max_ps(a); }
 // The first `count` lanes of a (all if count >= 16, none if count <= 0), `otherwise` in the rest.

@@ -56,8 +56,20 @@ inline F32 maximum(F32 a, F32 b) {
 inline F32 minimum(F32 a, F32 b) {
   return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
 }
-inline F32 absolute(F32 a) {
-  return each([&](int i) { return std::fabs(a.lane[i]); });
+// Magnitudes are ordered as their bits are, infinity above all numbers and NaN above infinity.
+inline float largest_magnitude(F32 a, F32 b) {
+  std::uint32_t most = 0;
+  for (const F32& part : {a, b}) {
+    for (int i = 0; i < kCount; ++i) {
+      std::uint32_t bits;
+      std::memcpy(&bits, &part.lane[i], sizeof bits);
+      bits &= 0x7fffffffu;
+      most = bits > most ? bits : most;
+    }
+  }
+  float result;
+  std::memcpy(&result, &most, sizeof result);
+  return result;
 }
 // Halves are added to halves, as the vector instructions do.
 inline float sum(F32 a) {

@@ -75,7 +75,7 @@ using namespace lanes;
 
 template <int Width>
 inline void finish(const F32 (&sums)[Width], const TileOutput& out) {
-#pragma GCC unroll 16
+#pragma GCC unroll lanes::kUnroll
   for (int row = 0; row < Width; ++row) {
     float* const to = out.first + row * out.row_stride;
     F32 value = sums[row];
@@ -88,10 +88,10 @@ inline void finish(const F32 (&sums)[Width], const TileOutput& out) {
 template <Format kFormat>
 inline void unpack(const std::uint8_t* quants, I32 (&words)[8]) {
   if constexpr (kFormat == Format::kQ8_0) {
-#pragma GCC unroll 8
+#pragma GCC unroll lanes::kUnroll
     for (int i = 0; i < 8; ++i) words[i] = load_words(quants + 64 * i);
   } else {
-#pragma GCC unroll 4
+#pragma GCC unroll lanes::kUnroll
     for (int i = 0; i < 4; ++i) {
       const I32 both = load_words(quants + 64 * i);
       words[i] = low_nibbles(both);
@@ -123,7 +123,7 @@ void integer_tile(const std::uint8_t* tile, int groups, const std::uint8_t* reco
   const std::uint8_t* quants = tile;
   const auto* scales = reinterpret_cast<const std::uint16_t*>(tile + static_cast<std::size_t>(groups) * kQuants);
   F32 sums[Width];
-#pragma GCC unroll 16
+#pragma GCC unroll lanes::kUnroll
   for (int row = 0; row < Width; ++row) sums[row] = broadcast(0.0f);
   for (int group = 0; group < groups; ++group, quants += kQuants, scales += kScales, records += 44 * Width) {
     I32 words[8];
@@ -131,10 +131,10 @@ void integer_tile(const std::uint8_t* tile, int groups, const std::uint8_t* reco
     const F32 scale = load_halves(scales);
     [[maybe_unused]] F32 least = scale;
     if constexpr (kFormat == Format::kQ4_1) least = load_halves(scales + 16);
-#pragma GCC unroll 16
+#pragma GCC unroll lanes::kUnroll
     for (int row = 0; row < Width; ++row) {
       I32 dot = offset_sum<kFormat>(records + 40 * Width + 4 * row);
-#pragma GCC unroll 8
+#pragma GCC unroll lanes::kUnroll
       for (int word = 0; word < 8; ++word) {
         const I32 inputs = broadcast_word(records + 4 * (word * Width + row));
         dot = kFormat == Format::kQ8_0 ? dot4(dot, words[word], inputs) : dot4_nibbles(dot, words[word], inputs);
@@ -155,7 +155,7 @@ void bf16_tile(const std::uint8_t* tile, int groups, const std::uint8_t* records
   for (int row = 0; row < Width; ++row) sums[row] = broadcast(0.0f);
   for (int pair = 0; pair < groups * 16; ++pair, tile += 64, records += 4 * Width) {
     const I32 weights = load_words(tile);
-#pragma GCC unroll 16
+#pragma GCC unroll lanes::kUnroll
     for (int row = 0; row < Width; ++row) sums[row] = dot2(sums[row], weights, broadcast_word(records + 4 * row));
   }
   finish<Width>(sums, out);
@@ -167,7 +167,7 @@ void f32_tile(const std::uint8_t* tile, int groups, const std::uint8_t* records,
   for (int row = 0; row < Width; ++row) sums[row] = broadcast(0.0f);
   for (int input = 0; input < groups * kGroup; ++input, tile += 64, records += 4 * Width) {
     const F32 weights = load(reinterpret_cast<const float*>(tile));
-#pragma GCC unroll 16
+#pragma GCC unroll lanes::kUnroll
     for (int row = 0; row < Width; ++row) {
       sums[row] = multiply_add(weights, broadcast_float(records + 4 * row), sums[row]);
     }

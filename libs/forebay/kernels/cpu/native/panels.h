@@ -20,6 +20,7 @@ namespace forebay {
 
 constexpr int kGroup = 32;
 constexpr int kMaxPanelWidth = 16;
+constexpr float kLargestFinite = 3.40282347e38f;
 
 struct Panel {
   int first_row;
@@ -63,6 +64,7 @@ class Activations {
     bytes_.reserve(static_cast<std::size_t>(row_count) * static_cast<std::size_t>(groups_) * group_bytes(encoding));
   }
   int groups() const { return groups_; }
+  std::size_t size_bytes() const { return bytes_.size(); }
   std::uint8_t* record(const Panel& panel, int group) {
     const std::size_t rows_before = static_cast<std::size_t>(panel.first_row) * static_cast<std::size_t>(groups_);
     const std::size_t in_panel = static_cast<std::size_t>(group) * static_cast<std::size_t>(panel.width);
@@ -80,15 +82,30 @@ class Activations {
     }
   }
 
+  // What encode() of kInt8 made of 32 inputs of one row: [32].
+  void decode_int8(const Panel& panel, int row, int group, float* to) {
+    const std::uint8_t* const from = record(panel, group);
+    const int width = panel.width, lane = row - panel.first_row;
+    float scale;
+    std::memcpy(&scale, from + 32 * width + 4 * lane, 4);
+    for (int i = 0; i < kGroup; ++i) {
+      const auto number = static_cast<std::int8_t>(from[4 * (i / 4 * width + lane) + i % 4]);
+      to[i] = scale * static_cast<float>(number);
+    }
+  }
+
  private:
   // scale = largest / 127, so that the largest magnitude becomes 127. The sum is that of the rounded numbers: the error of
   // rounding then cancels between the products and the zero point (the sum of the true numbers gives 4 times the KL).
   static void encode_int8(std::uint8_t* to, int width, int lane, lanes::F32 first, lanes::F32 second) {
     using namespace lanes;
-    const float most = largest(maximum(absolute(first), absolute(second)));
-    // x - x is 0 unless x is NaN or infinite; maximum() alone might drop a NaN.
-    const float poison = sum(add(subtract(first, first), subtract(second, second)));
-    const float scale = most / 127.0f + poison;
+    float most = largest_magnitude(first, second);
+    float scale = most / 127.0f;
+    if (!(most <= kLargestFinite)) {  // makes every output of the row a NaN
+      first = second = broadcast(0.0f);
+      most = 0.0f;
+      scale = __builtin_nanf("");
+    }
     const F32 inverse = broadcast(most > 0.0f ? 127.0f / most : 0.0f);
     const I32 low = round_to_int(multiply(first, inverse)), high = round_to_int(multiply(second, inverse));
     const std::int32_t total = sum_ints(add_ints(low, high));

@@ -1,0 +1,131 @@
+"""The compiled library seen from Python: its structs, its functions, and which build to load.
+
+Mirrors `native/c_api.h` field by field. Calls release the interpreter's lock.
+"""
+
+import ctypes
+import os
+from pathlib import Path
+
+from forebay.kernels.cpu.build import NativeUnavailableError, Progress, built_library, plan_build
+from forebay.kernels.cpu.instruction_set import InstructionSet, supported_sets
+from forebay.models.cache_folder import cache_dir
+
+ABI_VERSION = 1
+PHASES = ("embed", "norm", "qkv", "rope", "attention", "join", "output", "gate_up", "down", "head", "scan")
+"""What the seconds of forebay_engine_phase_seconds are of."""
+
+_int32, _pointer = ctypes.c_int32, ctypes.c_void_p
+
+
+class LinearStruct(ctypes.Structure):
+    """One matrix in tiles."""
+
+    _fields_ = [  # ctypes reads this list
+        ("tiles", _pointer),
+        ("bias", _pointer),
+        ("format", _int32),
+        ("outputs", _int32),
+        ("inputs", _int32),
+    ]
+
+
+class LayerStruct(ctypes.Structure):
+    """One decoder layer."""
+
+    _fields_ = [
+        *((name, LinearStruct) for name in ("query", "key", "value", "output", "gate", "up", "down")),
+        *((name, _pointer) for name in ("attention_norm", "query_norm", "key_norm", "feed_forward_norm")),
+    ]
+
+
+class ModelStruct(ctypes.Structure):
+    """One decoder."""
+
+    _fields_ = [
+        *((name, _int32) for name in ("hidden", "intermediate", "query_heads", "kv_heads", "head_dim")),
+        *((name, _int32) for name in ("vocabulary", "layer_count", "block_tokens", "is_kv_float32")),
+        ("norm_epsilon", ctypes.c_float),
+        ("inverse_frequencies", _pointer),
+        ("final_norm", _pointer),
+        ("embedding", LinearStruct),
+        ("head", LinearStruct),
+        ("layers", ctypes.POINTER(LayerStruct)),
+    ]
+
+
+class StepStruct(ctypes.Structure):
+    """One step."""
+
+    _fields_ = [
+        *((name, _int32) for name in ("row_count", "slice_count", "sample_count", "thread_count")),
+        *((name, _pointer) for name in ("token_ids", "slice_rows", "slice_positions", "block_tables")),
+        *((name, _pointer) for name in ("table_starts", "sample_rows", "arena")),
+        *((name, ctypes.c_int64) for name in ("block_stride_bytes", "block_count", "logits_stride")),
+        *((name, _pointer) for name in ("logits", "best_tokens", "is_finite")),
+    ]
+
+
+class NativeLibrary:
+    """One loaded build."""
+
+    def __init__(self, path: Path) -> None:
+        """Loads the library.
+
+        Raises:
+            NativeUnavailableError: it cannot be loaded or is of another version.
+        """
+        try:
+            self.functions = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise NativeUnavailableError(f"{path}: cannot be loaded ({error}); delete it") from None
+        if self.functions.forebay_abi_version() != ABI_VERSION:
+            raise NativeUnavailableError(f"{path}: of another version; delete it")
+        self.functions.forebay_instruction_set.restype = ctypes.c_char_p
+        self.functions.forebay_engine_create.restype = ctypes.c_void_p
+        self.functions.forebay_engine_workspace_bytes.restype = ctypes.c_int64
+
+    @property
+    def instruction_set(self) -> InstructionSet:
+        """What the build uses."""
+        return InstructionSet(self.functions.forebay_instruction_set().decode())
+
+
+_loaded: dict[InstructionSet, NativeLibrary] = {}
+
+
+def load_library(
+    instruction_set: InstructionSet | None = None, progress: Progress = lambda line: None
+) -> NativeLibrary:
+    """The library for this machine, compiled first if need be, once per process.
+
+    With FOREBAY_NATIVE_SANITIZED=1 it is built with the address and undefined-behaviour sanitizers, for tests; their
+    runtimes must be loaded beforehand.
+
+    Args:
+        instruction_set: None: what FOREBAY_INSTRUCTION_SET names, else the widest that this machine has.
+
+    Raises:
+        NativeUnavailableError: there is no compiler, it fails, or the machine cannot run such a build.
+    """
+    supported = supported_sets()
+    wanted = instruction_set or _named_set() or supported[0]
+    if wanted not in supported:
+        names = ", ".join(one.value for one in supported)
+        raise NativeUnavailableError(f"this CPU cannot run {wanted.value} kernels; it can run: {names}")
+    if wanted not in _loaded:
+        is_sanitized = os.environ.get("FOREBAY_NATIVE_SANITIZED") == "1"
+        path = built_library(plan_build(wanted, is_sanitized), cache_dir() / "native", progress)
+        _loaded[wanted] = NativeLibrary(path)
+    return _loaded[wanted]
+
+
+def _named_set() -> InstructionSet | None:
+    name = os.environ.get("FOREBAY_INSTRUCTION_SET")
+    if not name:
+        return None
+    try:
+        return InstructionSet(name)
+    except ValueError:
+        names = ", ".join(one.value for one in InstructionSet)
+        raise NativeUnavailableError(f"FOREBAY_INSTRUCTION_SET is {name!r}; choose one of: {names}") from None

@@ -1,0 +1,81 @@
+// The library's plain C interface, called through ctypes. Structs are mirrored field by field in library.py.
+//
+// An engine is used by one thread at a time. No function throws or prints. Pointers given at creation (weights, frequencies)
+// must outlive the engine; those given to a step must outlive the step.
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define FOREBAY_ABI_VERSION 1
+
+typedef struct {
+  const uint8_t* tiles;  // layout: linear.h
+  const float* bias;     // [outputs padded to 16] or null
+  int32_t format;        // forebay::Format
+  int32_t outputs;
+  int32_t inputs;
+} forebay_linear;
+
+typedef struct {
+  forebay_linear query, key, value, output, gate, up, down;
+  const float* attention_norm;     // [hidden padded to 32]
+  const float* query_norm;         // [head_dim] or null
+  const float* key_norm;           // [head_dim] or null
+  const float* feed_forward_norm;  // [hidden padded to 32]
+} forebay_layer;
+
+typedef struct {
+  int32_t hidden, intermediate, query_heads, kv_heads, head_dim, vocabulary, layer_count, block_tokens;
+  int32_t is_kv_float32;
+  float norm_epsilon;
+  const float* inverse_frequencies;  // [head_dim / 2]
+  const float* final_norm;           // [hidden padded to 32]
+  forebay_linear embedding, head;
+  const forebay_layer* layers;
+} forebay_model;
+
+typedef struct {
+  int32_t row_count, slice_count, sample_count, thread_count;
+  const int32_t *token_ids, *slice_rows, *slice_positions, *block_tables, *table_starts, *sample_rows;
+  uint8_t* arena;
+  int64_t block_stride_bytes, block_count, logits_stride;
+  float* logits;
+  int32_t* best_tokens;
+  uint8_t* is_finite;
+} forebay_step;
+
+typedef struct forebay_engine forebay_engine;
+
+int32_t forebay_abi_version(void);
+// "avx512", "avx2" or "scalar": what this library was compiled for.
+const char* forebay_instruction_set(void);
+
+// Null when memory or threads run out. thread_count >= 1 includes the calling thread.
+forebay_engine* forebay_engine_create(const forebay_model* model, int32_t thread_count);
+void forebay_engine_destroy(forebay_engine* engine);
+// 0: done. 1: no memory. thread_count is brought between 1 and that of the engine.
+int32_t forebay_engine_step(forebay_engine* engine, const forebay_step* step);
+int64_t forebay_engine_workspace_bytes(const forebay_engine* engine);
+// Seconds of the first thread in each phase since the last call, [11] in the order of step.h; turns the clocks on.
+void forebay_engine_phase_seconds(forebay_engine* engine, double* seconds);
+
+// Single kernels, for tests. x, y: rows of floats.
+void forebay_linear_rows(const forebay_linear* linear, const float* x, int32_t row_count, int64_t x_stride, float* y,
+                         int64_t y_stride);
+void forebay_unpack_row(const forebay_linear* linear, int32_t output, float* to);
+void forebay_rms_norm(const float* x, const float* weight, int32_t count, float epsilon, float* y);
+void forebay_rope(float* x, int32_t position, const float* inverse_frequencies, int32_t head_dim);
+void forebay_silu(const float* x, int32_t count, float* y);
+// One kv head of a one-layer arena; queries: [query_count][head_dim] unscaled, all at `position`; keys and values at
+// positions 0 .. position are written first from [position + 1][head_dim]; y: [query_count][head_dim].
+int32_t forebay_attention(const float* queries, int32_t query_count, const float* keys, const float* values,
+                          int32_t position, int32_t head_dim, int32_t block_tokens, int32_t is_kv_float32,
+                          const int32_t* block_table, uint8_t* arena, float* y);
+
+#ifdef __cplusplus
+}
+#endif
