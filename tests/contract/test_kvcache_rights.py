@@ -27,7 +27,6 @@ from forebay.kv.effects import IndexEvent, Moved, Removed
 from forebay.kv.layout import KvDtype, KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
-from forebay.kvcache import wire
 from forebay.kvcache.arena import Arena
 from forebay.kvcache.mover import BlockMover
 from forebay.kvcache.node import KvNode
@@ -43,6 +42,7 @@ from forebay.testing.kv_worker import seal_entry as entry
 from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
 from forebay.v1.kvcache_pb2 import NewSequence
 from forebay.wire.layout import layout_to_proto
+from forebay.wire.tier import tier_to_proto
 from forebay.worker.attachment import attach_request
 
 LAYOUT = KvLayout(KvDtype.FLOAT32, layers=1, kv_heads=1, head_dim=2, block_tokens=3)  # 48 bytes a block
@@ -83,7 +83,7 @@ class Service:
             lambda: self.now_s,
             is_alive,
         )
-        segments = tuple(map(wire.memory_segment, arenas))
+        segments = tuple(arena.segment for arena in arenas)
         identity = NodeIdentity("node", 7, "digest", LAYOUT, LEASE_S, segments)
         self.servicer = KvCacheServicer(self.node, identity)
 
@@ -364,7 +364,7 @@ async def test_dump_is_what_the_events_tell(service: Service) -> None:
     await service.cache(worker, "two", hashes(6, first=100))
     (page,) = [page async for page in service.stub.DumpIndex(kvcache_pb2.DumpIndexRequest())]
     assert page.last_event_number == service.follower.last_number
-    expected = {block_hash: wire.TIERS[tier] for block_hash, tier in service.follower.index.items()}
+    expected = {block_hash: tier_to_proto(tier) for block_hash, tier in service.follower.index.items()}
     assert {one.block_hash: one.tier for one in page.entries} == expected
     assert len(expected) == 12
 

@@ -5,7 +5,6 @@ from typing import Final
 from forebay.client.completion import (
     Chunk,
     Completion,
-    ExecutionMode,
     FinishReason,
     Plan,
     Timings,
@@ -14,13 +13,10 @@ from forebay.client.completion import (
     Usage,
 )
 from forebay.client.errors import BrokenAnswerError
+from forebay.client.request import MODE_NUMBERS
 from forebay.v1 import common_pb2, router_pb2
 
-_MODES: Final = {
-    common_pb2.EXECUTION_MODE_LOCAL: ExecutionMode.LOCAL,
-    common_pb2.EXECUTION_MODE_SPLIT: ExecutionMode.SPLIT,
-    common_pb2.EXECUTION_MODE_RESUME: ExecutionMode.RESUME,
-}
+_MODES: Final = {number: mode for mode, number in MODE_NUMBERS.items()}
 _FINISH_REASONS: Final = {
     common_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     common_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,

@@ -7,16 +7,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal, TypedDict
 
+from forebay.client.completion import ExecutionMode
 from forebay.errors import InvalidFieldError, TokenOutOfRangeError
 from forebay.v1 import common_pb2, router_pb2, tokenizer_pb2
 
 Prompt = str | Sequence[int]
 """Plain text without a template, or token ids."""
 
-_MODES: Final[dict[str, "common_pb2.ExecutionMode.ValueType"]] = {
-    "local": common_pb2.EXECUTION_MODE_LOCAL,
-    "split": common_pb2.EXECUTION_MODE_SPLIT,
+MODE_NUMBERS: Final = {
+    ExecutionMode.LOCAL: common_pb2.EXECUTION_MODE_LOCAL,
+    ExecutionMode.SPLIT: common_pb2.EXECUTION_MODE_SPLIT,
+    ExecutionMode.RESUME: common_pb2.EXECUTION_MODE_RESUME,
 }
+"""Modes on the wire."""
+_FORCED_MODES: Final = {mode: MODE_NUMBERS[mode] for mode in (ExecutionMode.LOCAL, ExecutionMode.SPLIT)}
 _QOS_TIERS: Final[dict[str, "common_pb2.QosTier.ValueType"]] = {
     "realtime": common_pb2.QOS_TIER_REALTIME,
     "batch": common_pb2.QOS_TIER_BATCH,
@@ -88,7 +92,7 @@ def build_request(
         raise TypeError(f"unexpected option {min(unknown)!r}; known are {', '.join(sorted(_KNOWN_FIELDS))}")
     given = {name: value for name, value in options.items() if value is not None}
     request = router_pb2.GenerateRequest(
-        qos_tier=_chosen("qos_tier", _QOS_TIERS, given), mode=_chosen("mode", _MODES, given)
+        qos_tier=_chosen("qos_tier", _QOS_TIERS, given), mode=_chosen("mode", _FORCED_MODES, given)
     )
     for name in _PLAIN_FIELDS & given.keys():
         _set(request, name, given[name], name)
@@ -126,7 +130,7 @@ def _set(message: Any, name: str, value: Any, field: str) -> None:
             setattr(message, name, value)
 
 
-def _chosen(name: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+def _chosen(name: str, known: Mapping[Any, Any], given: Mapping[str, Any]) -> Any:
     value = given.get(name)
     if value is None:
         return 0

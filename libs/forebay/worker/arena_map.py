@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 
 from forebay.errors import StartError
-from forebay.v1 import kvcache_pb2
+from forebay.kv.segment import MemorySegment
 
 _SHM_FOLDER = Path("/dev/shm")  # noqa: S108  # where POSIX shared memory lives on Linux; not a temporary file of ours
 
 
-def map_segment(segment: kvcache_pb2.MemorySegment, block_bytes: int) -> mmap.mmap:
+def map_segment(segment: MemorySegment, block_bytes: int) -> mmap.mmap:
     """The segment's bytes, writable and shared.
 
     Opened as a file, not by multiprocessing.shared_memory, whose resource tracker would unlink it at our exit.

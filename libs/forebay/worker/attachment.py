@@ -21,10 +21,13 @@ from forebay.errors import (
     StartError,
 )
 from forebay.kv.layout import KvLayout
+from forebay.kv.segment import MemorySegment
+from forebay.kv.tier import Tier
 from forebay.role import Role
 from forebay.rpc.channel import open_channel
 from forebay.rpc.status import translated
-from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
+from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
+from forebay.wire.kv_rights import segment_from_proto
 from forebay.wire.layout import layout_to_proto
 from forebay.wire.role import role_to_proto
 
@@ -42,14 +45,14 @@ class Attachment:
 
     attachment_id: int
     node_id: str
-    segments: tuple[kvcache_pb2.MemorySegment, ...]
+    segments: tuple[MemorySegment, ...]
     lease_s: float
     renew_interval_s: float
 
     @property
     def device_block_count(self) -> int:
         """Blocks of the DEVICE tier."""
-        return sum(one.block_count for one in self.segments if one.tier == common_pb2.KV_TIER_DEVICE)
+        return sum(one.block_count for one in self.segments if one.tier is Tier.DEVICE)
 
 
 class AttachmentListener(Protocol):
@@ -225,7 +228,7 @@ def _to_attachment(attached: kvcache_pb2.Attached) -> Attachment:
     return Attachment(
         attachment_id=attached.attachment_id,
         node_id=attached.node_id,
-        segments=tuple(attached.segments),
+        segments=tuple(map(segment_from_proto, attached.segments)),
         lease_s=attached.lease_s,
         renew_interval_s=attached.renew_interval_s,
     )

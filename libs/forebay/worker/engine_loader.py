@@ -8,9 +8,9 @@ from forebay.engine.arena import KvArena
 from forebay.engine.load import load_engine
 from forebay.engine.types import Engine
 from forebay.errors import StartError
+from forebay.kv.tier import Tier
 from forebay.models.default_model import resolve_model
 from forebay.models.model_file import open_model
-from forebay.v1 import common_pb2
 from forebay.worker.arena_map import map_segment
 from forebay.worker.attachment import Attachment
 from forebay.worker.request_check import ServedModel
@@ -37,7 +37,7 @@ class EngineLoader:
 
     def make_engine(self, attachment: Attachment) -> Engine:
         """An engine over the attachment's DEVICE tier. Raises StartError when that cannot be mapped or used."""
-        segments = [one for one in attachment.segments if one.tier == common_pb2.KV_TIER_DEVICE]
+        segments = [one for one in attachment.segments if one.tier is Tier.DEVICE]
         if len(segments) != 1:
             raise StartError(f"the KV-cache service offers {len(segments)} DEVICE segments; this worker needs one")
         layout = self.served_model.layout

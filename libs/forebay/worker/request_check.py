@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from forebay.engine.sampling_proto import to_params
 from forebay.engine.types import SamplingParams
 from forebay.errors import (
     ContextExceededError,
@@ -20,6 +19,7 @@ from forebay.errors import (
 from forebay.kv.layout import KvLayout
 from forebay.v1 import common_pb2
 from forebay.wire.layout import layout_from_proto
+from forebay.wire.sampling import to_params
 from forebay.worker.running_sequence import Offer
 
 MAX_ID_CHARACTERS: Final = 128

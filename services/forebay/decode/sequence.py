@@ -9,6 +9,7 @@ from forebay.errors import DeadlineExceededError, InvalidFieldError
 from forebay.kv.hashing import root_hash
 from forebay.telemetry import extract, span, spans
 from forebay.v1 import common_pb2, decode_pb2
+from forebay.wire.tokens import FINISH_REASONS
 from forebay.worker.request_check import (
     ServedModel,
     check_prompt,
@@ -21,7 +22,6 @@ from forebay.worker.request_check import (
 )
 from forebay.worker.running_sequence import RunningSequence, SequenceSpec, TokenSink
 from forebay.worker.sequence_runner import SequenceRunner
-from forebay.worker.token_proto import FINISH_REASONS
 
 
 async def generate(
@@ -53,7 +53,8 @@ async def generate(
                     _describe(current, running)
         except TimeoutError:
             raise DeadlineExceededError("the deadline passed") from None
-        current.set_attribute(spans.FINISH_REASONS, [common_pb2.FinishReason.Name(reason)])
+        name = common_pb2.FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
+        current.set_attribute(spans.FINISH_REASONS, [name])
         return reason
 
 

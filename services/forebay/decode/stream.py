@@ -12,9 +12,9 @@ from forebay.engine.types import TokenLogprobs
 from forebay.errors import DuplicateRequestError, ForebayError, InvalidFieldError
 from forebay.rpc.status import to_failure
 from forebay.v1 import common_pb2, decode_pb2
+from forebay.wire.tokens import logprobs_to_proto
 from forebay.worker.request_check import ServedModel
 from forebay.worker.sequence_runner import SequenceRunner
-from forebay.worker.token_proto import logprobs_to_proto
 
 _log = logging.getLogger(__name__)
 

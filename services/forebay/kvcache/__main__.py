@@ -15,7 +15,6 @@ from forebay.fleet.registrar import Registrar
 from forebay.kv.layout import KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
-from forebay.kvcache import wire
 from forebay.kvcache.announcer import Announcer
 from forebay.kvcache.arena import Arena
 from forebay.kvcache.config import KvCacheSettings
@@ -35,7 +34,7 @@ SPAN_NAMES: Final = {
     f"/{SERVICE}/AttachWorker": None,  # lives as long as the worker; the servicer makes one for its beginning
     f"/{SERVICE}/AcquireBlocks": spans.KV_ACQUIRE,
     f"/{SERVICE}/SealBlocks": spans.KV_SEAL,
-    f"/{SERVICE}/ReleaseSequence": spans.KV_RELEASE,
+    f"/{SERVICE}/ReleaseSequence": None,  # sent in batches after the requests, of which none waits for it
     f"/{SERVICE}/RenewLease": None,  # belongs to no request
     f"/{SERVICE}/GetStats": None,
     f"/{SERVICE}/DumpIndex": None,
@@ -69,7 +68,7 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
             model_digest=model.digest,
             layout=layout,
             lease_s=settings.lease_s,
-            segments=tuple(map(wire.memory_segment, arenas)),
+            segments=tuple(arena.segment for arena in arenas),
         )
         server = Server(settings.listen, SPAN_NAMES)
         server.add(kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server, KvCacheServicer(node, identity), SERVICE)
@@ -139,4 +138,4 @@ async def drain(node: KvNode, drain_s: float) -> None:
 
 
 if __name__ == "__main__":
-    run("kvcache", KvCacheSettings, serve)
+    run("kvcache", KvCacheSettings, serve, lambda settings: {spans.CHIP_CLASS: settings.chip_class})

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from forebay.events.kv_publisher import KvEventPublisher
 from forebay.kv.effects import IndexEvent
-from forebay.kvcache import wire
+from forebay.wire.kv_index import event_to_proto
 
 
 class Announcer:
@@ -15,4 +15,4 @@ class Announcer:
 
     def publish(self, first_event_number: int, events: Sequence[IndexEvent]) -> None:
         """`events[i]` has number first_event_number + i."""
-        self._publisher.publish(first_event_number, [wire.index_event(event) for event in events])
+        self._publisher.publish(first_event_number, [event_to_proto(event) for event in events])

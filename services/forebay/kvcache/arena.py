@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from forebay.errors import StartError
+from forebay.kv.segment import MemorySegment
 from forebay.kv.tier import Tier
 
 ALIGNMENT_BYTES = 64
@@ -47,6 +48,11 @@ class Arena:
             os.close(self._file)
             raise
         self.view = memoryview(self._memory)
+
+    @property
+    def segment(self) -> MemorySegment:
+        """What a worker must know to map it."""
+        return MemorySegment(self.tier, self.shm_name, self.size_bytes, self.block_stride_bytes, self.block_count)
 
     def close(self) -> None:
         """Unlinks and unmaps the segment; workers that have it mapped keep their mapping."""

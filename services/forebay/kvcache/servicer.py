@@ -19,11 +19,14 @@ from forebay.errors import (
 )
 from forebay.kv.grant import Grant
 from forebay.kv.layout import KvLayout
-from forebay.kvcache import wire
+from forebay.kv.segment import MemorySegment
 from forebay.kvcache.node import KvNode
 from forebay.telemetry import span, spans
 from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
+from forebay.wire import kv_rights as wire
+from forebay.wire.kv_index import entry_to_proto
 from forebay.wire.layout import layout_from_proto, layout_to_proto
+from forebay.wire.tier import tier_to_proto
 
 MAX_FIND_HASHES = 65_536
 DUMP_PAGE_ENTRIES = 4096
@@ -40,7 +43,7 @@ class NodeIdentity:
     model_digest: str
     layout: KvLayout
     lease_s: float
-    segments: tuple[kvcache_pb2.MemorySegment, ...]
+    segments: tuple[MemorySegment, ...]
 
 
 class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
@@ -103,7 +106,9 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
         return kvcache_pb2.FindMissingBlocksResponse(
             missing_block_hashes=[one for one, tier in found if tier is None],
             held_blocks=[
-                kvcache_pb2.HeldBlock(block_hash=one, tier=wire.TIERS[tier]) for one, tier in found if tier is not None
+                kvcache_pb2.HeldBlock(block_hash=one, tier=tier_to_proto(tier))
+                for one, tier in found
+                if tier is not None
             ],
         )
 
@@ -141,16 +146,13 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
         self, request: kvcache_pb2.DumpIndexRequest, context: ServicerContext[Any, Any]
     ) -> AsyncIterator[kvcache_pb2.DumpIndexResponse]:
         snapshot = self._node.snapshot()
-        entries = [(one, wire.TIERS[tier]) for tier, hashes in snapshot.hashes.items() for one in hashes]
+        entries = [(one, tier) for tier, hashes in snapshot.hashes.items() for one in hashes]
         # An empty index has one empty page: its number matters all the same.
         for start in range(0, max(1, len(entries)), DUMP_PAGE_ENTRIES):
             yield kvcache_pb2.DumpIndexResponse(
                 last_event_number=snapshot.last_event_number,
                 incarnation=self._identity.incarnation,
-                entries=[
-                    kvcache_pb2.IndexEntry(block_hash=one, tier=tier)
-                    for one, tier in entries[start : start + DUMP_PAGE_ENTRIES]
-                ],
+                entries=[entry_to_proto(one, tier) for one, tier in entries[start : start + DUMP_PAGE_ENTRIES]],
             )
 
     async def PullBlocks(
@@ -188,7 +190,7 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
         return kvcache_pb2.Attached(
             attachment_id=attachment_id,
             node_id=self._identity.node_id,
-            segments=self._identity.segments,
+            segments=map(wire.segment_to_proto, self._identity.segments),
             lease_s=self._identity.lease_s,
             renew_interval_s=self._identity.lease_s / RENEWALS_PER_LEASE,
         )

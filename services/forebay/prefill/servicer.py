@@ -11,10 +11,10 @@ from forebay.kv.hashing import root_hash
 from forebay.telemetry import spans
 from forebay.v1 import common_pb2, prefill_pb2, prefill_pb2_grpc
 from forebay.wire.layout import layout_to_proto
+from forebay.wire.tokens import FINISH_REASONS, logprobs_to_proto
 from forebay.worker.request_check import ServedModel, check_prompt, check_request_id, priority_of, sampling_for
 from forebay.worker.running_sequence import RunningSequence, SequenceSpec
 from forebay.worker.sequence_runner import SequenceRunner
-from forebay.worker.token_proto import FINISH_REASONS, logprobs_to_proto
 
 
 class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):

@@ -16,15 +16,10 @@ from forebay.router.fleet_links import FleetLinks
 from forebay.router.planner import Planner
 from forebay.router.request import Request, validate
 from forebay.router.running import RunningRequests
-from forebay.routing.plan import Mode, Plan
+from forebay.routing.plan import Plan
 from forebay.telemetry import span, spans, tracer
 from forebay.v1 import common_pb2, router_pb2
-
-_MODES = {
-    Mode.LOCAL: common_pb2.EXECUTION_MODE_LOCAL,
-    Mode.SPLIT: common_pb2.EXECUTION_MODE_SPLIT,
-    Mode.RESUME: common_pb2.EXECUTION_MODE_RESUME,
-}
+from forebay.wire.mode import mode_to_proto
 
 
 @dataclass(slots=True)
@@ -162,7 +157,7 @@ def _started(prompt: Prompt, chosen: Plan) -> router_pb2.Started:
         request_id=prompt.request.request_id,
         trace_id=f"{get_current_span().get_span_context().trace_id:032x}",
         plan=common_pb2.Plan(
-            mode=_MODES[chosen.mode],
+            mode=mode_to_proto(chosen.mode),
             prefill_worker_id=chosen.prefill_worker_id or "",
             decode_worker_id=chosen.decode_worker_id,
             matched_tokens=chosen.matched_tokens,

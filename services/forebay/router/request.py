@@ -8,19 +8,15 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
-from forebay.engine import sampling_proto
 from forebay.errors import EmptyPromptError, InvalidFieldError, NotServedYetError
 from forebay.routing.plan import Mode
 from forebay.v1 import common_pb2, router_pb2, tokenizer_pb2
+from forebay.wire import sampling
+from forebay.wire.mode import forced_mode_from_proto
 
 MAX_NAME_CHARACTERS: Final = 128
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_MODES: Final = {
-    common_pb2.EXECUTION_MODE_UNSPECIFIED: None,
-    common_pb2.EXECUTION_MODE_LOCAL: Mode.LOCAL,
-    common_pb2.EXECUTION_MODE_SPLIT: Mode.SPLIT,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +49,7 @@ def validate(message: router_pb2.GenerateRequest) -> Request:
     if message.HasField("slo"):
         raise NotServedYetError("service level objectives are not served yet; leave slo out", field="slo")
     encode_input, token_ids, input_field = _input(message)
-    sampling_proto.validate(message.sampling)
+    sampling.validate(message.sampling)
     for name, text in (("tenant", message.tenant), ("cache_salt", message.cache_salt)):
         if len(text) > MAX_NAME_CHARACTERS:
             raise InvalidFieldError(f"{name} has at most {MAX_NAME_CHARACTERS} characters, not {len(text)}", field=name)
@@ -67,7 +63,7 @@ def validate(message: router_pb2.GenerateRequest) -> Request:
         qos_tier=_qos_tier(message),
         tenant=message.tenant,
         cache_salt=message.cache_salt,
-        forced_mode=_forced_mode(message),
+        forced_mode=forced_mode_from_proto(message.mode),
     )
 
 
@@ -95,9 +91,3 @@ def _qos_tier(message: router_pb2.GenerateRequest) -> common_pb2.QosTier.ValueTy
     if message.qos_tier == common_pb2.QOS_TIER_BACKUP:
         raise NotServedYetError("the BACKUP tier is not served yet; choose REALTIME or BATCH", field="qos_tier")
     return message.qos_tier or common_pb2.QOS_TIER_REALTIME
-
-
-def _forced_mode(message: router_pb2.GenerateRequest) -> Mode | None:
-    if message.mode not in _MODES:
-        raise InvalidFieldError("mode must be LOCAL or SPLIT if set; RESUME follows from the cache", field="mode")
-    return _MODES[message.mode]

@@ -14,7 +14,6 @@ from forebay.kv.effects import IndexEvent
 from forebay.kv.layout import KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings, LedgerStats
 from forebay.kv.tier import Tier
-from forebay.kvcache import wire
 from forebay.kvcache.arena import Arena
 from forebay.kvcache.mover import BlockMover
 from forebay.kvcache.node import KvNode
@@ -89,7 +88,7 @@ async def _start(
         ledger = BlockLedger(LedgerSettings(blocks, 0, lease_s, 0.5, first_number))
         mover = BlockMover({Tier.DEVICE: arena.view}, arena.block_stride_bytes, layout.block_bytes)
         node = KvNode(ledger, mover, NobodyFollows(), time.monotonic, is_alive)
-        identity = NodeIdentity(node_id, first_number, model_digest, layout, lease_s, (wire.memory_segment(arena),))
+        identity = NodeIdentity(node_id, first_number, model_digest, layout, lease_s, (arena.segment,))
         server = Server(listen)
         servicer = GatedServicer(node, identity)
         register = kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server

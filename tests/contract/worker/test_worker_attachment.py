@@ -113,9 +113,7 @@ async def test_memory_that_does_not_fit_is_refused_in_words(
     start_kvcache: Start, changes: dict[str, Any], says: str
 ) -> None:
     async with start_kvcache() as kvcache, attached_worker(kvcache.address) as worker:
-        segment = kvcache_pb2.MemorySegment()
-        segment.CopyFrom(worker.link.attachment.segments[0])
-        segment.MergeFrom(kvcache_pb2.MemorySegment(**changes))
+        segment = dataclasses.replace(worker.link.attachment.segments[0], **changes)
         with pytest.raises(ForebayError) as caught:
             map_segment(segment, LAYOUT.block_bytes)
         assert says in caught.value.message

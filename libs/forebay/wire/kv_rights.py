@@ -1,20 +1,20 @@
-"""Requests, tiers and index events as protobuf, and the checks that need nothing but the message."""
+"""What workers ask of a KV-cache service and hear from it, and the checks that need nothing but the message."""
 
 from collections.abc import Sequence
 from typing import Final
 
 from forebay.errors import InvalidFieldError
 from forebay.kv.attachments import WorkerProcess
-from forebay.kv.effects import IndexEvent, Moved, Removed, Stored
 from forebay.kv.grant import SealEntry
 from forebay.kv.hashing import HASH_BYTES
 from forebay.kv.pool import TierCounts
-from forebay.kv.tier import Tier
-from forebay.kvcache.arena import Arena
-from forebay.v1 import common_pb2, events_pb2, kvcache_pb2
+from forebay.kv.segment import MemorySegment
+from forebay.role import Role
+from forebay.v1 import kvcache_pb2
+from forebay.wire.role import role_to_proto
+from forebay.wire.tier import tier_from_proto, tier_to_proto
 
-TIERS: Final = {Tier.DEVICE: common_pb2.KV_TIER_DEVICE, Tier.HOST: common_pb2.KV_TIER_HOST}
-_WORKER_ROLES: Final = (common_pb2.SERVICE_ROLE_PREFILL, common_pb2.SERVICE_ROLE_DECODE)
+_WORKER_NUMBERS: Final = frozenset(map(role_to_proto, (Role.PREFILL, Role.DECODE)))
 MAX_ID_CHARACTERS: Final = 256
 
 
@@ -27,7 +27,7 @@ def checked_process(request: kvcache_pb2.AttachWorkerRequest) -> WorkerProcess:
     check_id(request.worker_id, "worker_id")
     if request.pid == 0 or request.process_start_ticks == 0:
         raise InvalidFieldError("must be set", field="process_start_ticks" if request.pid else "pid")
-    if request.role not in _WORKER_ROLES:
+    if request.role not in _WORKER_NUMBERS:
         raise InvalidFieldError("only PREFILL and DECODE workers attach", field="role")
     return WorkerProcess(request.worker_id, request.pid, request.process_start_ticks)
 
@@ -64,7 +64,7 @@ def sequence_epochs(sequences: Sequence[kvcache_pb2.SequenceEpoch]) -> list[tupl
 def tier_stats(counts: TierCounts) -> kvcache_pb2.TierStats:
     """Counts of one tier."""
     return kvcache_pb2.TierStats(
-        tier=TIERS[counts.tier],
+        tier=tier_to_proto(counts.tier),
         capacity_blocks=counts.capacity,
         free_blocks=counts.free,
         leased_blocks=counts.leased,
@@ -73,24 +73,23 @@ def tier_stats(counts: TierCounts) -> kvcache_pb2.TierStats:
     )
 
 
-def index_event(event: IndexEvent) -> events_pb2.KvEvent:
-    """One change of the index."""
-    match event:
-        case Stored(tier, hashes):
-            return events_pb2.KvEvent(stored=events_pb2.BlocksStored(tier=TIERS[tier], block_hashes=hashes))
-        case Removed(tier, hashes):
-            return events_pb2.KvEvent(removed=events_pb2.BlocksRemoved(tier=TIERS[tier], block_hashes=hashes))
-        case Moved(from_tier, to_tier, hashes):
-            moved = events_pb2.BlocksMoved(from_tier=TIERS[from_tier], to_tier=TIERS[to_tier], block_hashes=hashes)
-            return events_pb2.KvEvent(moved=moved)
-
-
-def memory_segment(arena: Arena) -> kvcache_pb2.MemorySegment:
+def segment_to_proto(segment: MemorySegment) -> kvcache_pb2.MemorySegment:
     """What a worker needs to map a tier's memory."""
     return kvcache_pb2.MemorySegment(
-        tier=TIERS[arena.tier],
-        shm_name=arena.shm_name,
-        size_bytes=arena.size_bytes,
-        block_stride_bytes=arena.block_stride_bytes,
-        block_count=arena.block_count,
+        tier=tier_to_proto(segment.tier),
+        shm_name=segment.shm_name,
+        size_bytes=segment.size_bytes,
+        block_stride_bytes=segment.block_stride_bytes,
+        block_count=segment.block_count,
+    )
+
+
+def segment_from_proto(message: kvcache_pb2.MemorySegment) -> MemorySegment:
+    """The segment of a message. Raises InvalidFieldError when its tier is not known."""
+    return MemorySegment(
+        tier=tier_from_proto(message.tier),
+        shm_name=message.shm_name,
+        size_bytes=message.size_bytes,
+        block_stride_bytes=message.block_stride_bytes,
+        block_count=message.block_count,
     )

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.engine.sampling_proto import to_params, validate
 from forebay.engine.types import SamplingParams
 from forebay.errors import ContextExceededError, ForebayError, InvalidFieldError
 from forebay.v1 import common_pb2
+from forebay.wire.sampling import to_params, validate
 
 
 def converted(context_left_tokens: int = 100, **fields: Any) -> SamplingParams:
