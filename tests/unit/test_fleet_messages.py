@@ -48,7 +48,7 @@ def test_a_member_survives(member: Member) -> None:
     assert member_from_proto(message) == member
 
 
-@given(st.builds(Load, *[st.integers(0, 2**32 - 1)] * 5))
+@given(st.builds(Load, *[st.integers(0, 2**32 - 1)] * 4))
 def test_a_load_survives(load: Load) -> None:
     assert load_from_proto(load_to_proto("w", load)) == load
     assert load_to_proto("w", load).worker_id == "w"

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from forebay.decode.servicer import DecodeServicer
-from forebay.engine.types import SamplingParams
+from forebay.engine.types import Sampled, SamplingParams, Slice
 from forebay.errors import Code, DrainingError, InvalidFieldError
 from forebay.fleet.member import Load
 from forebay.kv.hashing import root_hash
@@ -20,7 +20,7 @@ from forebay.rpc.status import from_failure, translated
 from forebay.telemetry import spans
 from forebay.telemetry.tracing import use_provider
 from forebay.testing.attached_worker import LIMITS, MODEL, AttachedWorker, attached_worker, served
-from forebay.testing.fake_engine import POISON, continuation
+from forebay.testing.fake_engine import POISON, FakeEngine, continuation
 from forebay.testing.waiting import until
 from forebay.v1 import common_pb2, decode_pb2, decode_pb2_grpc
 from forebay.wire.layout import layout_to_proto
@@ -121,6 +121,18 @@ class Rig:
         } | changes
 
 
+class StepwiseEngine(FakeEngine):
+    """Once told so, makes one step each time its gate is opened."""
+
+    is_stepwise = False
+
+    def step(self, slices: list[Slice]) -> list[Sampled]:
+        sampled = super().step(slices)
+        if self.is_stepwise:
+            self.gate.clear()
+        return sampled
+
+
 ONE_TOKEN = SamplingParams(max_tokens=1, seed=0)
 
 
@@ -179,16 +191,22 @@ async def test_resume_computes_only_what_is_not_held(start: Start) -> None:
 
 
 async def test_load_counts_what_is_held_and_what_is_still_to_compute(start: Start) -> None:
-    async with start() as rig:
+    async with start(make_engine=StepwiseEngine) as rig:
+        engine, runner = rig.worker.engines[0], rig.worker.runner
         await rig.link.generate("first")
-        await until(lambda: load_of(rig.worker.runner) == Load())
-        rig.worker.engine.gate.clear()
-        await rig.link.start("second", prompt_token_ids=[*PROMPT, *range(10)])
-        await until(lambda: load_of(rig.worker.runner).context_tokens == 20)  # found
-        assert load_of(rig.worker.runner) == Load(running_sequences=1, queued_tokens=12, context_tokens=20)
-        rig.worker.engine.gate.set()
-        await until(lambda: load_of(rig.worker.runner).context_tokens > 32)
-        assert load_of(rig.worker.runner).queued_tokens == 0
+        await until(lambda: load_of(runner) == Load())
+        engine.is_stepwise = True
+        engine.gate.clear()
+        await rig.link.start("second", prompt_token_ids=[*PROMPT, *range(20)])
+        await until(lambda: load_of(runner).context_tokens)
+        assert load_of(runner) == Load(running_sequences=1, queued_tokens=22, context_tokens=20)
+        for computed_tokens, queued_tokens in ((36, 6), (42, 0), (43, 0)):  # 16 tokens a chunk
+            engine.gate.set()
+            await until(lambda computed_tokens=computed_tokens: load_of(runner).context_tokens >= computed_tokens)
+            assert load_of(runner) == Load(1, 0, queued_tokens, computed_tokens)
+        engine.is_stepwise = False
+        engine.gate.set()
+        await rig.link.end_of("second")
 
 
 async def test_failover_goes_on_after_the_emitted_tokens(start: Start) -> None:
