@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.telemetry.span_store import SpanLink, StoredSpan
+from forebay.telemetry.span_store import StoredSpan
 from forebay.telemetry.waterfall import MIN_WIDTH, bar, waterfall
 
 _HEADER_LINES = 2
@@ -24,7 +24,6 @@ def span(
         "kind": "INTERNAL",
         "status": "UNSET",
         "attributes": {},
-        "links": (),
     }
     return StoredSpan(
         trace_id="ab" * 16,
@@ -130,7 +129,7 @@ def test_header_sums_up() -> None:
     assert lines[1].split() == ["50.00ms", "spans=2", "decode", "router"]
 
 
-def test_failure_attributes_and_links_are_shown() -> None:
+def test_failure_and_attributes_are_shown() -> None:
     attributes = {
         "error.type": "KV_EXHAUSTED",
         "forebay.mode": "SPLIT",
@@ -140,9 +139,9 @@ def test_failure_attributes_and_links_are_shown() -> None:
         "gen_ai.response.finish_reasons": ["stop"],
         "forebay.request_id": "not-on-the-line",
     }
-    one = span(1, status="ERROR", attributes=attributes, links=(SpanLink("c0ffee00" * 4, "1" * 16),))
+    one = span(1, status="ERROR", attributes=attributes)
     line = waterfall([one], 250)[2]
-    expected = "FAILED KV_EXHAUSTED mode=SPLIT queue=12.50ms copied=0B moved=3.0MiB finish=stop reuses=c0ffee00"
+    expected = "FAILED KV_EXHAUSTED mode=SPLIT queue=12.50ms copied=0B moved=3.0MiB finish=stop"
     assert line.endswith(expected)
 
 

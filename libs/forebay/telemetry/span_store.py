@@ -55,14 +55,6 @@ class SpanStoreError(ForebayError):
 
 
 @dataclass(frozen=True, slots=True)
-class SpanLink:
-    """Another span that this one has to do with, such as the one that made the blocks it reused. Ids are hex."""
-
-    trace_id: str
-    span_id: str
-
-
-@dataclass(frozen=True, slots=True)
 class StoredSpan:
     """A span as it was written.
 
@@ -80,7 +72,6 @@ class StoredSpan:
     end_ns: int
     status: str
     attributes: dict[str, Any]
-    links: tuple[SpanLink, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,5 +152,4 @@ class SpanStore:
 
 
 def _span(row: Row) -> StoredSpan:
-    attributes, links = row[9:]
-    return StoredSpan(*row[:9], json.loads(attributes), tuple(SpanLink(*link) for link in json.loads(links)))
+    return StoredSpan(*row[:9], json.loads(row[9]))

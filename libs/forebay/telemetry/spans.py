@@ -12,8 +12,6 @@ KV_ATTACH = "kv.attach"
 KV_ACQUIRE = "kv.acquire"
 KV_EXTEND = "kv.extend"
 KV_SEAL = "kv.seal"
-KV_RELEASE = "kv.release"
-KV_TRANSFER = "kv.transfer"
 DECODE = "decode"
 DETOKENIZE = "detokenize"
 

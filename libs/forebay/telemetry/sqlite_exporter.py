@@ -155,5 +155,4 @@ def _row(span: ReadableSpan) -> Row:
         span.end_time or 0,
         span.status.status_code.name,
         json.dumps(attributes, default=str),
-        json.dumps([[f"{link.context.trace_id:032x}", f"{link.context.span_id:016x}"] for link in span.links]),
     )

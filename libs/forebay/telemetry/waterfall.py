@@ -162,7 +162,6 @@ def _attributes(row: _Row) -> str:
     if row.span.status == "ERROR":
         parts.append(f"FAILED {attributes.get(names.ERROR_TYPE, '')}".rstrip())
     parts += [f"{label}={_value(key, attributes[key])}" for key, label in _SHOWN.items() if key in attributes]
-    parts += [f"reuses={link.trace_id[:8]}" for link in row.span.links]
     return " ".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 
 from forebay.engine.scheduler import FinishReason
@@ -99,6 +100,7 @@ class RunningSequence:
     is_closed: bool = False
     is_starved: bool = False  # its last wish for blocks was not met
     extension: "asyncio.Task[None] | None" = None
+    context: Context = field(default_factory=copy_context)  # of whoever opened it: what is done for it is in its trace
 
     @property
     def sequence_id(self) -> str:

@@ -244,7 +244,8 @@ class SequenceRunner:
                 running.sealed_blocks = outcome.first_index + outcome.block_count
                 self._rights.seal(running.sequence_id, outcome.first_index, hashes)
             case NeedsBlocks() if not running.is_closed:
-                running.extension = asyncio.create_task(self._extend(running, outcome.block_count))
+                extending = self._extend(running, outcome.block_count)
+                running.extension = asyncio.create_task(extending, context=running.context)
             case Finished():
                 running.finish(outcome.reason)
                 self._leave_by_itself(running)

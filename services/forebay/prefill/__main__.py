@@ -4,6 +4,7 @@ import asyncio
 
 from forebay.prefill.config import PrefillSettings
 from forebay.rpc.service import run
+from forebay.telemetry import spans
 from forebay.worker.openmp import sleep_when_idle
 
 
@@ -18,4 +19,4 @@ async def serve(settings: PrefillSettings, stop: asyncio.Event) -> None:
 
 
 if __name__ == "__main__":
-    run("prefill", PrefillSettings, serve, lambda settings: {"forebay.chip_class": settings.chip_class})
+    run("prefill", PrefillSettings, serve, lambda settings: {spans.CHIP_CLASS: settings.chip_class})
