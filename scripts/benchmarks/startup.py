@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from forebay.host.shared_memory import segments_of
 from forebay.mesh.port import free_port_base
 from forebay.mesh.record import read_record
 from scripts.benchmarks.report import Figure, median, report
@@ -53,7 +54,7 @@ def resident_bytes(state_dir: Path) -> tuple[int, int]:
         process = psutil.Process(service.process.pid)
         pss += process.memory_full_info().pss
         mapped_arena += sum(entry.pss for entry in process.memory_maps() if record.node_id in entry.path)
-    arenas = sum(path.stat().st_blocks * 512 for path in Path("/dev/shm").glob(f"forebay-{record.node_id}-*"))
+    arenas = sum(path.stat().st_blocks * 512 for path in segments_of(record.node_id))
     return pss, max(0, arenas - mapped_arena)
 
 

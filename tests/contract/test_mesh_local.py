@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from forebay.errors import StartError
+from forebay.host.process_identity import ProcessIdentity
+from forebay.host.shared_memory import segments_of
 from forebay.mesh.inspection import inspect_mesh
 from forebay.mesh.local_mesh import start_mesh, stop_mesh
 from forebay.mesh.port import check_ports, free_port_base
-from forebay.mesh.process import ProcessIdentity
 from forebay.mesh.record import MeshRecord, read_record, write_record
-from forebay.mesh.shared_memory import segments_of
 from forebay.mesh.spec import MeshSpec, ServiceSpec
 
 HEALTHY = """

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from forebay.client import Client
+from forebay.host.shared_memory import segments_of
 from forebay.mesh.port import free_port_base
 from forebay.mesh.record import MeshRecord, read_record
-from forebay.mesh.shared_memory import segments_of
 
 QUESTION = "What is the capital of France?"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from forebay.mesh.process import ProcessIdentity, open_pidfd, spawn, stop
+from forebay.host.process_identity import ProcessIdentity
+from forebay.mesh.process import open_pidfd, spawn, stop
 
 WILLING = "import signal; signal.pause()"
 DEAF = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.errors import StartError
-from forebay.mesh.process import ProcessIdentity
+from forebay.host.process_identity import ProcessIdentity
 from forebay.mesh.record import MeshRecord, ServiceRecord, read_record, remove_record, write_record
 from forebay.mesh.spec import STOP_ORDER, MeshSpec, default_threads
 

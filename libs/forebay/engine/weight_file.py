@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from forebay.host.whole_file import writing_whole
+
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _ALIGNMENT_BYTES = 64
@@ -56,20 +58,13 @@ def write_weight_file(
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(_header(metadata, specs))
-            for spec in specs:
-                tensor = make(spec).contiguous()
-                assert tensor.dtype == spec.dtype, spec
-                assert tensor.shape == spec.shape, spec
-                file.write(tensor.view(-1).view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing_whole(path) as file:
+        file.write(_header(metadata, specs))
+        for spec in specs:
+            tensor = make(spec).contiguous()
+            assert tensor.dtype == spec.dtype, spec
+            assert tensor.shape == spec.shape, spec
+            file.write(tensor.view(-1).view(torch.uint8).numpy().data)
 
 
 def _header(metadata: dict[str, str], specs: Sequence[TensorSpec]) -> bytes:

@@ -4,7 +4,6 @@ Knows which matrices are fused and which precision each tensor has. Does not kno
 what is computed.
 """
 
-import fcntl
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 from forebay.chips import NumberFormat
 from forebay.engine.weight_file import TensorSpec, WeightFile, WeightFileError, map_weight_file, write_weight_file
 from forebay.errors import StartError
+from forebay.host.file_lock import locked
 from forebay.models.config import DecoderConfig
 from forebay.models.decoder_tensors import tensor_shapes
 from forebay.models.model_file import ModelFile
@@ -102,8 +102,7 @@ def load_weights(
 
 def _pack_once(model: ModelFile, weight_dtype: NumberFormat, path: Path, progress: Progress) -> WeightFile:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.with_suffix(".lock")):
         if packed := _map_if_usable(path):
             return packed
         _pack(model, weight_dtype, path, progress)

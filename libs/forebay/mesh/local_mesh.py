@@ -16,12 +16,13 @@ from time import monotonic
 from typing import Final
 
 from forebay.errors import StartError
+from forebay.host.process_identity import ProcessIdentity
+from forebay.host.shared_memory import remove_segments, segments_of
 from forebay.mesh.log_tail import last_words
 from forebay.mesh.port import check_ports
-from forebay.mesh.process import ProcessIdentity, open_pidfd, spawn, stop
+from forebay.mesh.process import open_pidfd, spawn, stop
 from forebay.mesh.readiness import wait_until_ready
 from forebay.mesh.record import MeshRecord, ServiceRecord, read_record, remove_record, write_record
-from forebay.mesh.shared_memory import remove_segments, segments_of
 from forebay.mesh.spec import STOP_ORDER, MeshSpec, ServiceSpec
 
 DEFAULT_START_TIMEOUT_S: Final = 180.0

@@ -9,27 +9,10 @@ import select
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Final
 
-_STATE: Final = 0
-_START_TICKS: Final = 19
-"""Where state and start time lie in /proc/PID/stat behind the program's name (fields 3 and 22)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessIdentity:
-    """One process of this boot: its pid, and its start in clock ticks since boot."""
-
-    pid: int
-    start_ticks: int
-
-    def is_running(self) -> bool:
-        """Whether this very process is there and has not ended."""
-        fields = _stat_fields(self.pid)
-        return fields is not None and fields[_STATE] not in "ZX" and int(fields[_START_TICKS]) == self.start_ticks
+from forebay.host.process_identity import ProcessIdentity
 
 
 def spawn(command: Sequence[str], log_path: Path, environment: Mapping[str, str]) -> ProcessIdentity:
@@ -51,9 +34,7 @@ def spawn(command: Sequence[str], log_path: Path, environment: Mapping[str, str]
         setsigmask=[],
         setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP],  # a shell's background jobs ignore some
     )
-    fields = _stat_fields(pid)
-    assert fields is not None, "a child is in /proc until its parent has waited for it"
-    return ProcessIdentity(pid, int(fields[_START_TICKS]))
+    return ProcessIdentity.of(pid)  # a child is in /proc until its parent has waited for it
 
 
 def open_pidfd(process: ProcessIdentity) -> int | None:
@@ -114,12 +95,3 @@ def _reap(pid: int) -> None:
     """Removes the process from the table if it was a child of ours; others are their parents' business."""
     with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-
-
-def _stat_fields(pid: int) -> list[str] | None:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The program's name stands in parentheses and may itself contain some.
-    return stat.rpartition(")")[2].split()

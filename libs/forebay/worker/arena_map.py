@@ -2,12 +2,10 @@
 
 import mmap
 import os
-from pathlib import Path
 
 from forebay.errors import StartError
+from forebay.host.shared_memory import segment_path
 from forebay.kv.segment import MemorySegment
-
-_SHM_FOLDER = Path("/dev/shm")  # noqa: S108  # where POSIX shared memory lives on Linux; not a temporary file of ours
 
 
 def map_segment(segment: MemorySegment, block_bytes: int) -> mmap.mmap:
@@ -21,7 +19,7 @@ def map_segment(segment: MemorySegment, block_bytes: int) -> mmap.mmap:
             f"blocks of the KV-cache service hold {segment.block_stride_bytes} bytes, this worker's layout needs"
             f" {block_bytes}; start both with the same --model and --chip-class"
         )
-    path = _SHM_FOLDER / segment.shm_name.removeprefix("/")
+    path = segment_path(segment.shm_name)
     needed_bytes = segment.block_stride_bytes * segment.block_count
     try:
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC)

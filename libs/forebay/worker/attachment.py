@@ -5,11 +5,9 @@ Knows which sequences the worker owns, and tells its listener when it owns them 
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
 
 from forebay.errors import (
@@ -20,6 +18,7 @@ from forebay.errors import (
     NotAttachedError,
     StartError,
 )
+from forebay.host.process_identity import ProcessIdentity
 from forebay.kv.layout import KvLayout
 from forebay.kv.segment import MemorySegment
 from forebay.kv.tier import Tier
@@ -69,12 +68,11 @@ class AttachmentListener(Protocol):
 
 def attach_request(worker_id: str, role: Role, model_digest: str, layout: KvLayout) -> kvcache_pb2.AttachWorkerRequest:
     """This process, introduced."""
-    # Field 22 of stat; the command in field 2 may hold spaces and parentheses, so count from behind it.
-    stat = Path("/proc/self/stat").read_text(encoding="utf-8")
+    process = ProcessIdentity.current()
     return kvcache_pb2.AttachWorkerRequest(
         worker_id=worker_id,
-        pid=os.getpid(),
-        process_start_ticks=int(stat.rpartition(")")[2].split()[19]),
+        pid=process.pid,
+        process_start_ticks=process.start_ticks,
         role=role_to_proto(role),
         model_digest=model_digest,
         layout=layout_to_proto(layout),

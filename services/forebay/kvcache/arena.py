@@ -5,19 +5,18 @@ lives, so that a second service of the same node refuses to start, and one left 
 Replaced, not reused: its workers may still have it mapped, and must never write into blocks of the new service.
 """
 
-import fcntl
 import mmap
 import os
 from pathlib import Path
 
 from forebay.errors import StartError
+from forebay.host.file_lock import try_lock
+from forebay.host.shared_memory import FOLDER, segment_name, segment_path
 from forebay.kv.segment import MemorySegment
 from forebay.kv.tier import Tier
 
 ALIGNMENT_BYTES = 64
 """Blocks begin at multiples of a cache line, which is also the widest vector load."""
-
-_SHM_FOLDER = Path("/dev/shm")  # noqa: S108  # where Linux keeps POSIX shared memory; not a temporary file
 
 
 class Arena:
@@ -33,12 +32,12 @@ class Arena:
         self.block_stride_bytes = -(-block_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         self.block_count = size_bytes // self.block_stride_bytes
         self.size_bytes = self.block_count * self.block_stride_bytes
-        self.shm_name = f"/forebay-{node_id}-{tier.value}"
+        self.shm_name = segment_name(node_id, tier.value)
         if self.block_count == 0:
             raise StartError(
                 f"{_flag(tier)} {size_bytes} has no room for one block of {self.block_stride_bytes} bytes; raise it"
             )
-        self._path = _SHM_FOLDER / self.shm_name[1:]
+        self._path = segment_path(self.shm_name)
         self._file = _create_locked(self._path, node_id)
         try:
             self._allocate()
@@ -66,9 +65,9 @@ class Arena:
             os.posix_fallocate(self._file, 0, self.size_bytes)
         except OSError as error:
             os.ftruncate(self._file, 0)
-            room = os.statvfs(_SHM_FOLDER)
+            room = os.statvfs(FOLDER)
             raise StartError(
-                f"{_SHM_FOLDER} has {room.f_bavail * room.f_frsize} bytes free, {self.size_bytes} are wanted"
+                f"{FOLDER} has {room.f_bavail * room.f_frsize} bytes free, {self.size_bytes} are wanted"
                 f" ({error.strerror}); enlarge it or lower {_flag(self.tier)}"
             ) from error
 
@@ -83,7 +82,7 @@ def _create_locked(path: Path, node_id: str) -> int:
                 _unlink_left_behind(path, node_id)
                 continue
             # Between creation and lock another starter may take the file for left behind; then it is not ours.
-            if _lock(file) and _is_at(path, file):
+            if try_lock(file) and _is_at(path, file):
                 return file
             os.close(file)
     except OSError as error:
@@ -96,20 +95,12 @@ def _unlink_left_behind(path: Path, node_id: str) -> None:
     except FileNotFoundError:
         return
     try:
-        if not _lock(file):
+        if not try_lock(file):
             raise StartError(f"another KV-cache service of node {node_id!r} is running; choose another --node-id")
         if _is_at(path, file):
             path.unlink()
     finally:
         os.close(file)
-
-
-def _lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _is_at(path: Path, file: int) -> bool:

@@ -1,0 +1,32 @@
+"""POSIX shared memory of this machine, and what Forebay's segments are called. Maps nothing."""
+
+from pathlib import Path
+from typing import Final
+
+FOLDER: Final = Path("/dev/shm")  # noqa: S108  # where Linux keeps POSIX shared memory; not a temporary folder
+
+
+def segment_name(node_id: str, tier_name: str) -> str:
+    """POSIX name of a tier's segment, which begins with a slash."""
+    return f"/forebay-{node_id}-{tier_name}"
+
+
+def segment_path(name: str) -> Path:
+    """The file behind a POSIX name."""
+    return FOLDER / name.removeprefix("/")
+
+
+def segments_of(node_id: str) -> list[Path]:
+    """Files of the node's shared memory."""
+    return sorted(FOLDER.glob(segment_name(node_id, "*").removeprefix("/")))
+
+
+def remove_segments(node_id: str) -> int:
+    """Removes the node's shared memory; returns how many files there were. No process of the node may run.
+
+    The KV-cache service removes its own; this is for one that was killed.
+    """
+    segments = segments_of(node_id)
+    for segment in segments:
+        segment.unlink(missing_ok=True)
+    return len(segments)
