@@ -3,6 +3,7 @@
 import fcntl
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
