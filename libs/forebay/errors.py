@@ -148,6 +148,10 @@ class DuplicateWorkerError(ForebayError):
     code, reason = Code.ALREADY_EXISTS, "DUPLICATE_WORKER"
 
 
+class RequestCancelledError(ForebayError):
+    code, reason = Code.CANCELLED, "REQUEST_CANCELLED"
+
+
 class RemoteError(ForebayError):
     """An error of another process that carries no reason of ours, such as a lost connection."""
 

@@ -24,6 +24,7 @@ from forebay.errors import (
     ForebayError,
     InvalidFieldError,
     QueueFullError,
+    RemoteError,
     TokenOutOfRangeError,
     UnknownRequestError,
 )
@@ -158,6 +159,8 @@ async def test_closing_the_client_ends_its_streams_as_cancelled() -> None:
     [
         (InvalidFieldError("temperature must be >= 0", field="sampling.temperature"), Code.INVALID_ARGUMENT),
         (QueueFullError("too many wait", retry_after_s=1.5), Code.RESOURCE_EXHAUSTED),
+        (RequestCancelledError("ended by Cancel"), Code.CANCELLED),
+        (ForebayError("a defect", service="forebay.v1.RouterService"), Code.INTERNAL),
     ],
 )
 async def test_errors_of_the_router_arrive_as_their_own_class(error: ForebayError, code: Code) -> None:
@@ -189,7 +192,7 @@ async def test_an_unreachable_router_is_named_with_what_to_do(free_address: str)
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(grpc.StatusCode.UNAVAILABLE, ConnectionLostError), (grpc.StatusCode.CANCELLED, RequestCancelledError)],
+    [(grpc.StatusCode.UNAVAILABLE, ConnectionLostError), (grpc.StatusCode.CANCELLED, RemoteError)],
 )
 async def test_a_bare_status_in_the_middle_is_said_precisely(status: grpc.StatusCode, kind: type[ForebayError]) -> None:
     server, address = await status_server(status)

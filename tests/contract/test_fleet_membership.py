@@ -26,7 +26,6 @@ DECODE = Member(
     model_digest="d",
     chip_class="cpu",
     layout=LAYOUT,
-    kvcache_address="127.0.0.1:8",
     max_sequences=8,
     version="1",
     incarnation=2**63,

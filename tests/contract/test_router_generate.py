@@ -67,7 +67,7 @@ async def test_split_hands_the_first_token_and_the_manifest_to_decode(router_for
     assert list(start.prompt_token_ids) == list(prefill.token_ids) == [ord(c) for c in "a prompt"]
     assert start.manifest.epoch == 2
     assert (start.tenant, start.cache_salt, start.qos_tier) == ("t", "s", common_pb2.QOS_TIER_BATCH)
-    assert 0 < start.deadline_s <= 20
+    assert 0 < start.deadline_s <= 21  # the wire rounds up
     assert start.sampling == prefill.sampling
     assert start.sampling.HasField("seed"), "both workers need one seed"
     assert start.sampling.max_tokens == 64 - 8

@@ -19,7 +19,7 @@ from forebay.errors import (
     NoWorkerError,
     NumericFailureError,
     QueueFullError,
-    RemoteError,
+    RequestCancelledError,
     TemplateFailedError,
     TokenOutOfRangeError,
     UnknownModelError,
@@ -265,7 +265,7 @@ async def test_cancel_from_elsewhere(router_for) -> None:  # type: ignore[no-unt
         call = router.stub.Generate(router_pb2.GenerateRequest(request_id="r", text="x"), timeout=20)
         await until(lambda: fleet.decode.running)
         await router.stub.Cancel(router_pb2.CancelRequest(request_id="r"))
-        with pytest.raises(RemoteError) as caught, translated():
+        with pytest.raises(RequestCancelledError) as caught, translated():
             async for _ in call:
                 pass
         assert caught.value.code is Code.CANCELLED

@@ -99,6 +99,8 @@ async def test_a_defect_is_internal_and_tells_nothing() -> None:
         assert (await encode(channel, "ok")).token_ids == [1]
     assert caught.value.code() == grpc.StatusCode.INTERNAL
     assert "secret" not in str(caught.value.details())
+    error = from_rpc_error(caught.value)
+    assert (error.reason, error.metadata) == ("INTERNAL", {"service": SERVICE})
 
 
 async def test_a_call_inherits_what_is_left_of_the_deadline() -> None:

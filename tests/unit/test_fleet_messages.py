@@ -34,7 +34,6 @@ members = st.builds(
     model_digest=st.text(max_size=5),
     chip_class=st.text(max_size=5),
     layout=st.none() | layouts,
-    kvcache_address=st.text(max_size=5),
     is_draining=st.booleans(),
     max_sequences=st.integers(0, 2**32 - 1),
     version=st.text(max_size=5),

@@ -14,10 +14,11 @@ from forebay.client.completion import (
     TokenProbability,
     Usage,
 )
-from forebay.client.errors import BrokenAnswerError, ConnectionLostError, RequestCancelledError, UnreachableError
+from forebay.client.errors import BrokenAnswerError, ConnectionLostError, UnreachableError
 from forebay.client.fleet import Fleet, Member, WorkerLoad
 from forebay.client.request import Message, Prompt, RequestOptions
 from forebay.client.stream import CompletionStream
+from forebay.errors import RequestCancelledError
 
 __all__ = [
     "AsyncClient",

@@ -24,7 +24,7 @@ class AsyncClient:
     """Asks one router. Connects at the first call and again by itself; safe for many tasks of one event loop.
 
     Every call has a deadline (`timeout_s`) and carries the caller's active OpenTelemetry trace, if there is one.
-    Errors are the classes of `forebay.errors`, `UnreachableError` and `RequestCancelledError`.
+    Errors are the classes of `forebay.errors`, and those of `forebay.client.errors`.
 
         async with AsyncClient() as client:
             async for chunk in (stream := client.stream(messages=[{"role": "user", "content": "Hi"}])):

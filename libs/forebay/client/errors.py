@@ -24,13 +24,6 @@ class ConnectionLostError(RemoteError):
         self.metadata = {"target": target, "detail": detail}
 
 
-class RequestCancelledError(RemoteError):
-    """The request was ended from elsewhere, by `cancel(request_id)`."""
-
-    def __init__(self) -> None:
-        super().__init__(Code.CANCELLED, "the request was cancelled")
-
-
 class BrokenAnswerError(RemoteError):
     """The router's answer does not follow router.proto."""
 
@@ -39,12 +32,8 @@ class BrokenAnswerError(RemoteError):
 
 
 def sharpened(error: ForebayError, target: str, *, has_answered: bool) -> ForebayError:
-    """The same failure, said as precisely as a client can: who could not be reached, or that a cancel ended it."""
-    if type(error) is not RemoteError:
+    """The same failure, said as precisely as a client can: who could not be reached, or was lost."""
+    if type(error) is not RemoteError or error.code != Code.UNAVAILABLE:
         return error
-    if error.code == Code.CANCELLED:
-        return RequestCancelledError()
-    if error.code == Code.UNAVAILABLE:
-        kind = ConnectionLostError if has_answered else UnreachableError
-        return kind(target, error.message)
-    return error
+    kind = ConnectionLostError if has_answered else UnreachableError
+    return kind(target, error.message)

@@ -13,7 +13,8 @@ import grpc
 
 from forebay.client.assembly import Assembly
 from forebay.client.completion import Chunk, Completion, Plan
-from forebay.client.errors import BrokenAnswerError, RequestCancelledError, sharpened
+from forebay.client.errors import BrokenAnswerError, sharpened
+from forebay.errors import RequestCancelledError
 from forebay.rpc.status import from_rpc_error
 from forebay.v1 import router_pb2
 
@@ -92,7 +93,8 @@ class CompletionStream(AsyncIterator[Chunk]):
                 self.close()
                 if _is_task_cancelled():
                     raise
-                raise RequestCancelledError from error  # the call was ended under us: `close`, or the client's
+                # The call was ended under us.
+                raise RequestCancelledError("the request was ended by closing its stream or its client") from error
             except BaseException:
                 self.close()
                 raise

@@ -18,7 +18,6 @@ class Member:
     model_digest: str = ""
     chip_class: str = ""
     layout: KvLayout | None = None
-    kvcache_address: str = ""
     is_draining: bool = False
     max_sequences: int = 0
     version: str = ""

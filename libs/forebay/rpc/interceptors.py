@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind
 
 from forebay.errors import Code, ForebayError
 from forebay.rpc.deadline import limited_to
-from forebay.rpc.status import to_status
+from forebay.rpc.status import located, to_status
 from forebay.telemetry import extract, span, spans
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ _log = logging.getLogger(__name__)
 _LIBRARY_SERVICES = "/grpc."
 _unary_unary = grpc.unary_unary_rpc_method_handler
 _unary_stream = grpc.unary_stream_rpc_method_handler
-_INTERNAL = ForebayError("internal error; the service's log says more")
 
 
 class ServerContext(grpc.aio.ServerInterceptor):
@@ -61,10 +60,12 @@ class ServerContext(grpc.aio.ServerInterceptor):
             with limited_to(context.time_remaining()), _span(name, method, metadata):
                 yield
 
-        return _wrapped(handler, around)
+        return _wrapped(handler, around, service_name=method.split("/")[1])
 
 
-def _wrapped(handler: Any, around: Callable[[Any], AbstractContextManager[None]]) -> grpc.RpcMethodHandler[Any, Any]:
+def _wrapped(
+    handler: Any, around: Callable[[Any], AbstractContextManager[None]], service_name: str
+) -> grpc.RpcMethodHandler[Any, Any]:
     """The same handler inside `around`, with error translation; the request side may be unary or a stream."""
     if handler.response_streaming:
         inner = handler.unary_stream or handler.stream_stream
@@ -72,7 +73,7 @@ def _wrapped(handler: Any, around: Callable[[Any], AbstractContextManager[None]]
         # A coroutine that writes, not a generator: a cancel is then raised inside it, and the inner generator's
         # `finally` runs at once, in this task and context, instead of whenever the generator is collected.
         async def streaming(request: Any, context: Any) -> None:
-            async with _reported(context):
+            async with _reported(context, service_name):
                 with around(context):
                     async with aclosing(inner(request, context)) as responses:
                         async for response in responses:
@@ -84,7 +85,7 @@ def _wrapped(handler: Any, around: Callable[[Any], AbstractContextManager[None]]
     inner_unary = handler.unary_unary or handler.stream_unary
 
     async def unary(request: Any, context: Any) -> Any:
-        async with _reported(context):
+        async with _reported(context, service_name):
             with around(context):
                 return await inner_unary(request, context)
 
@@ -93,17 +94,18 @@ def _wrapped(handler: Any, around: Callable[[Any], AbstractContextManager[None]]
 
 
 @asynccontextmanager
-async def _reported(context: Any) -> AsyncIterator[None]:
+async def _reported(context: Any, service_name: str) -> AsyncIterator[None]:
     """Ends the call with the status of what is raised inside the block."""
     try:
         yield
     except ForebayError as error:
-        await context.abort_with_status(rpc_status.to_status(to_status(error)))
+        await context.abort_with_status(rpc_status.to_status(to_status(located(error, service_name))))
     except (asyncio.CancelledError, grpc.aio.AbortError):
         raise
     except Exception:
         _log.exception("unhandled error while serving a call")
-        await context.abort_with_status(rpc_status.to_status(to_status(_INTERNAL)))
+        defect = located(ForebayError("internal error; the service's log says more"), service_name)
+        await context.abort_with_status(rpc_status.to_status(to_status(defect)))
 
 
 @contextmanager

@@ -22,12 +22,23 @@ _CODES: Final = frozenset(code.value for code in Code)
 
 def to_status(error: ForebayError) -> status_pb2.Status:
     """The status a caller sees: code, message, `ErrorInfo`, and `RetryInfo` where waiting may help."""
-    details = [_packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))]
+    details = []
+    if not isinstance(error, RemoteError):  # whose reason is none of ours
+        details.append(
+            _packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
+        )
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(round(error.retry_after_s * 1e9))
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     return status_pb2.Status(code=error.code, message=error.message, details=details)
+
+
+def located(error: ForebayError, service_name: str) -> ForebayError:
+    """The error itself; a defect names the service whose log says more, unless it came from another that it names."""
+    if error.reason == ForebayError.reason:
+        error.metadata.setdefault("service", service_name)
+    return error
 
 
 def from_rpc_error(error: grpc.RpcError) -> ForebayError:
@@ -82,7 +93,7 @@ def _from_status(status: status_pb2.Status) -> ForebayError:
 
 
 def _error(code: int, message: str, reason: str, metadata: dict[str, str], retry_after_s: float | None) -> ForebayError:
-    kind = BY_REASON.get(reason)
+    kind = ForebayError if reason == ForebayError.reason else BY_REASON.get(reason)
     if kind is None:
         known = code if code in _CODES else Code.UNKNOWN
         error: ForebayError = RemoteError(Code(known), message)

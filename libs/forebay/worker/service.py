@@ -198,7 +198,6 @@ def _member(kind: WorkerKind, settings: WorkerSettings, worker_id: str, address:
         model_digest=worker.model.digest,
         chip_class=settings.chip_class,
         layout=worker.model.layout,
-        kvcache_address=settings.kvcache,
         max_sequences=settings.max_sequences,
         version=version("forebay"),
     )

@@ -6,17 +6,20 @@ A slow reader costs memory for its own tokens only: what cannot be written yet i
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from typing import Final
 
 from forebay.decode.sequence import generate
 from forebay.engine.types import TokenLogprobs
 from forebay.errors import DuplicateRequestError, ForebayError, InvalidFieldError
-from forebay.rpc.status import to_failure
+from forebay.rpc.status import located, to_failure
 from forebay.v1 import common_pb2, decode_pb2
 from forebay.wire.tokens import logprobs_to_proto
 from forebay.worker.request_check import ServedModel
 from forebay.worker.sequence_runner import SequenceRunner
 
 _log = logging.getLogger(__name__)
+
+SERVICE_NAME: Final = decode_pb2.DESCRIPTOR.services_by_name["DecodeService"].full_name
 
 
 class DecodeStream:
@@ -117,7 +120,7 @@ class DecodeStream:
         output.finish_reason = reason
         output.summary.CopyFrom(summary)
         if failure is not None:
-            output.error.CopyFrom(to_failure(failure))
+            output.error.CopyFrom(to_failure(located(failure, SERVICE_NAME)))
 
     def _output(self, request_id: str) -> decode_pb2.SequenceOutput:
         """The sequence's news that is not yet written."""

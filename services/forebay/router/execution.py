@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from forebay.errors import Code, ForebayError, RemoteError, WorkerLostError
+from forebay.errors import ForebayError, RequestCancelledError, WorkerLostError
 from forebay.router.decode_link import RETRY_AFTER_S, DecodeLink
 from forebay.router.output import Output
 from forebay.router.prefill_call import PrefillCall
@@ -87,7 +87,7 @@ class Execution:
         """New text and tokens until the request is complete.
 
         Raises:
-            ForebayError: what a worker failed with, or CANCELLED after `cancel`.
+            ForebayError: what a worker failed with, or RequestCancelledError after `cancel`.
         """
         while not self.output.is_text_complete:
             await self._next_news()
@@ -105,7 +105,7 @@ class Execution:
 
     def cancel(self) -> None:
         """Ends the request from elsewhere."""
-        self._fail(RemoteError(Code.CANCELLED, "the request was ended by Cancel"))
+        self._fail(RequestCancelledError("the request was ended by Cancel"))
 
     def release(self) -> None:
         """Frees everything at every worker. Does not wait. Idempotent."""

@@ -154,6 +154,7 @@ async def test_a_broken_step_is_internal_and_the_worker_lives(start: Start) -> N
         with pytest.raises(ForebayError) as caught:
             await rig.prefill()
         assert caught.value.code is Code.INTERNAL
+        assert caught.value.metadata == {"service": "forebay.v1.PrefillService"}
         assert "on purpose" not in caught.value.message
         rig.worker.engine.breaks = False
         await until(rig.kvcache.is_all_released)
