@@ -4,6 +4,7 @@ Knows which sequence belongs to whom, not what a request is. When the stream bre
 the worker has released them.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -45,17 +46,27 @@ class DecodeLink:
         """Whether a sequence started now has a chance."""
         return self._link.is_usable and not self._is_retired
 
+    @property
+    def sequence_count(self) -> int:
+        """Sequences on the stream."""
+        return len(self._sinks)
+
     def open(self) -> None:
         """Opens the stream in the background."""
         self._link.start()
 
     def start(self, message: decode_pb2.StartSequence, sink: SequenceSink) -> None:
-        """Begins a sequence."""
+        """Begins a sequence. On a link that has ended it is lost, which its sink hears on the loop's next turn."""
+        if self._link.is_closed:
+            asyncio.get_running_loop().call_soon(sink.on_lost, self._lost("it has left the fleet"))
+            return
         self._sinks[message.request_id] = sink
         self._send(decode_pb2.DecodeRequest(start=message))
 
     def start_abandoned(self, message: decode_pb2.StartSequence) -> None:
-        """Begins a sequence only to end it: its blocks are released by their new owner."""
+        """Begins a sequence only to end it: its blocks are released by their new owner. Nothing on an ended link."""
+        if self._link.is_closed:
+            return
         self._sinks[message.request_id] = None
         self._send(decode_pb2.DecodeRequest(start=message))
         self.cancel(message.request_id)
@@ -76,9 +87,15 @@ class DecodeLink:
             self.cancel(request_id)
 
     def retire(self) -> None:
-        """The worker left the fleet: ends the stream as soon as no sequence is on it."""
+        """The worker left the fleet in good order: ends the stream as soon as no sequence is on it."""
         self._is_retired = True
         self._close_if_done()
+
+    def lose(self) -> None:
+        """The worker left the fleet without a word: ends the stream at once; every sequence on it fails."""
+        self._is_retired = True
+        self._link.close()
+        self.on_broken(ForebayError("it is silent"))
 
     async def wait_closed(self) -> None:
         """Returns once a retired link has ended its stream."""
@@ -108,14 +125,15 @@ class DecodeLink:
         """Every sequence is lost."""
         sinks, self._sinks = self._sinks, {}
         self._commands.clear()
-        lost: ForebayError = error
-        if not isinstance(error, DrainingError):
-            message = f"decode worker {self.worker_id} was lost: {error.message}"
-            lost = WorkerLostError(message, retry_after_s=RETRY_AFTER_S, worker_id=self.worker_id)
+        lost = error if isinstance(error, DrainingError) else self._lost(error.message)
         for sink in sinks.values():
             if sink is not None:
                 sink.on_lost(lost)
         self._close_if_done()
+
+    def _lost(self, why: str) -> ForebayError:
+        message = f"decode worker {self.worker_id} was lost: {why}"
+        return WorkerLostError(message, retry_after_s=RETRY_AFTER_S, worker_id=self.worker_id)
 
     def _send(self, command: decode_pb2.DecodeRequest) -> None:
         self._commands.append(command)

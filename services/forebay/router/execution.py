@@ -5,8 +5,9 @@ token, an error, a cancel, a deadline), `release` leaves nothing at any worker.
 """
 
 import asyncio
+import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,15 +15,17 @@ from forebay.errors import ForebayError, RequestCancelledError, WorkerLostError
 from forebay.router.decode_link import RETRY_AFTER_S, DecodeLink
 from forebay.router.output import Output
 from forebay.router.prefill_call import PrefillCall
+from forebay.router.prefill_link import PrefillLink
 from forebay.router.request import Request
 from forebay.router.tokenizers import Tokenizers
 from forebay.rpc.deadline import remaining_s
 from forebay.rpc.status import from_failure
 from forebay.telemetry import inject
-from forebay.v1 import common_pb2, decode_pb2, prefill_pb2, prefill_pb2_grpc, router_pb2, tokenizer_pb2
+from forebay.v1 import common_pb2, decode_pb2, prefill_pb2, router_pb2, tokenizer_pb2
 
 SUMMARY_TIMEOUT_S: Final = 1.0
 LEAST_DEADLINE_S: Final = 0.001  # of a request whose deadline passes at this very moment
+MAX_SEQUENCE_ID_CHARACTERS: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +40,15 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """Who computes; without `prefill` the decode worker does it all."""
+    """Who computes; without `prefill` the decode worker does it all.
+
+    `taker`: by node, who takes a prefilled sequence over now: `decode`, or another of the node's when that one leaves.
+    """
 
     tokenizers: Tokenizers
     decode: DecodeLink
-    prefill: "prefill_pb2_grpc.PrefillServiceAsyncStub | None"
-    prefill_worker_id: str | None
+    prefill: PrefillLink | None
+    taker: Callable[[str], DecodeLink | None]
 
 
 class Execution:
@@ -51,7 +57,8 @@ class Execution:
     def __init__(self, prompt: Prompt, workers: Workers) -> None:
         self._prompt = prompt
         self._workers = workers
-        self._request_id = prompt.request.request_id
+        self._decode = workers.decode
+        self._sequence_id = _sequence_id(prompt.request.request_id)
         self._traceparent = inject()
         options = tokenizer_pb2.DetokenizeOptions(stop=prompt.sampling.stop)
         self._stream = workers.tokenizers.open_stream(options, self)
@@ -68,20 +75,18 @@ class Execution:
 
     def begin(self) -> None:
         """Sends the prompt to its first worker. Does not wait."""
-        if self._workers.prefill is None or self._workers.prefill_worker_id is None:
-            self._workers.decode.start(self._start_sequence(), self)
+        if self._workers.prefill is None:
+            self._decode.start(self._start_sequence(), self)
             return
-        self._prefill = PrefillCall(self._workers.prefill_worker_id, self._workers.prefill, self)
-        self._prefill.start(
-            prefill_pb2.PrefillRequest(
-                request_id=self._request_id,
-                token_ids=self._prompt.token_ids,
-                sampling=self._prompt.sampling,
-                tenant=self._prompt.request.tenant,
-                cache_salt=self._prompt.request.cache_salt,
-                qos_tier=self._prompt.request.qos_tier,
-            )
+        request = prefill_pb2.PrefillRequest(
+            request_id=self._sequence_id,
+            token_ids=self._prompt.token_ids,
+            sampling=self._prompt.sampling,
+            tenant=self._prompt.request.tenant,
+            cache_salt=self._prompt.request.cache_salt,
+            qos_tier=self._prompt.request.qos_tier,
         )
+        self._prefill = self._workers.prefill.call(request, self)
 
     async def chunks(self) -> AsyncGenerator[router_pb2.Chunk, None]:
         """New text and tokens until the request is complete.
@@ -111,7 +116,7 @@ class Execution:
         """Frees everything at every worker. Does not wait. Idempotent."""
         if self._prefill is not None:
             self._prefill.abandon(self._release_handed_over)
-        self._workers.decode.abandon(self._request_id)
+        self._decode.abandon(self._sequence_id)
         self._workers.tokenizers.forget(self._stream)
 
     def on_first_token(self, first: prefill_pb2.FirstToken) -> None:
@@ -129,7 +134,8 @@ class Execution:
         start = self._start_sequence()
         start.manifest.CopyFrom(manifest)
         start.emitted_token_ids.append(self.first_token.token_id)
-        self._workers.decode.start(start, self)
+        self._decode = self._taker(manifest)
+        self._decode.start(start, self)
 
     def on_output(self, output: decode_pb2.SequenceOutput) -> None:
         """The decode worker has news."""
@@ -173,9 +179,9 @@ class Execution:
         """Ends the sequence and waits, not for long, for its summary: the counts and times it alone knows."""
         if self._prefill is not None:
             self._prefill.abandon(self._release_handed_over)
-        if self._is_decode_over or not self._workers.decode.has(self._request_id):
+        if self._is_decode_over or not self._decode.has(self._sequence_id):
             return
-        self._workers.decode.cancel(self._request_id)
+        self._decode.cancel(self._sequence_id)
         try:
             async with asyncio.timeout(SUMMARY_TIMEOUT_S):
                 while not self._is_decode_over:
@@ -202,7 +208,7 @@ class Execution:
     def _start_sequence(self) -> decode_pb2.StartSequence:
         left_s = remaining_s()
         return decode_pb2.StartSequence(
-            request_id=self._request_id,
+            request_id=self._sequence_id,
             prompt_token_ids=self._prompt.token_ids,
             sampling=self._prompt.sampling,
             tenant=self._prompt.request.tenant,
@@ -214,9 +220,19 @@ class Execution:
         )
 
     def _release_handed_over(self, manifest: common_pb2.Manifest) -> None:
-        """The sequence waits for an owner that will not come: the decode worker takes it over and lets it go."""
+        """The sequence waits for an owner that will not come: a decode worker takes it over and lets it go."""
         start = self._start_sequence()
         start.manifest.CopyFrom(manifest)
         if self.first_token is not None:
             start.emitted_token_ids.append(self.first_token.token_id)
-        self._workers.decode.start_abandoned(start)
+        self._taker(manifest).start_abandoned(start)
+
+    def _taker(self, manifest: common_pb2.Manifest) -> DecodeLink:
+        # The offer belongs to the node. When nobody there can take it, the link of the plan says why.
+        return self._workers.taker(manifest.node_id) or self._workers.decode
+
+
+def _sequence_id(request_id: str) -> str:
+    """A name of this attempt alone: while the workers end a request, the next of its id may have begun."""
+    nonce = f".{secrets.token_hex(8)}"
+    return request_id[: MAX_SEQUENCE_ID_CHARACTERS - len(nonce)] + nonce

@@ -14,10 +14,12 @@ import grpc
 from forebay.fleet.member import Member
 from forebay.role import Role
 from forebay.router.decode_link import DecodeLink
+from forebay.router.prefill_link import PrefillLink
 from forebay.router.tokenizers import Tokenizers
 from forebay.routing.fleet import FleetSnapshot, NodeCache, Refusal, Worker, select
 from forebay.rpc.channel import open_channel
-from forebay.v1 import kvcache_pb2_grpc, prefill_pb2_grpc
+from forebay.tasks import end_task
+from forebay.v1 import kvcache_pb2_grpc
 
 _log = logging.getLogger(__name__)
 
@@ -29,12 +31,18 @@ class _Connected:
     member: Member
     channel: grpc.aio.Channel
     decode: DecodeLink | None = None
-    prefill: "prefill_pb2_grpc.PrefillServiceAsyncStub | None" = None
+    prefill: PrefillLink | None = None
     kvcache: "kvcache_pb2_grpc.KvCacheServiceAsyncStub | None" = None
 
     @property
     def is_usable(self) -> bool:
         return self.decode is None or self.decode.is_usable
+
+    def lose(self) -> None:
+        """Fails what runs there."""
+        for link in (self.decode, self.prefill):
+            if link is not None:
+                link.lose()
 
 
 class FleetLinks:
@@ -56,7 +64,10 @@ class FleetLinks:
             if member.role in _WORKER_ROLES or member.role is Role.KVCACHE
         }
         for worker_id in self._connected.keys() - wanted.keys():
-            self._spawn(self._close_when_idle(self._connected.pop(worker_id)))
+            gone = self._connected.pop(worker_id)
+            if not gone.member.is_draining:
+                gone.lose()  # it did not say good-bye: what runs there may hang for ever
+            self._spawn(self._close_when_idle(gone))
         for worker_id, member in wanted.items():
             known = self._connected.get(worker_id)
             if known is None:
@@ -71,11 +82,24 @@ class FleetLinks:
         assert link is not None
         return link
 
-    def prefill(self, worker_id: str) -> "prefill_pb2_grpc.PrefillServiceAsyncStub":
-        """The stub of a prefill worker of the snapshot."""
-        stub = self._connected[worker_id].prefill
-        assert stub is not None
-        return stub
+    def taker(self, worker_id: str, node_id: str) -> DecodeLink | None:
+        """Who takes over a sequence that waits on a node.
+
+        This decode worker of the node, or another of the node's when it leaves or has left; None when there is none.
+        """
+
+        def rank(worker: Worker) -> tuple[bool, bool, int]:
+            is_other = worker.worker_id != worker_id
+            return worker.is_draining, is_other, self.decode(worker.worker_id).sequence_count
+
+        on_node = [worker for worker in self.snapshot.decode if worker.node_id == node_id]
+        return self.decode(min(on_node, key=rank).worker_id) if on_node else None
+
+    def prefill(self, worker_id: str) -> PrefillLink:
+        """The link to a prefill worker of the snapshot."""
+        link = self._connected[worker_id].prefill
+        assert link is not None
+        return link
 
     def kvcache(self, node_id: str) -> "kvcache_pb2_grpc.KvCacheServiceAsyncStub | None":
         """The stub of a node's KV-cache service; None when the node has none."""
@@ -87,11 +111,12 @@ class FleetLinks:
         for known in connected:
             if known.decode is not None:
                 await known.decode.close()
+            if known.prefill is not None:
+                known.prefill.lose()
             await known.channel.close()
         await self.tokenizers.close()
-        for task in self._closing:
-            task.cancel()
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        for task in tuple(self._closing):
+            await end_task(task)
 
     def _connect(self, member: Member) -> _Connected:
         channel = open_channel(member.address)
@@ -101,7 +126,7 @@ class FleetLinks:
                 known.decode = DecodeLink(member.worker_id, channel, self._refresh)
                 known.decode.open()
             case Role.PREFILL:
-                known.prefill = prefill_pb2_grpc.PrefillServiceStub(channel)
+                known.prefill = PrefillLink(member.worker_id, channel)
             case _:
                 known.kvcache = kvcache_pb2_grpc.KvCacheServiceStub(channel)
         return known
@@ -110,7 +135,9 @@ class FleetLinks:
         if known.decode is not None:
             known.decode.retire()
             await known.decode.wait_closed()
-        await known.channel.close(grace=None if known.prefill is None else 60)
+        if known.prefill is not None:
+            await known.prefill.wait_idle()
+        await known.channel.close()
 
     def _caches(self) -> Iterable[_Connected]:
         return (known for known in self._connected.values() if known.kvcache is not None)

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from opentelemetry.trace import get_current_span
 
@@ -112,7 +113,7 @@ class Generations:
             tokenizers=self._links.tokenizers,
             decode=self._links.decode(chosen.decode_worker_id),
             prefill=None if prefill_worker_id is None else self._links.prefill(prefill_worker_id),
-            prefill_worker_id=prefill_worker_id,
+            taker=partial(self._links.taker, chosen.decode_worker_id),
         )
 
 

@@ -54,6 +54,7 @@ class Link(Generic[Q, R]):
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.is_usable = True
+        self.is_closed = False  # for good: nothing will be written or heard any more
 
     def start(self) -> None:
         """Opens the stream in the background, and again whenever it breaks. Needs a running loop."""
@@ -65,6 +66,7 @@ class Link(Generic[Q, R]):
 
     def close(self) -> None:
         """Ends the stream. Idempotent."""
+        self.is_closed = True
         if self._task is not None:
             self._task.cancel()
 

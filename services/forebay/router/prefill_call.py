@@ -49,9 +49,10 @@ class PrefillCall:
         self._task: asyncio.Task[None] | None = None
         self._cancelling: asyncio.TimerHandle | None = None
 
-    def start(self, request: prefill_pb2.PrefillRequest) -> None:
-        """Sends the request."""
+    def start(self, request: prefill_pb2.PrefillRequest) -> "asyncio.Task[None]":
+        """Sends the request. Returns the task that ends with the call."""
         self._task = asyncio.get_running_loop().create_task(self._run(request), name="prefill-call")
+        return self._task
 
     def abandon(self, release: Callable[[common_pb2.Manifest], None]) -> None:
         """Ends the call. `release` is called with the manifest if the sequence has been handed over. Idempotent."""
@@ -60,6 +61,14 @@ class PrefillCall:
             return
         self._release = release
         self._cancel_after(HAND_OVER_TIMEOUT_S if self._has_token else ARRIVED_TIMEOUT_S)
+
+    def lose(self) -> None:
+        """The worker is gone without a word: ends the call, and fails it unless nothing more had to come."""
+        sink, self._sink = self._sink, None
+        if self._task is not None:
+            self._task.cancel()
+        if sink is not None and not self._is_complete:
+            sink.on_lost(self._lost("it is silent"))
 
     def _cancel_after(self, seconds: float) -> None:
         assert self._task is not None
@@ -101,5 +110,8 @@ class PrefillCall:
     def _attributed(self, error: ForebayError) -> ForebayError:
         if not isinstance(error, RemoteError) or error.code not in _LOST_CODES:
             return error
-        message = f"prefill worker {self._worker_id} was lost: {error.message}"
+        return self._lost(error.message)
+
+    def _lost(self, why: str) -> ForebayError:
+        message = f"prefill worker {self._worker_id} was lost: {why}"
         return WorkerLostError(message, retry_after_s=RETRY_AFTER_S, worker_id=self._worker_id)
