@@ -8,26 +8,33 @@ import itertools
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
-from forebay.errors import Code, ForebayError, NoWorkerError, RemoteError
+from forebay.errors import Code, ForebayError, NoWorkerError, WorkerLostError
 from forebay.fleet.member import Member
 from forebay.router.admission import ServedModel
 from forebay.router.detokenize_link import DetokenizeLink
 from forebay.router.token_stream import TextSink, TokenStream
 from forebay.routing.fleet import majority
 from forebay.rpc.channel import open_channel
+from forebay.rpc.deadline import remaining_s
 from forebay.rpc.status import translated
+from forebay.tasks import end_task
 from forebay.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 
 _log = logging.getLogger(__name__)
 
-ENCODE_TIMEOUT_S = 10.0
-DESCRIBE_TIMEOUT_S = 2.0
-DESCRIBE_RETRY_S = 0.5
-RETRY_AFTER_S = 1.0
+ENCODE_TIMEOUT_S: Final = 2.0  # while another replica is left to ask
+LAST_ENCODE_TIMEOUT_S: Final = 10.0
+ENCODE_BYTES_PER_S: Final = 200_000  # both are longer for a long text: far slower than a replica that is alive
+DESCRIBE_TIMEOUT_S: Final = 2.0
+DESCRIBE_RETRY_S: Final = 0.5
+REPLAY_WAIT_S: Final = 5.0
+RETRY_AFTER_S: Final = 1.0
+
+_LOST_CODES: Final = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.UNKNOWN})
 
 
 @dataclass(slots=True)
@@ -43,16 +50,39 @@ class _Replica:
     def is_usable(self) -> bool:
         return self.link.is_usable and self.model is not None
 
+    async def encode(self, request: tokenizer_pb2.EncodeRequest, timeout_s: float) -> list[int]:
+        """Token ids. Raises WorkerLostError when no answer comes, in time or at all."""
+        try:
+            with translated():
+                response = await self.stub.Encode(request, timeout=timeout_s)
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            raise self._lost("it left the fleet") from None  # its channel was closed under the call
+        except ForebayError as error:
+            if error.code not in _LOST_CODES or remaining_s() == 0:
+                raise
+            raise self._lost(error.message) from error
+        return list(response.token_ids)
+
+    def _lost(self, why: str) -> WorkerLostError:
+        message = f"tokenizer {self.member.worker_id} was lost: {why}"
+        return WorkerLostError(message, retry_after_s=RETRY_AFTER_S, worker_id=self.member.worker_id)
+
 
 class Tokenizers:
-    """All replicas of the fleet; `on_state` is called when what is usable may have changed."""
+    """All replicas of the fleet; `on_state` is called when what is usable may have changed.
 
-    def __init__(self, on_state: Callable[[], None]) -> None:
+    A token stream whose replica was lost waits `replay_wait_s` for another.
+    """
+
+    def __init__(self, on_state: Callable[[], None], replay_wait_s: float = REPLAY_WAIT_S) -> None:
         self._on_state = on_state
+        self._replay_wait_s = replay_wait_s
         self._replicas: dict[str, _Replica] = {}
         self._stream_ids = itertools.count(1)
         self._link_of: dict[int, DetokenizeLink] = {}
-        self._orphans: list[TokenStream] = []  # replayed as soon as a replica can be used
+        self._orphans: dict[TokenStream, asyncio.TimerHandle] = {}  # replayed as soon as a replica can be used
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -69,23 +99,21 @@ class Tokenizers:
         return self._usable()[0].model  # type: ignore[return-value]  # usable ones have said
 
     async def encode(self, model: str, encode_input: tokenizer_pb2.EncodeInput) -> list[int]:
-        """Token ids; a replica that cannot be reached is passed over.
+        """Token ids; a replica that does not answer is passed over.
 
         Raises:
-            ForebayError: the input was refused, or no replica could be reached.
+            NoWorkerError: none answers.
+            ForebayError: the input was refused, or the request's deadline passed.
         """
         request = tokenizer_pb2.EncodeRequest(model=model, input=encode_input)
         lost: ForebayError | None = None
-        for replica in self._usable():
+        usable = self._usable()
+        for replica in usable:
+            patience_s = LAST_ENCODE_TIMEOUT_S if replica is usable[-1] else ENCODE_TIMEOUT_S
             try:
-                with translated():
-                    response = await replica.stub.Encode(request, timeout=ENCODE_TIMEOUT_S)
-            except RemoteError as error:
-                if error.code is not Code.UNAVAILABLE:
-                    raise
+                return await replica.encode(request, patience_s + request.ByteSize() / ENCODE_BYTES_PER_S)
+            except WorkerLostError as error:
                 lost = error
-                continue
-            return list(response.token_ids)
         raise NoWorkerError("no tokenizer answers", retry_after_s=RETRY_AFTER_S, role="tokenizer") from lost
 
     def open_stream(self, options: tokenizer_pb2.DetokenizeOptions, sink: TextSink) -> TokenStream:
@@ -106,7 +134,7 @@ class Tokenizers:
         if link is not None:
             link.forget(stream)
         elif stream in self._orphans:
-            self._orphans.remove(stream)
+            self._orphans.pop(stream).cancel()
         stream.is_done = True
 
     def update(self, members: Iterable[Member]) -> None:
@@ -139,22 +167,31 @@ class Tokenizers:
         try:
             link = self._usable()[0].link
         except NoWorkerError:
-            if stream not in self._orphans:
-                self._orphans.append(stream)
+            self._wait_for_replica(stream)
             return
+        if stream in self._orphans:
+            self._orphans.pop(stream).cancel()
         self._link_of[stream.stream_id] = link
         link.send(stream)
 
     def _replay(self, link: DetokenizeLink, streams: Iterable[TokenStream]) -> None:
         for stream in streams:
             self._link_of.pop(stream.stream_id, None)
-            self._orphans.append(stream)
+            self._wait_for_replica(stream)
         self._place_orphans()
 
+    def _wait_for_replica(self, stream: TokenStream) -> None:
+        if stream not in self._orphans:
+            giving_up = asyncio.get_running_loop().call_later(self._replay_wait_s, self._give_up, stream)
+            self._orphans[stream] = giving_up
+
     def _place_orphans(self) -> None:
-        orphans, self._orphans = self._orphans, []
-        for stream in orphans:
+        for stream in list(self._orphans):
             self._place(stream)
+
+    def _give_up(self, stream: TokenStream) -> None:
+        del self._orphans[stream]
+        stream.fail(NoWorkerError("no tokenizer is left", retry_after_s=RETRY_AFTER_S, role="tokenizer"))
 
     def _open(self, member: Member) -> _Replica:
         channel = open_channel(member.address)
@@ -184,7 +221,7 @@ class Tokenizers:
 
     async def _close(self, replica: _Replica) -> None:
         if replica.describing is not None:
-            replica.describing.cancel()
+            await end_task(replica.describing)
         await replica.link.close()
         await replica.channel.close()
 
