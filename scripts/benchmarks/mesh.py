@@ -7,7 +7,6 @@ import time
 
 from forebay.chips.chip_class import DEFAULT_NAME
 from forebay.client import AsyncClient
-from forebay.mesh.spec import default_threads
 from forebay.models.default_model import resolve_model
 from forebay.testing.mesh import running_mesh
 from scripts.benchmarks.bare_engine import BareEngine, random_prompt
@@ -22,13 +21,13 @@ FIRST_TOKEN_REPEATS = 4
 
 def run(rounds: int) -> None:
     """Each round measures engine and mesh one after the other, so that the machine's drift meets both."""
-    threads = default_threads(len(os.sched_getaffinity(0)), engine_worker_count=2)
-    bare = BareEngine(resolve_model(None), DEFAULT_NAME, threads)
+    # Both may use all cores: the bare engine always, a worker of the mesh while no other one computes.
+    bare = BareEngine(resolve_model(None), DEFAULT_NAME, len(os.sched_getaffinity(0)))
     numbers = random.Random(7)  # prompts, not secrets
     first_bare: list[float] = []
     first_mesh: list[float] = []
     rates: dict[tuple[str, int], list[float]] = {}
-    with running_mesh(threads=threads) as mesh:
+    with running_mesh() as mesh:
         memory_gb = sum(resident_bytes(mesh.state_dir)) / 1e9
         for number in range(rounds + 1):
             is_warm = number > 0

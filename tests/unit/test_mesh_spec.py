@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from forebay.errors import StartError
 from forebay.host.process_identity import ProcessIdentity
 from forebay.mesh.record import MeshRecord, ServiceRecord, read_record, remove_record, write_record
-from forebay.mesh.spec import STOP_ORDER, MeshSpec, default_threads
+from forebay.mesh.spec import STOP_ORDER, MeshSpec
 
 SPEC = MeshSpec(model_path=Path("/m.gguf"), state_dir=Path("/state"), threads=1)
 
@@ -84,11 +84,6 @@ def test_only_what_is_given_is_passed_on() -> None:
 def test_a_mesh_that_cannot_be_is_refused(field: str, value: object, flag: str) -> None:
     with pytest.raises(StartError, match=flag):
         dataclasses.replace(SPEC, **{field: value})  # type: ignore[arg-type]
-
-
-def test_threads_share_the_cores() -> None:
-    assert [default_threads(cores, 2) for cores in (1, 2, 3, 8)] == [1, 1, 1, 4]
-    assert default_threads(4, 0) == 4
 
 
 def test_the_record_survives_the_disk(tmp_path: Path) -> None:

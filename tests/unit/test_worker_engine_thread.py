@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from forebay.engine.scheduler import Failed, Finished, Limits, NewToken, Scheduler
 from forebay.engine.types import Sampled, SamplingParams, Sequence, Slice
 from forebay.errors import WorkerLostError
+from forebay.testing.fake_engine import FixedCores
 from forebay.testing.waiting import until
 from forebay.worker.engine_thread import Add, Cancel, EngineThread, Grant, Report, Share, UseEngine
 
@@ -19,8 +20,12 @@ class CountingEngine:
 
     gate: threading.Event = field(default_factory=threading.Event)
     threads: set[int] = field(default_factory=set)
+    cores: list[int] = field(default_factory=list)
     steps: int = 0
     is_broken: bool = False
+
+    def use_threads(self, threads: int) -> None:
+        self.cores.append(threads)
 
     def step(self, slices: list[Slice]) -> list[Sampled]:
         self.threads.add(threading.get_ident())
@@ -40,6 +45,7 @@ class Rig:
     thread: EngineThread
     engine: CountingEngine
     reports: list[Report]
+    cores: FixedCores
 
     def outcomes(self, kind: type) -> list[object]:
         return [one for report in self.reports for one in report.outcomes if isinstance(one, kind)]
@@ -49,10 +55,11 @@ class Rig:
 async def started(may_write: Callable[[], bool] = lambda: True) -> AsyncIterator[Rig]:
     engine, reports = CountingEngine(), []
     engine.gate.set()
-    thread = EngineThread(engine, Scheduler(Limits(block_tokens=4, context_tokens=100)), may_write)
+    cores = FixedCores(3)
+    thread = EngineThread(engine, Scheduler(Limits(block_tokens=4, context_tokens=100)), may_write, cores)
     thread.start(reports.append)
     try:
-        yield Rig(thread, engine, reports)
+        yield Rig(thread, engine, reports, cores)
     finally:
         engine.gate.set()
         await thread.stop()
@@ -60,6 +67,18 @@ async def started(may_write: Callable[[], bool] = lambda: True) -> AsyncIterator
 
 def sequence(sequence_id: str = "a", blocks: int = 10, max_tokens: int = 3) -> Sequence:
     return Sequence(sequence_id, [5] * 6, SamplingParams(max_tokens=max_tokens, seed=0), list(range(blocks)))
+
+
+async def test_each_step_has_its_share_of_cores_and_gives_them_back() -> None:
+    async with started() as rig:
+        rig.engine.gate.clear()
+        rig.thread.submit(Add(sequence(), 0))
+        await until(lambda: rig.engine.steps)
+        assert rig.cores.is_busy
+        rig.engine.gate.set()
+        await until(lambda: rig.outcomes(Finished))
+        await until(lambda: not rig.cores.is_busy)
+        assert rig.engine.cores == [3] * rig.engine.steps
 
 
 async def test_each_step_is_one_report_and_the_loop_never_calls_the_engine() -> None:

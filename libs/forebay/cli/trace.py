@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Final
 
 from forebay.cli.parsing import command_parser
-from forebay.errors import ForebayError
+from forebay.cli.program import program_name
 from forebay.mesh.state_dir import current_state_dir
 from forebay.telemetry import spans
 from forebay.telemetry.span_schema import store_path
@@ -54,8 +54,12 @@ def run(arguments: Sequence[str]) -> int:
 def _last_id(store: SpanStore) -> str:
     summaries = _requests(store, 1)
     if not summaries:
-        raise TraceNotFoundError("there is no trace yet")
+        raise _nothing_yet()
     return summaries[0].trace_id
+
+
+def _nothing_yet() -> TraceNotFoundError:
+    return TraceNotFoundError(f"there is no trace of a request yet; make one: {program_name()} generate Hello")
 
 
 def _requests(store: SpanStore, limit: int) -> list[TraceSummary]:
@@ -88,7 +92,7 @@ def _is_written(found: Sequence[StoredSpan], now_ns: int) -> bool:
 
 def _listed(summaries: Sequence[TraceSummary]) -> str:
     if not summaries:
-        raise ForebayError("there is no trace yet")
+        raise _nothing_yet()
     return "\n".join(_line(summary) for summary in summaries)
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from forebay.errors import StartError
 from forebay.mesh.inspection import inspect_mesh
 from forebay.mesh.local_mesh import DEFAULT_START_TIMEOUT_S, start_mesh, stop_mesh
 from forebay.mesh.record import MeshRecord, read_record
-from forebay.mesh.spec import DEFAULT_PORT_BASE, MeshSpec, default_threads
+from forebay.mesh.spec import DEFAULT_PORT_BASE, MeshSpec
 from forebay.mesh.state_dir import current_state_dir, locked
 from forebay.models.default_model import resolve_model
 
@@ -60,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prefill", type=int, metavar="N", help="prefill workers (default: 1)")
     parser.add_argument("--decode", type=int, metavar="N", help="decode workers (default: 1)")
     parser.add_argument("--chip-class", metavar="NAME", help="chip class of the workers (default: the service's)")
-    parser.add_argument("--threads", type=int, metavar="N", help="of each worker (default: cores / workers)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="most cores of a step (default: all, shared by the busy)"
+    )
     parser.add_argument("--device-bytes", type=byte_count, metavar="SIZE", help="KV memory, such as 512M or 2G")
     parser.add_argument("--host-bytes", type=byte_count, metavar="SIZE", help="second-tier KV memory")
     parser.add_argument("--max-tokens", type=int, default=_MAX_TOKENS, metavar="N", help="of the answer (default: 256)")
@@ -109,11 +110,10 @@ def _asked(given: argparse.Namespace, record: MeshRecord) -> list[tuple[str, Any
 def _spec(state_dir: Path, given: argparse.Namespace) -> MeshSpec:
     prefill_count = 1 if given.prefill is None else given.prefill
     decode_count = 1 if given.decode is None else given.decode
-    threads = default_threads(len(os.sched_getaffinity(0)), prefill_count + decode_count)
     return MeshSpec(
         model_path=resolve_model(given.model, _say).resolve(),
         state_dir=state_dir,
-        threads=threads if given.threads is None else given.threads,
+        threads=given.threads,
         port_base=DEFAULT_PORT_BASE if given.port_base is None else given.port_base,
         prefill_count=prefill_count,
         decode_count=decode_count,

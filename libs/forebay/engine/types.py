@@ -78,6 +78,10 @@ class Sampled:
 class Engine(Protocol):
     """Computes steps. One thread calls it; it never sees the network."""
 
+    def use_threads(self, threads: int) -> None:
+        """So many cores from the next step on, >= 1. Changes the speed, never the bits."""
+        ...
+
     def step(self, slices: list[Slice]) -> list[Sampled]:
         """Writes KV of every slice into the arena and samples where a slice reaches its sequence's end.
 

@@ -26,17 +26,18 @@ STOP_ORDER: Final = (("router",), ("prefill", "decode", "tokenizer"), ("kvcache"
 class MeshSpec:
     """A mesh to start.
 
-    threads: of each engine worker. device_bytes, host_bytes: of the KV arenas; None leaves it to the service.
+    threads: most cores a step of an engine worker may use; None: all. device_bytes, host_bytes: of the KV arenas; None
+    leaves it to the service.
     extra_arguments: further flags by role, such as {"kvcache": ("--lease-s", "2")}.
     """
 
     model_path: Path
     state_dir: Path
-    threads: int
     port_base: int = DEFAULT_PORT_BASE
     prefill_count: int = 1
     decode_count: int = 1
     chip_class: str | None = None
+    threads: int | None = None
     device_bytes: int | None = None
     host_bytes: int | None = None
     name: str = "local"
@@ -49,7 +50,7 @@ class MeshSpec:
             raise StartError(f"--prefill must be in 0..{_MOST_WORKERS}")
         if not 1 <= self.decode_count <= _MOST_WORKERS:
             raise StartError(f"--decode must be in 1..{_MOST_WORKERS}")
-        if self.threads < 1:
+        if self.threads is not None and self.threads < 1:
             raise StartError("--threads must be at least 1")
         if not re.fullmatch(r"[a-z][a-z0-9]{0,31}", self.name):
             raise StartError("a mesh's name has 1..32 characters of a-z and 0-9 and begins with a letter")
@@ -85,8 +86,10 @@ class MeshSpec:
         return ServiceSpec("nats", "nats", address, command)
 
     def _worker(self, role: str, index: int, offset: int) -> "ServiceSpec":
-        kvcache = ("--kvcache", self._address(_KVCACHE_OFFSET), "--threads", str(self.threads))
-        return self._service(role, f"{role}-{index}", offset + index, *self._model(), *kvcache, *self._chip_class())
+        kvcache = ("--kvcache", self._address(_KVCACHE_OFFSET))
+        threads = () if self.threads is None else ("--threads", str(self.threads))
+        arguments = (*self._model(), *kvcache, *threads, *self._chip_class())
+        return self._service(role, f"{role}-{index}", offset + index, *arguments)
 
     def _service(self, role: str, name: str, offset: int, *arguments: str) -> "ServiceSpec":
         address = self._address(offset)
@@ -119,8 +122,3 @@ class ServiceSpec:
     role: str
     address: str
     command: tuple[str, ...]
-
-
-def default_threads(core_count: int, engine_worker_count: int) -> int:
-    """Threads of each engine worker so that all together do not exceed the cores."""
-    return max(1, core_count // max(1, engine_worker_count))

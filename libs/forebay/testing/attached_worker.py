@@ -14,7 +14,7 @@ from forebay.engine.types import Engine
 from forebay.role import Role
 from forebay.rpc.channel import open_channel
 from forebay.rpc.server import Server
-from forebay.testing.fake_engine import LAYOUT, VOCABULARY_SIZE, FakeEngine
+from forebay.testing.fake_engine import LAYOUT, VOCABULARY_SIZE, FakeEngine, FixedCores
 from forebay.worker.attachment import Attachment, KvLink, attach_request
 from forebay.worker.block_supply import Patience
 from forebay.worker.engine_thread import EngineThread
@@ -71,7 +71,7 @@ async def attached_worker(
     engine = make(await link.open(timeout_s=5))
     rights = KvRights(link)
     rights.start()
-    thread = EngineThread(engine, Scheduler(limits), link.is_lease_valid)
+    thread = EngineThread(engine, Scheduler(limits), link.is_lease_valid, FixedCores())
     runner.connect(rights, thread)
     try:
         yield AttachedWorker(runner, link, rights, engines)

@@ -45,6 +45,11 @@ class FakeEngine:
         self.step_count = 0
         self.computed_tokens: Counter[str] = Counter()  # by sequence id
         self.breaks = False
+        self.threads = 0
+
+    def use_threads(self, threads: int) -> None:
+        """As Engine.use_threads."""
+        self.threads = threads
 
     def step(self, slices: list[Slice]) -> list[Sampled]:
         """As Engine.step."""
@@ -81,3 +86,18 @@ class FakeEngine:
 
 def _tokens(sequence: Sequence) -> list[int]:
     return sequence.prompt_token_ids + sequence.output_token_ids
+
+
+class FixedCores:
+    """As forebay.worker.engine_thread.Cores, on a host where nobody else computes."""
+
+    def __init__(self, count: int = 1) -> None:
+        self.count = count
+        self.is_busy = False
+
+    def enter(self) -> int:
+        self.is_busy = True
+        return self.count
+
+    def leave(self) -> None:
+        self.is_busy = False

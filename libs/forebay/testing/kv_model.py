@@ -1,19 +1,20 @@
 """A model of one node for property tests: the real ledger, simulated block contents, and workers that misbehave.
 
-Worker processes die, hang, return, and go on writing into every block they could still write. Messages may be lost,
-late or repeated. `check` states the rules of KV rights, and raises AssertionError when one is broken.
+Worker processes die, are stopped and go on, return, and write into every block they could still write, however long ago
+their lease ended. Messages and answers may be lost, late or repeated. `check` states the rules of KV rights, and raises
+AssertionError when one is broken.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from forebay.errors import DuplicateWorkerError, ForebayError, NotAttachedError
+from forebay.errors import DuplicateWorkerError, ForebayError
 from forebay.kv.attachments import WorkerProcess
 from forebay.kv.effects import CopyBlock, Effects, Moved, Removed, Stored
-from forebay.kv.grant import Grant, SealEntry
+from forebay.kv.grant import Grant, Renewal, SealEntry
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
 from forebay.kv.tiered_store import TIERS
+from forebay.testing.kv_writers import Answer, Held, Worker
 
 DEVICE_BLOCKS, LEASE_S, GRACE_S = 12, 10.0, 2.0
 SEQUENCE_IDS = tuple(f"s{number}" for number in range(5))
@@ -23,41 +24,6 @@ SCRIBBLE = b"half-written KV"
 def chained(prompt: int, depth: int) -> bytes:
     """Hash of a prompt's block: all prompts begin alike, then differ."""
     return bytes([prompt if depth >= 1 else 0, depth]) + bytes(14)
-
-
-@dataclass
-class Held:
-    """What a worker believes about a sequence."""
-
-    epoch: int
-    prompt: int
-    block_ids: list[int]
-    stopped_before: int  # it does not write to blocks before this index any more
-    acknowledged: int  # blocks it knows to be sealed
-    lease_until_s: float
-
-
-@dataclass
-class Worker:
-    process: WorkerProcess
-    is_alive: bool = True
-    attachment_id: int = 0
-    held: dict[str, Held] = field(default_factory=dict)
-    given_up: set[int] = field(default_factory=set)  # epochs it has released or handed over: it keeps its word
-
-    def give_up(self, sequence_id: str) -> None:
-        self.given_up.add(self.held.pop(sequence_id).epoch)
-
-    def writable(self, now_s: float) -> set[int]:
-        """Blocks it could write, at the worst: a step begun just before its lease ended takes the grace period."""
-        if not self.is_alive:
-            return set()
-        return {
-            block
-            for held in self.held.values()
-            if now_s < held.lease_until_s + GRACE_S
-            for block in held.block_ids[held.stopped_before :]
-        }
 
 
 Message = tuple[Worker, Callable[[], Grant | None]]
@@ -74,6 +40,7 @@ class ModelNode:
         self.content = {Tier.DEVICE: [b""] * DEVICE_BLOCKS, Tier.HOST: [b""] * host_blocks}
         self.index: dict[bytes, Tier] = {}  # as a reader of the events sees it
         self.messages: list[Message] = []
+        self.answers: list[Answer] = []  # late ones
         self.manifests: list[tuple[str, int, int]] = [("s0", 77, 0)]  # sequence, epoch, prompt
         self.epoch_owner: dict[int, tuple[str, WorkerProcess]] = {}
         self.workers = [Worker(WorkerProcess(f"w{number}", 100 + number, 0)) for number in range(3)]
@@ -84,8 +51,10 @@ class ModelNode:
 
     def attach(self, a: int, b: int, c: int) -> None:
         worker = self.workers[a % 3]
+        if not worker.speaks:
+            return
         try:
-            worker.attachment_id = self.ledger.attach(worker.process)
+            worker.attachment_id, worker.last_answer = self.ledger.attach(worker.process), None
         except DuplicateWorkerError:
             return
 
@@ -99,7 +68,7 @@ class ModelNode:
             sequence_id,
             prompt,
             lambda: self.ledger.begin(attachment_id, sequence_id, hashes, count, self.now_s),
-            is_lost=c % 11 == 0,
+            c,
         )
 
     def take_over(self, a: int, b: int, c: int) -> None:
@@ -111,7 +80,7 @@ class ModelNode:
             sequence_id,
             prompt,
             lambda: self.ledger.take_over(attachment_id, sequence_id, epoch, count, self.now_s),
-            is_lost=c % 11 == 0,
+            c,
         )
 
     def extend(self, a: int, b: int, c: int) -> None:
@@ -124,7 +93,7 @@ class ModelNode:
             sequence_id,
             held.prompt,
             lambda: self.ledger.extend(attachment_id, sequence_id, epoch, 1 + c % 3, self.now_s),
-            is_lost=c % 11 == 0,
+            c,
         )
 
     def seal(self, a: int, b: int, c: int) -> None:
@@ -155,28 +124,35 @@ class ModelNode:
         self.send(worker, self.releasing(worker.attachment_id, sequence_id, epoch), is_lost=False)
 
     def renew(self, a: int, b: int, c: int) -> None:
-        worker, attachment_id = self.workers[a % 3], self.workers[a % 3].attachment_id
-        named = [(sequence_id, held.epoch) for sequence_id, held in worker.held.items() if b % 4 or sequence_id > "s2"]
+        """Names all it may write. The heartbeat may arrive late, or again; its answer may be lost."""
+        worker = self.workers[a % 3]
+        attachment_id, last_answer = worker.attachment_id, worker.last_answer
+        named = [(sequence_id, held.epoch) for sequence_id, held in worker.held.items()]
+
+        answers: list[Renewal] = []
 
         def deliver() -> None:
-            self.ledger.renew(attachment_id, named, self.now_s)
+            answers.append(self.ledger.renew(attachment_id, named, self.now_s, last_answer))
 
-        if not worker.is_alive:
-            return
-        self.messages.append((worker, deliver))
-        try:
-            lost = self.ledger.renew(attachment_id, named, self.now_s)
-        except NotAttachedError:
-            return
-        for sequence_id, _ in named:
-            worker.held[sequence_id].lease_until_s = self.now_s + LEASE_S
-            if sequence_id in lost:
-                del worker.held[sequence_id]
+        self.send(worker, deliver, is_lost=b % 5 == 0)
+        if answers and b % 5 > 1:
+            worker.hear(answers[0], self.now_s, LEASE_S)
 
     def wait(self, a: int, b: int, c: int) -> None:
         self.now_s += (0.5, 1.0, 3.0, 4.0, LEASE_S - 1, LEASE_S + GRACE_S / 2)[a % 6]
         if b % 3:
             self.expire()
+
+    def late_answer(self, a: int, b: int, c: int) -> None:
+        """A worker takes in an answer that was long under way."""
+        if self.answers and self.answers[a % len(self.answers)].worker.speaks:
+            self.take_in(self.answers.pop(a % len(self.answers)))
+
+    def stop(self, a: int, b: int, c: int) -> None:
+        self.workers[a % 3].is_stopped = True
+
+    def go_on(self, a: int, b: int, c: int) -> None:
+        self.workers[a % 3].is_stopped = False
 
     def crash(self, a: int, b: int, c: int) -> None:
         self.workers[a % 3].is_alive = False
@@ -190,17 +166,17 @@ class ModelNode:
 
     def break_stream(self, a: int, b: int, c: int) -> None:
         worker = self.workers[a % 3]
-        self.ledger.detach(worker.attachment_id, process_is_gone=not worker.is_alive)
+        self.ledger.detach(worker.attachment_id, self.now_s, process_is_gone=not worker.is_alive)
 
     def look_for_dead(self, a: int, b: int, c: int) -> None:
         alive = {worker.process for worker in self.workers if worker.is_alive}
         for attachment_id, process in self.ledger.processes():
             if process not in alive:
-                self.ledger.detach(attachment_id, process_is_gone=True)
+                self.ledger.detach(attachment_id, self.now_s, process_is_gone=True)
 
     def scribble(self, a: int, b: int, c: int) -> None:
         for worker in self.workers:
-            for block in worker.writable(self.now_s):
+            for block in worker.writable():
                 self.content[Tier.DEVICE][block] = SCRIBBLE
 
     def repeat(self, a: int, b: int, c: int) -> None:
@@ -212,8 +188,8 @@ class ModelNode:
     # How it happens.
 
     def chosen(self, a: int, b: int) -> tuple[Worker, str, Held] | None:
-        """One sequence that a live worker believes it holds, if there is any."""
-        held = [(worker, *item) for worker in self.workers if worker.is_alive for item in worker.held.items()]
+        """One sequence that a running worker believes it holds, if there is any."""
+        held = [(worker, *item) for worker in self.workers if worker.speaks for item in worker.held.items()]
         return held[(a + b) % len(held)] if held else None
 
     def releasing(self, attachment_id: int, sequence_id: str, epoch: int) -> Callable[[], None]:
@@ -223,7 +199,7 @@ class ModelNode:
         return deliver
 
     def send(self, worker: Worker, deliver: Callable[[], Grant | None], is_lost: bool) -> Grant | None:
-        if not worker.is_alive:
+        if not worker.speaks:
             return None
         self.messages.append((worker, deliver))
         return None if is_lost else self.deliver(worker, deliver)
@@ -237,22 +213,26 @@ class ModelNode:
             self.carry_out(grant.effects)
         return grant
 
-    def ask(
-        self, worker: Worker, sequence_id: str, prompt: int, ledger_call: Callable[[], Grant], *, is_lost: bool
-    ) -> None:
+    def ask(self, worker: Worker, sequence_id: str, prompt: int, ledger_call: Callable[[], Grant], c: int) -> None:
+        is_lost, is_late = c % 11 == 0, c % 11 == 1
+
         def deliver() -> Grant:
             grant = ledger_call()
             self.check_grant(worker, sequence_id, prompt, grant)
             return grant
 
+        attachment_id, asked_s = worker.attachment_id, self.now_s
         grant = self.send(worker, deliver, is_lost)
-        if grant is not None and grant.epoch not in worker.given_up:
-            old, cached = worker.held.get(sequence_id), grant.cached_block_count
-            stopped_before = max(cached, old.stopped_before) if old and old.epoch == grant.epoch else cached
-            worker.held[sequence_id] = Held(
-                grant.epoch, prompt, list(grant.block_ids), stopped_before, cached, self.now_s + LEASE_S
-            )
-            self.manifests.append((sequence_id, grant.epoch, prompt))
+        if grant is not None:
+            answer = Answer(worker, attachment_id, asked_s, sequence_id, prompt, grant)
+            if is_late:
+                self.answers.append(answer)
+            else:
+                self.take_in(answer)
+
+    def take_in(self, answer: Answer) -> None:
+        if answer.worker.take_in(answer, self.now_s, LEASE_S):
+            self.manifests.append((answer.sequence_id, answer.grant.epoch, answer.prompt))
 
     def send_seal(self, worker: Worker, held: Held, entry: SealEntry, *, is_lost: bool) -> None:
         attachment_id = worker.attachment_id
@@ -296,8 +276,9 @@ class ModelNode:
         self.epoch_owner[grant.epoch] = owner
         assert len(set(grant.block_ids)) == len(grant.block_ids)
         for other in self.workers:
-            if other.process != worker.process:
-                assert other.writable(self.now_s).isdisjoint(grant.block_ids), "a block has a second writer"
+            for other_id, held in other.held.items() if other.is_alive else ():
+                if (other, other_id) != (worker, sequence_id):
+                    assert not set(held.block_ids[held.stopped_before :]) & set(grant.block_ids), "a second writer"
         self.carry_out_then_check_prefix(prompt, grant)
 
     def carry_out_then_check_prefix(self, prompt: int, grant: Grant) -> None:
@@ -312,14 +293,14 @@ class ModelNode:
     def check_copy(self, copy: CopyBlock) -> None:
         for worker in self.workers:
             for tier, block in ((copy.from_tier, copy.from_index), (copy.to_tier, copy.to_index)):
-                assert tier is Tier.HOST or block not in worker.writable(self.now_s), "a writer meets a copy"
+                assert tier is Tier.HOST or block not in worker.writable(), "a writer meets a copy"
 
     def check(self) -> None:
         stats = self.ledger.stats()
         for counts, capacity in zip(stats.tiers, self.capacities, strict=True):
             assert counts.free + counts.leased + counts.sealed == counts.capacity == capacity
             assert 0 <= counts.referenced <= counts.sealed
-        writable = [worker.writable(self.now_s) for worker in self.workers]
+        writable = [worker.writable() for worker in self.workers]
         assert sum(map(len, writable)) == len(set().union(*writable)) <= stats.tiers[0].leased
         assert self.index == {block_hash: tier for tier in TIERS for block_hash in self.ledger.hashes(tier)}
         for worker in self.workers:
@@ -332,16 +313,20 @@ class ModelNode:
             assert self.content[Tier.DEVICE][block] == chained(held.prompt, depth), "a referenced block was evicted"
 
     def end(self) -> None:
-        """All workers go, each in its way; afterwards nothing is leased or referred to."""
-        for number, worker in enumerate(self.workers):
+        """One worker dies, the others let go and say so only by their heartbeats; then nothing is leased or used."""
+        self.workers[0].is_alive = False
+        for worker in self.workers[1:]:
+            worker.is_stopped = False
             for sequence_id in list(worker.held):
-                held = worker.held[sequence_id]
                 worker.give_up(sequence_id)
-                if number == 0:
-                    self.send(worker, self.releasing(worker.attachment_id, sequence_id, held.epoch), is_lost=False)
-        self.ledger.detach(self.workers[1].attachment_id, process_is_gone=False)
-        self.now_s += LEASE_S + GRACE_S
+        self.ledger.detach(self.workers[1].attachment_id, self.now_s, process_is_gone=not self.workers[1].is_alive)
+        self.look_for_dead(0, 0, 0)
+        self.now_s += LEASE_S
         self.expire()
+        for number in (1, 2):
+            self.attach(number, 0, 0)
+            for _ in range(2):
+                self.renew(number, 2, 0)
         self.check()
         stats = self.ledger.stats()
         assert (stats.sequences, stats.tiers[0].leased, stats.tiers[0].referenced) == (0, 0, 0), "a leak"
@@ -356,8 +341,11 @@ OPERATIONS = {
     "seal": 16,
     "release": 6,
     "release_of_another": 1,
-    "renew": 4,
+    "renew": 6,
+    "late_answer": 2,
     "wait": 3,
+    "stop": 2,
+    "go_on": 4,
     "crash": 1,
     "restart": 3,
     "break_stream": 1,

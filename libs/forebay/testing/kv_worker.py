@@ -26,6 +26,7 @@ class KvWorker:
     ) -> None:
         self.stub, self.attached, self.stream = stub, attached, stream
         self.attachment_id = attached.attachment_id
+        self.last_answer: int | None = None
 
     async def acquire(self, sequence_id: str, **grant: Any) -> kvcache_pb2.AcquireBlocksResponse:
         """AcquireBlocks with one of new_sequence, take_over, extend."""
@@ -63,10 +64,14 @@ class KvWorker:
             return (await self.stub.ReleaseSequence(request, timeout=_TIMEOUT_S)).released_count
 
     async def renew(self, *sequences: tuple[str, int]) -> list[str]:
-        """Renews leases; returns the lost ones."""
-        request = kvcache_pb2.RenewLeaseRequest(attachment_id=self.attachment_id, sequences=_named(sequences))
+        """Renews leases, and says that it writes to nothing that is not named; returns the lost ones."""
+        request = kvcache_pb2.RenewLeaseRequest(
+            attachment_id=self.attachment_id, sequences=_named(sequences), last_answer=self.last_answer
+        )
         with translated():
-            return list((await self.stub.RenewLease(request, timeout=_TIMEOUT_S)).lost_sequence_ids)
+            response = await self.stub.RenewLease(request, timeout=_TIMEOUT_S)
+        self.last_answer = response.answer_number
+        return list(response.lost_sequence_ids)
 
 
 async def attach(

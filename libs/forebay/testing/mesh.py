@@ -1,6 +1,5 @@
 """A whole mesh for the time of a `with` block, for tests and benchmarks: real processes, ports of its own."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 from forebay.mesh.local_mesh import start_mesh, stop_mesh
 from forebay.mesh.port import free_port_base
 from forebay.mesh.record import MeshRecord
-from forebay.mesh.spec import MeshSpec, default_threads
+from forebay.mesh.spec import MeshSpec
 from forebay.mesh.state_dir import locked
 from forebay.models.default_model import resolve_model
 
@@ -59,8 +58,6 @@ def running_mesh(*, model: str | None = None, state_dir: Path | None = None, **o
     model_path = resolve_model(model)
     with tempfile.TemporaryDirectory(prefix="forebay-") as temporary:
         folder = Path(temporary) if state_dir is None else state_dir
-        engine_workers = options.get("prefill_count", 1) + options.get("decode_count", 1)
-        options.setdefault("threads", default_threads(len(os.sched_getaffinity(0)), engine_workers))
         options.setdefault("port_base", free_port_base(_FIRST_PORT_BASE))
         spec = MeshSpec(model_path=model_path.absolute(), state_dir=folder.absolute(), **options)
         with locked(folder):

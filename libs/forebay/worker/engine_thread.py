@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from forebay.engine.scheduler import Failed, Outcome, Scheduler
 from forebay.engine.types import Engine, Sequence, Slice
@@ -75,6 +76,18 @@ class Report:
     ended_s: float
 
 
+class Cores(Protocol):
+    """Says how many cores a step may use."""
+
+    def enter(self) -> int:
+        """A step begins; the cores it may use, >= 1."""
+        ...
+
+    def leave(self) -> None:
+        """No step follows for now."""
+        ...
+
+
 class EngineThread:
     """Runs steps while there is something to compute, and sleeps otherwise.
 
@@ -86,11 +99,13 @@ class EngineThread:
         engine: Engine,
         scheduler: Scheduler,
         may_write: Callable[[], bool],
+        cores: Cores,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._scheduler = scheduler
         self._may_write = may_write
+        self._cores = cores
         self._clock = clock
         self._commands: deque[Command] = deque()
         self._news = threading.Condition()
@@ -135,6 +150,8 @@ class EngineThread:
     def _wait(self, can_go_on: bool) -> list[Command] | None:
         """Commands given since the last turn; sleeps until there are some, unless a step can go on. None: stop."""
         with self._news:
+            if not (can_go_on or self._commands):
+                self._cores.leave()
             self._news.wait_for(lambda: can_go_on or self._commands or self._is_stopping)
             if self._is_stopping:
                 return None
@@ -176,6 +193,7 @@ class EngineThread:
                 self._engine = engine
 
     def _step(self, slices: list[Slice]) -> list[Outcome]:
+        self._engine.use_threads(self._cores.enter())
         try:
             return self._scheduler.complete(slices, self._engine.step(slices))
         except Exception:

@@ -4,13 +4,13 @@ The composition root of prefill and decode, which differ in their servicer alone
 """
 
 import asyncio
-import dataclasses
 import gc
 import logging
+import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
@@ -22,14 +22,18 @@ from forebay.engine.scheduler import Limits, Scheduler
 from forebay.engine.types import SamplingParams
 from forebay.errors import ForebayError
 from forebay.events.connection import connect
+from forebay.fleet.drain import drain
 from forebay.fleet.load import LoadPublisher
 from forebay.fleet.member import Load, Member
 from forebay.fleet.registrar import Registrar
+from forebay.host.shared_memory import segment_name, segment_path
 from forebay.kv.hashing import root_hash
 from forebay.role import Role
 from forebay.rpc.server import Server
+from forebay.tasks import end_task, within
 from forebay.worker.attachment import Attachment, KvLink, attach_request
 from forebay.worker.block_supply import Patience
+from forebay.worker.core_share import CoreShare
 from forebay.worker.engine_loader import EngineLoader
 from forebay.worker.engine_thread import EngineThread
 from forebay.worker.kv_rights import KvRights
@@ -42,6 +46,8 @@ _log = logging.getLogger(__name__)
 
 WARM_UP_TOKENS: Final = 16
 LOAD_INTERVAL_S: Final = 0.1
+LAST_RELEASES_S: Final = 1.0
+"""How long sequences cut off at the end may take to give up their blocks."""
 THREAD_SWITCH_S: Final = 0.001
 """How long the engine's thread may keep the interpreter from the event loop, and the other way round."""
 
@@ -83,23 +89,14 @@ async def serve_worker(kind: WorkerKind, settings: WorkerSettings, stop: asyncio
                 await server.set_serving(True)
                 await stop.wait()
                 worker.runner.is_draining = True
-                registrar.set_draining(True)
-                await server.set_serving(False)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(settings.drain_s):
-                        await worker.runner.wait_idle()
+                await drain(server, registrar, worker.runner.wait_idle(), settings.drain_s)
         finally:
             await server.stop(0)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(1):
-                    await worker.runner.wait_idle()
+            await within(LAST_RELEASES_S, worker.runner.wait_idle())
 
 
 def _open_model(settings: WorkerSettings) -> EngineLoader:
-    chip_class = chip_class_named(settings.chip_class)
-    if settings.threads is not None:
-        chip_class = dataclasses.replace(chip_class, threads=settings.threads)
-    return EngineLoader(settings.model, chip_class)
+    return EngineLoader(settings.model, chip_class_named(settings.chip_class))
 
 
 @asynccontextmanager
@@ -123,7 +120,9 @@ async def _running(
         engine = await asyncio.to_thread(loader.make_engine, attachment)
         rights = KvRights(link)
         rights.start()
-        thread = EngineThread(engine, Scheduler(limits), link.is_lease_valid)
+        most_cores = settings.threads or len(os.sched_getaffinity(0))
+        cores = CoreShare(segment_path(segment_name(attachment.node_id, "cores")), most_cores)
+        thread = EngineThread(engine, Scheduler(limits), link.is_lease_valid, cores)
         runner.connect(rights, thread)
         try:
             await _warm_up(runner, model)
@@ -133,6 +132,7 @@ async def _running(
         finally:
             await rights.close()
             await thread.stop()
+            cores.close()
     finally:
         await link.close()
 
@@ -164,7 +164,7 @@ async def _in_fleet(settings: WorkerSettings, member: Member, runner: SequenceRu
         await registrar.start()
         yield registrar
     finally:
-        reporting.cancel()
+        await end_task(reporting)
         await registrar.close()
         await publisher.close()
         await connection.close()

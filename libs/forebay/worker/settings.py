@@ -16,6 +16,6 @@ class WorkerSettings(ServiceSettings):
     kvcache: str = Field("127.0.0.1:7402", description="KV-cache service of this node, HOST:PORT")
     max_sequences: int = Field(DEFAULT_MAX_SEQUENCES, ge=1, le=4096, description="most sequences in one batch")
     chunk_tokens: int = Field(DEFAULT_CHUNK_TOKENS, ge=1, le=65_536, description="most prompt tokens of one step")
-    threads: int | None = Field(None, ge=1, le=1024, description="cores one step may use; default: the chip class's")
+    threads: int | None = Field(None, ge=1, le=1024, description="most cores a step may use; default: all")
     queue_length: int = Field(DEFAULT_QUEUE_LENGTH, ge=0, description="most sequences that wait; more are refused")
     blocks_wait_s: float = Field(5.0, gt=0, description="seconds a sequence waits for KV blocks before it is refused")
