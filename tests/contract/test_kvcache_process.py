@@ -102,8 +102,10 @@ class KvCacheProcess:
 
 
 @pytest.fixture
-def running(model: Path, nats_url: str) -> Iterator[KvCacheProcess]:
-    service = KvCacheProcess(model, nats_url, "--lease-s", "60", "--drain-s", "0")
+def running(request: pytest.FixtureRequest, model: Path, nats_url: str) -> Iterator[KvCacheProcess]:
+    """A service; the parameter is how long it keeps what a dead worker leaves, seconds."""
+    offer_s = getattr(request, "param", 60)
+    service = KvCacheProcess(model, nats_url, "--lease-s", "60", "--offer-s", str(offer_s), "--drain-s", "0")
     yield service
     service.process.terminate()
     assert service.finish()[0] == 0
@@ -163,6 +165,23 @@ async def test_killed_worker_loses_nothing(scene: Scene) -> None:
     await scene.rescuer.seal(seal_entry(taken.epoch, numbered_hashes(2)))
     await scene.rescuer.release(("s", taken.epoch))
     assert await scene.leased() == 0
+
+
+@pytest.mark.parametrize("running", [0.5], indirect=True)
+async def test_what_a_killed_worker_held_is_freed_long_before_its_lease_ends(scene: Scene) -> None:
+    scene.victim.send_signal(signal.SIGKILL)
+    async with asyncio.timeout(20):  # its lease has 60 s left
+        while await scene.leased():
+            pass
+
+
+async def test_stopped_worker_keeps_its_blocks_until_it_is_killed(scene: Scene) -> None:
+    scene.victim.send_signal(signal.SIGSTOP)
+    with pytest.raises(WriterActiveError):
+        await scene.rescuer.take_over(scene.epoch)
+    scene.victim.kill()
+    await scene.victim.wait()
+    assert (await scene.rescuer.take_over(scene.epoch)).epoch > scene.epoch
 
 
 async def test_worker_that_lives_on_without_its_stream_is_fenced(scene: Scene) -> None:

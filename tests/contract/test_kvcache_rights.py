@@ -342,7 +342,9 @@ async def test_find_missing_refuses(service: Service, asked: list[bytes]) -> Non
     assert caught.value.field == "block_hashes"
 
 
-async def test_a_lease_that_is_not_renewed_is_revoked_then_fenced_then_free(service: Service) -> None:
+async def test_a_lease_that_is_not_renewed_is_revoked_then_fenced_until_its_worker_lets_go(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
     worker = await service.attach()
     kept, dropped = (await worker.begin("kept", 1)).epoch, (await worker.begin("dropped", 1)).epoch
     service.now_s = LEASE_S
@@ -351,9 +353,29 @@ async def test_a_lease_that_is_not_renewed_is_revoked_then_fenced_then_free(serv
     assert list((await worker.stream.read()).revoked.sequence_ids) == ["dropped"]
     assert await worker.renew(("kept", kept), ("dropped", dropped)) == ["dropped"]
     assert service.node.stats().tiers[0].leased == 2, "the worker may not have heard of it yet"
+    assert caplog.messages == []
     service.now_s += GRACE_S
-    service.node.tick()
+    for _ in range(3):
+        service.node.tick()
+    (warning,) = caplog.messages
+    assert f"worker w (pid {os.getpid()})" in warning
+    assert "1 KV blocks" in warning
+    assert service.node.stats().tiers[0].leased == 2, "time alone frees nothing"
+    assert await worker.renew(("kept", kept)) == []
     assert service.node.stats().tiers[0].leased == 1
+
+
+async def test_a_worker_that_attaches_again_lets_go_of_what_it_does_not_name(service: Service) -> None:
+    worker = await service.attach()
+    named = (await worker.begin("named", 1)).epoch
+    await worker.begin("unnamed", 1)
+    worker.stream.cancel()
+    await until_detached(service)
+    again = await service.attach()
+    assert service.node.stats().tiers[0].leased == 2
+    assert await again.renew(("named", named)) == ["named"]
+    assert service.node.stats().tiers[0].leased == 1
+    assert (await again.take_over(named, sequence_id="named")).epoch > named
 
 
 async def test_dump_is_what_the_events_tell(service: Service) -> None:

@@ -12,7 +12,7 @@ from forebay.errors import (
     WriterActiveError,
 )
 from forebay.kv.attachments import WorkerProcess
-from forebay.kv.effects import Revoked, Stored
+from forebay.kv.effects import OverdueFence, Revoked, Stored
 from forebay.kv.grant import Grant, SealEntry
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
@@ -67,7 +67,7 @@ def test_two_sequences_that_seal_the_same_content_keep_their_tables(story: Story
 
 def test_dead_owner_gives_way_at_once(story: Story) -> None:
     epoch = story.begin().epoch
-    story.ledger.detach(story.first, process_is_gone=True)
+    story.ledger.detach(story.first, 0.0, process_is_gone=True)
     taken = story.ledger.take_over(story.second, "s", epoch, None, 1.0)
     assert taken.epoch > epoch
     with pytest.raises(NotAttachedError):
@@ -77,34 +77,78 @@ def test_dead_owner_gives_way_at_once(story: Story) -> None:
 def test_third_owner_comes_with_the_same_manifest(story: Story) -> None:
     manifest = story.ledger.seal(story.first, SealEntry("s", story.begin().epoch, 0, [], hand_over=True), 0.0).epoch
     story.ledger.take_over(story.second, "s", manifest, None, 0.0)
-    story.ledger.detach(story.second, process_is_gone=True)
+    story.ledger.detach(story.second, 0.0, process_is_gone=True)
     assert story.ledger.take_over(story.first, "s", manifest, None, 0.0).epoch > manifest
 
 
-def test_owner_that_may_live_is_fenced_until_grace_has_passed(story: Story) -> None:
+def test_owner_that_lives_is_fenced_however_long_that_takes(story: Story) -> None:
     epoch = story.begin().epoch
-    story.ledger.detach(story.first, process_is_gone=False)
+    story.ledger.detach(story.first, 0.0, process_is_gone=False)
     story.ledger.expire(LEASE_S)
     with pytest.raises(WriterActiveError):
         story.ledger.take_over(story.second, "s", epoch, None, LEASE_S)
     with pytest.raises(WriterActiveError):
         story.ledger.begin(story.second, "s", [], 1, LEASE_S)
+    assert story.ledger.expire(LEASE_S + GRACE_S - 0.1).overdue == ()
+    assert story.ledger.expire(LEASE_S + GRACE_S).overdue == (OverdueFence(WorkerProcess("first", 7, 1), 3),)
+    assert story.ledger.expire(1000 * LEASE_S).overdue == (), "said once"
     assert story.leased() == 3
-    story.ledger.expire(LEASE_S + GRACE_S)
+    assert story.ledger.processes()[0] == (story.first, WorkerProcess("first", 7, 1))
+
+
+def test_orphan_waits_as_briefly_as_an_offer(story: Story) -> None:
+    story.begin()
+    story.ledger.detach(story.first, 1.0, process_is_gone=False)
+    story.ledger.detach(story.first, 2.0, process_is_gone=True)
+    story.ledger.detach(story.first, 2.4, process_is_gone=True)
+    story.ledger.expire(2.0 + OFFER_S - 0.01)
+    assert story.leased() == 3
+    story.ledger.expire(2.0 + OFFER_S)
     assert story.leased() == 0
     assert story.ledger.processes() == [(story.second, WorkerProcess("second", 7, 1))]
 
 
+def test_fence_falls_when_its_owner_no_longer_names_the_sequence(story: Story) -> None:
+    epoch = story.begin().epoch
+    before = story.ledger.renew(story.first, [("s", epoch)], 0.0).number
+    story.ledger.expire(LEASE_S)
+    late = story.ledger.renew(story.first, [], LEASE_S, before)
+    assert story.leased() == 3, "that was written before the fence: the worker may have had the grant since"
+    still = story.ledger.renew(story.first, [("s", epoch)], LEASE_S, late.number)
+    assert (still.lost, story.leased()) == (("s",), 3), "its step has not ended"
+    story.ledger.renew(story.second, [], LEASE_S, still.number)
+    assert story.leased() == 3, "another worker's word counts for nothing"
+    story.ledger.renew(story.first, [], LEASE_S, still.number)
+    assert story.leased() == 0
+
+
+def test_worker_that_attached_again_answers_for_what_it_lost(story: Story) -> None:
+    epoch = story.begin().epoch
+    story.ledger.detach(story.first, 0.0, process_is_gone=False)
+    again = story.ledger.attach(WorkerProcess("first", 7, 1))
+    assert story.ledger.renew(again, [("s", epoch)], 0.0).lost == ("s",)
+    assert story.leased() == 3
+    story.ledger.renew(again, [], 0.0)
+    assert story.leased() == 0
+
+
+def test_other_process_of_the_same_name_cannot_answer_for_the_first(story: Story) -> None:
+    story.begin()
+    story.ledger.detach(story.first, 0.0, process_is_gone=False)
+    story.ledger.renew(story.ledger.attach(WorkerProcess("first", 8, 1)), [], 0.0)
+    assert story.leased() == 3
+
+
 def test_fence_falls_when_the_process_is_seen_to_be_gone(story: Story) -> None:
     epoch = story.begin().epoch
-    story.ledger.detach(story.first, process_is_gone=False)
-    story.ledger.detach(story.first, process_is_gone=True)
+    story.ledger.detach(story.first, 0.0, process_is_gone=False)
+    story.ledger.detach(story.first, 0.0, process_is_gone=True)
     assert story.ledger.take_over(story.second, "s", epoch, None, 1.0).block_ids
 
 
 def test_worker_that_attached_again_goes_on(story: Story) -> None:
     epoch = story.begin().epoch
-    story.ledger.detach(story.first, process_is_gone=False)
+    story.ledger.detach(story.first, 0.0, process_is_gone=False)
     again = story.ledger.attach(WorkerProcess("first", 7, 1))
     assert story.ledger.take_over(again, "s", epoch, None, 1.0).epoch > epoch
     assert {attachment_id for attachment_id, _ in story.ledger.processes()} == {story.second, again}
@@ -115,7 +159,7 @@ def test_restarted_request_replaces_an_orphan_but_no_active_sequence(story: Stor
     with pytest.raises(DuplicateRequestError):
         story.ledger.begin(story.second, "s", [], 1, 1.0)
     story.ledger.seal(story.first, SealEntry("s", old.epoch, 0, HASHES[:2]), 1.0)
-    story.ledger.detach(story.first, process_is_gone=True)
+    story.ledger.detach(story.first, 0.0, process_is_gone=True)
     new = story.ledger.begin(story.second, "s", HASHES[:2], 3, 1.0)
     assert new.cached_block_count == 2
     assert story.leased() == 1
@@ -126,25 +170,25 @@ def test_lease_that_ran_out_is_revoked_once(story: Story) -> None:
     assert story.ledger.expire(LEASE_S - 0.1).revoked == ()
     assert story.ledger.expire(LEASE_S).revoked == (Revoked(story.first, ("s",)),)
     assert story.ledger.expire(LEASE_S).revoked == ()
-    assert story.ledger.renew(story.first, [("s", epoch)], LEASE_S) == ["s"]
+    assert story.ledger.renew(story.first, [("s", epoch)], LEASE_S).lost == ("s",)
     assert story.ledger.release(story.first, [("s", epoch)]) == 1, "its word lifts the fence"
 
 
 def test_grant_whose_answer_was_lost_runs_out(story: Story) -> None:
     story.begin()
-    for now_s in (4.0, 8.0, 12.0, 16.0):
-        story.ledger.renew(story.first, [], now_s)
+    last_answer = None
+    for now_s in (4.0, 8.0, 12.0, 16.0, 20.0):
         story.ledger.expire(now_s)
+        last_answer = story.ledger.renew(story.first, [], now_s, last_answer).number
     assert story.leased() == 3, "renewed at 8: its answer might have crossed that call"
-    story.ledger.expire(8.0 + LEASE_S)
-    story.ledger.expire(8.0 + LEASE_S + GRACE_S)
+    story.ledger.renew(story.first, [], 24.0, last_answer)
     assert story.leased() == 0
 
 
 def test_offered_sequence_that_nobody_takes_is_released(story: Story) -> None:
     epoch = story.begin().epoch
     offered = story.ledger.seal(story.first, SealEntry("s", epoch, 0, HASHES[:1], hand_over=True), 5.0).epoch
-    story.ledger.detach(story.first, process_is_gone=True)
+    story.ledger.detach(story.first, 0.0, process_is_gone=True)
     story.ledger.expire(5.0 + OFFER_S - 0.01)
     assert story.leased() == 2
     assert story.ledger.expire(5.0 + OFFER_S).revoked == ()

@@ -1,12 +1,14 @@
 """The rules of KV rights hold over random interleavings, and a ledger that breaks one of them is caught."""
 
 import random
+from collections.abc import Collection
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from forebay.kv.attachments import Attachment
 from forebay.kv.effects import Effects
 from forebay.kv.lease import Right, SequenceLease
 from forebay.kv.ledger import BlockLedger
@@ -66,11 +68,28 @@ class TakesOverUnfenced(BlockLedger):
         lease.right = Right.ORPHANED
 
 
-class FreesUnfenced(BlockLedger):
-    """Planted: blocks are free as soon as the lease has ended."""
+class FreesByTime(BlockLedger):
+    """Planted: a writer is believed to have stopped when lease and grace have passed."""
 
-    def _fence(self, lease: SequenceLease) -> None:
-        lease.right = Right.FENCED
+    def expire(self, now_s: float) -> Effects:
+        for lease in list(self._leases.values()):
+            if lease.right is Right.FENCED and lease.ends_at_s <= now_s:
+                self._release(lease)
+        return super().expire(now_s)
+
+
+class FreesWhatALateHeartbeatDoesNotName(BlockLedger):
+    """Planted: a heartbeat is believed that was written before the grant was known."""
+
+    def _release_unnamed(self, attachment: Attachment, named: Collection[str], known_number: int) -> None:
+        super()._release_unnamed(attachment, named, self._last_number + 1)
+
+
+class KeepsWhatIsNotNamed(BlockLedger):
+    """Planted: a grant whose answer was lost is fenced for ever."""
+
+    def _release_unnamed(self, attachment: Attachment, named: Collection[str], known_number: int) -> None:
+        """Releases nothing."""
 
 
 class ForgetsExpiry(BlockLedger):
@@ -95,7 +114,16 @@ class RepeatsEpochs(BlockLedger):
 
 
 @pytest.mark.parametrize(
-    "ledger_type", [TakesOverUnfenced, FreesUnfenced, ForgetsExpiry, AcceptsStaleEpochs, RepeatsEpochs]
+    "ledger_type",
+    [
+        TakesOverUnfenced,
+        FreesByTime,
+        FreesWhatALateHeartbeatDoesNotName,
+        KeepsWhatIsNotNamed,
+        ForgetsExpiry,
+        AcceptsStaleEpochs,
+        RepeatsEpochs,
+    ],
 )
 def test_planted_bug_is_caught(ledger_type: type[BlockLedger]) -> None:
     def fails() -> None:

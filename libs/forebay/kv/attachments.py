@@ -39,6 +39,10 @@ class Attachments:
         """Ids and processes of all that are kept."""
         return [(attachment.attachment_id, attachment.process) for attachment in self._by_id.values()]
 
+    def sequences_of(self, process: WorkerProcess) -> list[str]:
+        """What a worker's attachments, ended ones included, have to answer for."""
+        return [one for held in self._by_id.values() if held.process == process for one in held.sequence_ids]
+
     def process(self, attachment_id: int) -> WorkerProcess:
         """Process of an attachment that is kept."""
         return self._by_id[attachment_id].process

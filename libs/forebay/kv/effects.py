@@ -1,4 +1,4 @@
-"""What an operation on KV rights makes others do: tell readers, copy bytes, revoke leases.
+"""What an operation on KV rights makes others do: tell readers, copy bytes, revoke leases, warn the operator.
 
 Copies MUST be carried out in order, before the operation is answered and before the next operation is asked: a block is
 free for others as soon as the operation returns. The KV-cache service therefore copies inside its one thread: a block
@@ -7,6 +7,7 @@ of 0.7 MB takes about 50 µs, a twentieth of the call it serves, and there is no
 
 from dataclasses import dataclass
 
+from forebay.kv.attachments import WorkerProcess
 from forebay.kv.tier import Tier
 
 
@@ -57,12 +58,21 @@ class Revoked:
 
 
 @dataclass(frozen=True, slots=True)
+class OverdueFence:
+    """Blocks that nobody else can have, because this process lost them long ago and has not said that it stopped."""
+
+    process: WorkerProcess
+    block_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Effects:
     """All that follows from one operation."""
 
     copies: tuple[CopyBlock, ...] = ()
     events: tuple[IndexEvent, ...] = ()
     revoked: tuple[Revoked, ...] = ()
+    overdue: tuple[OverdueFence, ...] = ()
 
 
 NO_EFFECTS = Effects()

@@ -37,3 +37,14 @@ class Sealed:
 
     epoch: int
     effects: Effects = NO_EFFECTS
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """Answer to a heartbeat.
+
+    number: to be passed on with the next one; lost: ids of the sequences named that are not the worker's any more.
+    """
+
+    number: int
+    lost: tuple[str, ...]

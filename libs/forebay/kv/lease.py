@@ -8,7 +8,9 @@ class Right(Enum):
     """Who may write a sequence's unsealed blocks."""
 
     OWNED = "owned"  # its attachment; becomes FENCED when the lease ends
-    FENCED = "fenced"  # perhaps still its last owner: the process lives, though the right has ended
+    FENCED = (
+        "fenced"  # perhaps still its last owner: the right has ended, but it lives and has not said that it stopped
+    )
     ORPHANED = "orphaned"  # nobody: the owner's process is gone
     OFFERED = "offered"  # nobody: the owner handed it over
 
@@ -24,12 +26,14 @@ class SequenceLease:
     attachment_id: int  # owner, or last owner
     epoch: int  # every new owner and every hand-over has a new one
     granted_at_s: float  # to the owner
-    ends_at_s: float  # OWNED: the lease ends; otherwise: the sequence is released
+    ends_at_s: float  # OWNED: it is fenced; FENCED: it is overdue; otherwise: it is released
     block_ids: list[int]
     hashes: list[bytes]  # of the sealed blocks, in order
     right: Right = Right.OWNED
     taken_with_epoch: int | None = None  # epoch of the manifest with which the owner took it over
     handed_over_epoch: int | None = None  # OFFERED: epoch the last owner had
+    fence_number: int = 0  # FENCED: whoever knows a greater number of this ledger wrote after the fence was raised
+    is_overdue: bool = False  # FENCED: its age has been reported
 
     def is_known_as(self, epoch: int) -> bool:
         """Whether a caller with this epoch, or with the manifest the owner came with, means this grant."""

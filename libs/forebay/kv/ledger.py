@@ -4,12 +4,14 @@ Knows time only as an argument (`now_s`, any monotonic clock), workers only by w
 process is gone, content only through the tiered store. An operation that raises has granted and sealed nothing.
 
 The rule that everything here serves: a block is never granted while an older writer could still write it. A writer has
-stopped when it released or handed over the sequence, when its process is gone, or when lease plus grace have passed.
+stopped when it says so (releases, hands over, or renews without naming the sequence) or when its process is gone. Time
+proves nothing: a process that was stopped in mid-step writes when it goes on (see docs/adr/005).
 
 Memory: bounded by the blocks (see pool) and by one record per sequence that holds at least one block.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from forebay.errors import (
@@ -21,8 +23,8 @@ from forebay.errors import (
     WriterActiveError,
 )
 from forebay.kv.attachments import Attachment, Attachments, WorkerProcess
-from forebay.kv.effects import Effects, Revoked
-from forebay.kv.grant import Grant, Sealed, SealEntry
+from forebay.kv.effects import Effects, OverdueFence, Revoked
+from forebay.kv.grant import Grant, Renewal, Sealed, SealEntry
 from forebay.kv.lease import Right, SequenceLease
 from forebay.kv.pool import TierCounts
 from forebay.kv.tier import Tier
@@ -37,8 +39,9 @@ RETRY_TAKE_OVER_S = 0.1
 class LedgerSettings:
     """Capacity and times.
 
-    A sequence that was handed over waits for its taker no longer than `offer_s`: a request that was cancelled in
-    between must hold nothing for longer than a second. A late taker finds the sealed blocks in the cache.
+    A sequence that was handed over, or whose owner's process is gone, waits for its taker no longer than `offer_s`: a
+    request that was cancelled or lost must hold nothing for longer than a second. A late taker finds the sealed blocks
+    in the cache. A fence that is older than `grace_s` is reported; nothing else follows from its age.
     Numbers (epochs, attachment ids) begin at `first_number`: a restarted service passes a greater one than it ever
     reached, so that no number means two things.
     """
@@ -82,17 +85,18 @@ class BlockLedger:
         """
         return self._attachments.add(self._next_number(), process)
 
-    def detach(self, attachment_id: int, *, process_is_gone: bool) -> None:
+    def detach(self, attachment_id: int, now_s: float, *, process_is_gone: bool) -> None:
         """Ends an attachment. Its sequences can be taken over once the process is gone: say so, even if later.
 
         Unknown attachments are ignored.
         """
         for sequence_id in self._attachments.close(attachment_id):
             lease = self._leases[sequence_id]
-            if lease.right is Right.OWNED:
+            if lease.right is Right.OWNED and not process_is_gone:
                 self._fence(lease)
-            if process_is_gone:
+            elif lease.right is not Right.ORPHANED and process_is_gone:
                 lease.right = Right.ORPHANED
+                lease.ends_at_s = now_s + self._settings.offer_s
 
     def processes(self) -> list[tuple[int, WorkerProcess]]:
         """Attachments whose process matters: open ones, and closed ones that may still write."""
@@ -115,9 +119,15 @@ class BlockLedger:
         """
         attachment = self._attachments.open(attachment_id)
         if not 1 <= block_count <= self._settings.device_block_count:
-            raise InvalidFieldError("not 1 .. blocks of the DEVICE tier", field="new_sequence.block_count")
+            raise InvalidFieldError(
+                f"a sequence takes 1..{self._settings.device_block_count} blocks of the DEVICE tier, not {block_count}",
+                field="new_sequence.block_count",
+            )
         if len(prefix_hashes) > block_count or len(set(prefix_hashes)) < len(prefix_hashes):
-            raise InvalidFieldError("more than block_count, or one twice", field="new_sequence.prefix_hashes")
+            raise InvalidFieldError(
+                f"{len(prefix_hashes)} prefix hashes are more than the {block_count} blocks wanted, or one comes twice",
+                field="new_sequence.prefix_hashes",
+            )
         held = self._leases.get(sequence_id)
         if held is not None:
             self._supersede(held)
@@ -158,7 +168,7 @@ class BlockLedger:
         lease.ends_at_s = now_s + self._settings.lease_s
         if not is_owner:
             self._attachments.disown(lease.attachment_id, lease.sequence_id)
-            lease.attachment_id, lease.right = attachment_id, Right.OWNED
+            lease.attachment_id, lease.right, lease.is_overdue = attachment_id, Right.OWNED, False
             lease.taken_with_epoch, lease.handed_over_epoch = epoch, None
             lease.epoch = self._next_number()
             lease.granted_at_s = now_s
@@ -174,7 +184,7 @@ class BlockLedger:
         self._attachments.open(attachment_id)
         lease = self._owned(attachment_id, sequence_id, epoch)
         if block_count < 1:
-            raise InvalidFieldError("must be at least 1", field="extend.block_count")
+            raise InvalidFieldError("at least one block must be wanted", field="extend.block_count")
         log = EffectLog()
         self._lengthen(lease, block_count, log)
         lease.ends_at_s = now_s + self._settings.lease_s
@@ -193,11 +203,17 @@ class BlockLedger:
         lease = self._owned(attachment_id, entry.sequence_id, entry.epoch)
         sealed_count, end = len(lease.hashes), entry.first_block_index + len(entry.block_hashes)
         if not 0 <= entry.first_block_index <= sealed_count or end > len(lease.block_ids):
-            raise InvalidFieldError("leaves a gap or passes the block table's end", field="entries.first_block_index")
+            raise InvalidFieldError(
+                f"blocks {entry.first_block_index}..{end} leave a gap after the {sealed_count} sealed ones, or pass the"
+                f" table's end at {len(lease.block_ids)}",
+                field="entries.first_block_index",
+            )
         known = lease.hashes[entry.first_block_index : end]
         new_hashes = entry.block_hashes[sealed_count - entry.first_block_index :]
         if list(entry.block_hashes[: len(known)]) != known:
-            raise InvalidFieldError("a block is sealed with another hash", field="entries.block_hashes")
+            raise InvalidFieldError(
+                "a block of this entry is sealed already, with another hash", field="entries.block_hashes"
+            )
         log = EffectLog()
         self._store.seal(lease.block_ids[sealed_count : sealed_count + len(new_hashes)], new_hashes, log)
         lease.hashes += new_hashes
@@ -225,38 +241,51 @@ class BlockLedger:
                 released_count += 1
         return released_count
 
-    def renew(self, attachment_id: int, sequences: Iterable[tuple[str, int]], now_s: float) -> list[str]:
-        """Renews the leases of the sequences named; returns the ids of those that are not this attachment's.
+    def renew(
+        self, attachment_id: int, sequences: Iterable[tuple[str, int]], now_s: float, last_answer: int | None = None
+    ) -> Renewal:
+        """Renews the leases of the sequences named: all whose blocks the worker may still write, lost ones included.
 
-        A sequence that is not named runs out, so that a grant whose answer was lost does not live for ever; but not
-        before the grant is one lease old, since its answer may have crossed this call.
+        `last_answer` is the number of the last answer the worker had on this attachment. It tells what the worker knew
+        when it wrote the names: a fence older than that, unnamed, has no writer any more, and is released. An owned
+        sequence that is not named runs out, and is then fenced, so that a grant whose answer was lost does not live for
+        ever; but not before the grant is one lease old, since until then its answer may arrive and be used.
         Errors: NotAttachedError.
         """
         attachment = self._attachments.open(attachment_id)
+        named = dict(sequences)
+        self._release_unnamed(attachment, named.keys(), attachment_id if last_answer is None else last_answer)
         for sequence_id in attachment.sequence_ids:
             lease = self._leases[sequence_id]
             if lease.right is Right.OWNED and now_s - lease.granted_at_s < self._settings.lease_s:
                 lease.ends_at_s = now_s + self._settings.lease_s
         lost: list[str] = []
-        for sequence_id, epoch in sequences:
+        for sequence_id, epoch in named.items():
             try:
                 lease = self._owned(attachment_id, sequence_id, epoch)
             except ForebayError:
                 lost.append(sequence_id)
             else:
                 lease.ends_at_s = now_s + self._settings.lease_s
-        return lost
+        return Renewal(self._next_number(), tuple(lost))
 
     def expire(self, now_s: float) -> Effects:
-        """Ends leases that ran out, and releases what nobody may write any more. To be called a few times a second."""
+        """Fences what is not renewed, and releases what waited for a taker. To be called a few times a second."""
         revoked: dict[int, list[str]] = {}
+        overdue: Counter[WorkerProcess] = Counter()
         for lease in [lease for lease in self._leases.values() if lease.ends_at_s <= now_s]:
             if lease.right is Right.OWNED:
                 revoked.setdefault(lease.attachment_id, []).append(lease.sequence_id)
                 self._fence(lease)
-            if lease.ends_at_s <= now_s:
+            elif lease.right is not Right.FENCED:
                 self._release(lease)
-        return Effects(revoked=tuple(Revoked(owner, tuple(ids)) for owner, ids in revoked.items()))
+            elif not lease.is_overdue:
+                lease.is_overdue = True
+                overdue[self._attachments.process(lease.attachment_id)] += len(lease.block_ids)
+        return Effects(
+            revoked=tuple(Revoked(owner, tuple(ids)) for owner, ids in revoked.items()),
+            overdue=tuple(OverdueFence(process, block_count) for process, block_count in overdue.items()),
+        )
 
     def find(self, block_hash: bytes) -> Tier | None:
         """Tier in which a sealed block is held. Changes no recency."""
@@ -309,8 +338,18 @@ class BlockLedger:
         return Grant(lease.epoch, tuple(lease.block_ids), len(lease.hashes), promoted_count, log.effects())
 
     def _fence(self, lease: SequenceLease) -> None:
-        lease.right = Right.FENCED
+        lease.right, lease.fence_number = Right.FENCED, self._next_number()
         lease.ends_at_s += self._settings.grace_s
+
+    def _release_unnamed(self, attachment: Attachment, named: Collection[str], known_number: int) -> None:
+        """Releases what this worker's process let go of: fences raised before `known_number` that it does not name.
+
+        By id, not epoch: a worker that may still write under an older epoch must not lose the blocks either.
+        """
+        for sequence_id in self._attachments.sequences_of(attachment.process):
+            lease = self._leases[sequence_id]
+            if lease.right is Right.FENCED and lease.fence_number < known_number and sequence_id not in named:
+                self._release(lease)
 
     def _supersede(self, lease: SequenceLease) -> None:
         if lease.right is Right.ORPHANED:

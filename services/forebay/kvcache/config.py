@@ -19,8 +19,14 @@ class KvCacheSettings(ServiceSettings):
     host_bytes: int = Field(256 * 2**20, ge=0, description="shared memory for blocks evicted from there; 0: none")
     lease_s: float = Field(10.0, ge=0.1, le=3600, description="seconds a worker's right lasts after its renewal")
     offer_s: float = Field(
-        DEFAULT_OFFER_S, ge=0.1, le=3600, description="seconds a handed-over sequence waits for its next owner"
+        DEFAULT_OFFER_S,
+        ge=0.1,
+        le=3600,
+        description="seconds a sequence that was handed over, or whose worker died, waits for its next owner",
     )
     grace_s: float = Field(
-        2.0, ge=0, le=3600, description="seconds after a lease in which its last step may still write"
+        2.0,
+        ge=0,
+        le=3600,
+        description="seconds after a lost lease until a worker that still holds its blocks is reported",
     )

@@ -5,6 +5,7 @@ operation, its copies and the numbers of its events are one step to everybody el
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,11 +13,13 @@ from typing import Protocol
 from forebay.errors import DrainingError, InvalidFieldError
 from forebay.kv.attachments import WorkerProcess
 from forebay.kv.effects import Effects, IndexEvent, Revoked
-from forebay.kv.grant import Grant, Sealed, SealEntry
+from forebay.kv.grant import Grant, Renewal, Sealed, SealEntry
 from forebay.kv.ledger import BlockLedger, LedgerStats
 from forebay.kv.tier import Tier
 from forebay.kv.tiered_store import TIERS
 from forebay.kvcache.mover import BlockMover
+
+_log = logging.getLogger(__name__)
 
 News = asyncio.Queue[Revoked | None]
 """What an attachment is to be told; None: the service ends it."""
@@ -77,7 +80,7 @@ class KvNode:
     def detach(self, attachment_id: int, process: WorkerProcess) -> None:
         """The attachment's stream has ended, for whatever reason."""
         self._news.pop(attachment_id, None)
-        self._ledger.detach(attachment_id, process_is_gone=not self._is_alive(process))
+        self._ledger.detach(attachment_id, self._clock(), process_is_gone=not self._is_alive(process))
 
     def begin(self, attachment_id: int, sequence_id: str, prefix_hashes: Sequence[bytes], block_count: int) -> Grant:
         """As BlockLedger.begin. Errors also: DrainingError."""
@@ -110,9 +113,11 @@ class KvNode:
         """As BlockLedger.release."""
         return self._ledger.release(attachment_id, sequences)
 
-    def renew(self, attachment_id: int, sequences: Iterable[tuple[str, int]]) -> list[str]:
+    def renew(
+        self, attachment_id: int, sequences: Iterable[tuple[str, int]], last_answer: int | None = None
+    ) -> Renewal:
         """As BlockLedger.renew."""
-        return self._ledger.renew(attachment_id, sequences, self._clock())
+        return self._ledger.renew(attachment_id, sequences, self._clock(), last_answer)
 
     def find(self, block_hash: bytes) -> Tier | None:
         """Tier in which a sealed block is held."""
@@ -153,17 +158,25 @@ class KvNode:
         for revoked in effects.revoked:
             if revoked.attachment_id in self._news:
                 self._news[revoked.attachment_id].put_nowait(revoked)
+        for fence in effects.overdue:
+            _log.warning(
+                "worker %s (pid %d) lost its right to %d KV blocks, but has not said that it writes to them no more;"
+                " they stay out of use until it does, or ends",
+                fence.process.worker_id,
+                fence.process.pid,
+                fence.block_count,
+            )
 
     def _look_at_writer(self, sequence_id: str) -> None:
         """A worker killed a moment ago must not keep its sequence from the next until somebody looks."""
         writer = self._ledger.writer_of(sequence_id)
         if writer is not None and not self._is_alive(writer[1]):
-            self._ledger.detach(writer[0], process_is_gone=True)
+            self._ledger.detach(writer[0], self._clock(), process_is_gone=True)
 
     def _look_for_dead(self) -> None:
         for attachment_id, process in self._ledger.processes():
             if not self._is_alive(process):
-                self._ledger.detach(attachment_id, process_is_gone=True)
+                self._ledger.detach(attachment_id, self._clock(), process_is_gone=True)
 
     def _refuse_if_draining(self) -> None:
         if self._is_draining:

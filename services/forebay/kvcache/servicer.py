@@ -101,7 +101,7 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
         self, request: kvcache_pb2.FindMissingBlocksRequest, context: ServicerContext[Any, Any]
     ) -> kvcache_pb2.FindMissingBlocksResponse:
         if len(request.block_hashes) > MAX_FIND_HASHES:
-            raise InvalidFieldError(f"at most {MAX_FIND_HASHES} at once", field="block_hashes")
+            raise InvalidFieldError(f"at most {MAX_FIND_HASHES} blocks can be asked for at once", field="block_hashes")
         found = [(one, self._node.find(one)) for one in wire.checked_hashes(request.block_hashes, "block_hashes")]
         return kvcache_pb2.FindMissingBlocksResponse(
             missing_block_hashes=[one for one, tier in found if tier is None],
@@ -121,8 +121,9 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
     async def RenewLease(
         self, request: kvcache_pb2.RenewLeaseRequest, context: ServicerContext[Any, Any]
     ) -> kvcache_pb2.RenewLeaseResponse:
-        lost = self._node.renew(request.attachment_id, wire.sequence_epochs(request.sequences))
-        return kvcache_pb2.RenewLeaseResponse(lost_sequence_ids=lost)
+        last_answer = request.last_answer if request.HasField("last_answer") else None
+        renewal = self._node.renew(request.attachment_id, wire.sequence_epochs(request.sequences), last_answer)
+        return kvcache_pb2.RenewLeaseResponse(lost_sequence_ids=renewal.lost, answer_number=renewal.number)
 
     async def GetStats(
         self, request: kvcache_pb2.GetStatsRequest, context: ServicerContext[Any, Any]
@@ -210,7 +211,7 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
                 extend = request.extend
                 return self._node.extend(attachment_id, sequence_id, extend.epoch, extend.block_count)
             case _:
-                raise InvalidFieldError("must say what is wanted", field="grant")
+                raise InvalidFieldError("exactly one of new_sequence, take_over and extend must be set", field="grant")
 
     def _sealed(self, attachment_id: int, entry: kvcache_pb2.SealEntry) -> kvcache_pb2.SealResult:
         try:
