@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import pytest
+
 from forebay.engine.scheduler import Failed, Finished, Limits, NewToken, Scheduler
 from forebay.engine.types import Sampled, SamplingParams, Sequence, Slice
 from forebay.errors import WorkerLostError
@@ -138,6 +140,20 @@ async def test_without_the_right_to_write_nothing_is_computed() -> None:
         await until(lambda: len(rig.outcomes(Failed)) == 2)
         assert {type(one.error) for one in rig.outcomes(Failed)} == {WorkerLostError}
         assert rig.engine.steps == 0
+
+
+@pytest.mark.parametrize("max_tokens", [1, 3])
+async def test_nothing_is_told_of_a_step_that_outlived_the_right_to_write(max_tokens: int) -> None:
+    has_right = True
+    async with started(may_write=lambda: has_right) as rig:
+        rig.engine.gate.clear()
+        rig.thread.submit(Add(sequence(max_tokens=max_tokens), 0))
+        await until(lambda: rig.engine.steps == 1)
+        has_right = False
+        rig.engine.gate.set()
+        await until(lambda: rig.reports)
+        (report,) = rig.reports
+        assert [(type(one), type(one.error)) for one in report.outcomes] == [(Failed, WorkerLostError)]
 
 
 async def test_a_sequence_that_cannot_be_added_fails() -> None:

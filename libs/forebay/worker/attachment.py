@@ -95,10 +95,10 @@ class KvLink:
         self.address = address
         self.attachment: Attachment | None = None
         self.owned_epochs: dict[str, int] = {}  # by sequence id
-        self.lost_epochs: dict[str, int] = {}  # of sequences whose user has not yet let go
+        self.lost_epochs: dict[str, int] = {}  # of sequences that a step may still be writing to
         self._request = request
         self._listener = listener
-        self._clock = clock
+        self.clock = clock
         self._lease_ends_s = float("-inf")
         self._channel = open_channel(address)
         self.stub = kvcache_pb2_grpc.KvCacheServiceStub(self._channel)
@@ -107,7 +107,7 @@ class KvLink:
 
     def is_lease_valid(self) -> bool:
         """Whether the worker may write now. Callable from any thread."""
-        return self._clock() < self._lease_ends_s
+        return self.clock() < self._lease_ends_s
 
     async def open(self, timeout_s: float = ATTACH_TIMEOUT_S) -> Attachment:
         """Attaches for the first time. Raises StartError when refused, or when the service stays away."""
@@ -171,7 +171,7 @@ class KvLink:
         self.lose(list(self.owned_epochs))
 
     async def _attach_once(self, first: "asyncio.Future[Attachment]") -> None:
-        asked_s = self._clock()
+        asked_s = self.clock()
         renewal: asyncio.Task[None] | None = None
         call = self.stub.AttachWorker(self._request, timeout=_OPEN_ENDED_S)
         try:
@@ -195,11 +195,15 @@ class KvLink:
 
     async def _renew(self, attachment: Attachment) -> None:
         """Renews until the service says that it does not know us, or the lease has run out unanswered."""
+        last_answer: int | None = None
         while True:
             await asyncio.sleep(attachment.renew_interval_s)
-            asked_s = self._clock()
+            asked_s = self.clock()
             request = kvcache_pb2.RenewLeaseRequest(
-                attachment_id=attachment.attachment_id, sequences=sequence_epochs(self.owned_epochs.items())
+                attachment_id=attachment.attachment_id,
+                # Lost ones too: a step may still write to them, and what is not named is given to others.
+                sequences=sequence_epochs((self.lost_epochs | self.owned_epochs).items()),
+                last_answer=last_answer,
             )
             try:
                 with translated():
@@ -211,10 +215,11 @@ class KvLink:
                 if not self.is_lease_valid():
                     self.detach()
             else:
-                self._lease_ends_s = asked_s + attachment.lease_s
+                last_answer = response.answer_number
                 asked = {one.sequence_id: one.epoch for one in request.sequences}
                 # A sequence that was released and began anew meanwhile is not the one the answer is about.
                 self.lose(one for one in response.lost_sequence_ids if self.owned_epochs.get(one) == asked.get(one))
+                self._lease_ends_s = asked_s + attachment.lease_s
 
 
 def sequence_epochs(epochs: Iterable[tuple[str, int]]) -> list[kvcache_pb2.SequenceEpoch]:

@@ -91,7 +91,8 @@ class Cores(Protocol):
 class EngineThread:
     """Runs steps while there is something to compute, and sleeps otherwise.
 
-    `may_write` is asked before each step: when it says no, all sequences fail with WORKER_LOST.
+    `may_write` is asked before each step, and after it, since a step may take however long: when it says no, all
+    sequences fail with WORKER_LOST, and nothing of the step is told.
     """
 
     def __init__(
@@ -195,7 +196,8 @@ class EngineThread:
     def _step(self, slices: list[Slice]) -> list[Outcome]:
         self._engine.use_threads(self._cores.enter())
         try:
-            return self._scheduler.complete(slices, self._engine.step(slices))
+            sampled = self._engine.step(slices)
+            return self._scheduler.complete(slices, sampled) if self._may_write() else self._fail_all()
         except Exception:
             _log.exception("a step of %d sequences failed", len(slices))
             return self._scheduler.fail(slices, ForebayError("internal error; the worker's log says more"))

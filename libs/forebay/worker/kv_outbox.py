@@ -1,7 +1,7 @@
 """Seals and releases that nobody waits for: collected while a call is under way, sent in order, tried again.
 
 Knows neither tokens nor why a sequence ended. A seal that is lost costs a cache entry; a release that is lost would
-cost memory until its lease ends, so releases are kept until they are answered.
+cost memory for a lease and two heartbeats, so releases are kept until they are answered.
 """
 
 import asyncio

@@ -82,11 +82,15 @@ class KvRights:
     async def extend(self, sequence_id: str, block_count: int) -> BlockGrant:
         """Adds so many blocks to a sequence of this worker. Raises KvExhaustedError, WorkerLostError."""
         extend = kvcache_pb2.Extend(epoch=self._epoch(sequence_id), block_count=block_count)
+        request = kvcache_pb2.AcquireBlocksRequest(sequence_id=sequence_id, extend=extend)
         try:
-            return await self._acquire(kvcache_pb2.AcquireBlocksRequest(sequence_id=sequence_id, extend=extend))
+            grant = await self._ask(request, self._attachment())
         except (StaleEpochError, UnknownSequenceError):
             self._link.lose([sequence_id])
             raise lost() from None
+        if self._link.owned_epochs.get(sequence_id) != grant.epoch:
+            raise lost()
+        return grant
 
     async def hand_over(self, sequence_id: str, first_block_index: int, block_hashes: list[bytes]) -> int:
         """Seals these blocks and stops writing; returns the epoch with which another worker takes the sequence over.
@@ -161,13 +165,22 @@ class KvRights:
             raise
 
     async def _acquire(self, request: kvcache_pb2.AcquireBlocksRequest) -> BlockGrant:
-        attachment = self._attachment()
+        """Makes a sequence this worker's."""
+        attachment, asked_s = self._attachment(), self._link.clock()
+        grant = await self._ask(request, attachment)
+        if self._link.attachment is not attachment:
+            raise lost()
+        if self._link.clock() - asked_s >= attachment.lease_s:
+            # The service may have taken it back, because the heartbeats since then did not name it.
+            self._outbox.release(request.sequence_id, grant.epoch)
+            raise lost()
+        self._link.owned_epochs[request.sequence_id] = grant.epoch
+        return grant
+
+    async def _ask(self, request: kvcache_pb2.AcquireBlocksRequest, attachment: Attachment) -> BlockGrant:
         request.attachment_id = attachment.attachment_id
         with self._answered():
             response = await self._link.stub.AcquireBlocks(request, timeout=CALL_TIMEOUT_S)
-        if self._link.attachment is not attachment:
-            raise lost()
-        self._link.owned_epochs[request.sequence_id] = response.epoch
         return BlockGrant(
             epoch=response.epoch,
             block_ids=tuple(response.block_ids),

@@ -36,9 +36,10 @@ class GatedServicer(KvCacheServicer):
 
     def __init__(self, node: KvNode, identity: NodeIdentity) -> None:
         super().__init__(node, identity)
-        self.acquire_gate, self.seal_gate = asyncio.Event(), asyncio.Event()
-        self.acquire_gate.set()
-        self.seal_gate.set()
+        self.acquire_gate, self.seal_gate, self.renew_gate = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        for gate in (self.acquire_gate, self.seal_gate, self.renew_gate):
+            gate.set()
+        self.heartbeats: list[kvcache_pb2.RenewLeaseRequest] = []
 
     async def AcquireBlocks(
         self, request: kvcache_pb2.AcquireBlocksRequest, context: Any
@@ -50,6 +51,12 @@ class GatedServicer(KvCacheServicer):
     async def SealBlocks(self, request: kvcache_pb2.SealBlocksRequest, context: Any) -> kvcache_pb2.SealBlocksResponse:
         response = await super().SealBlocks(request, context)
         await self.seal_gate.wait()
+        return response
+
+    async def RenewLease(self, request: kvcache_pb2.RenewLeaseRequest, context: Any) -> kvcache_pb2.RenewLeaseResponse:
+        response = await super().RenewLease(request, context)
+        self.heartbeats.append(request)
+        await self.renew_gate.wait()
         return response
 
 

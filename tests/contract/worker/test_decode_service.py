@@ -139,8 +139,11 @@ ONE_TOKEN = SamplingParams(max_tokens=1, seed=0)
 @pytest.fixture
 def start(start_kvcache: Start) -> Start:
     @asynccontextmanager
-    async def _start(blocks: int = 64, **options: Any) -> AsyncIterator[Rig]:
-        async with start_kvcache(blocks=blocks) as kvcache, attached_worker(kvcache.address, **options) as worker:
+    async def _start(blocks: int = 64, lease_s: float = 60, **options: Any) -> AsyncIterator[Rig]:
+        async with (
+            start_kvcache(blocks=blocks, lease_s=lease_s) as kvcache,
+            attached_worker(kvcache.address, **options) as worker,
+        ):
             servicer = DecodeServicer(worker.runner, MODEL, kvcache.node_id)
             register = decode_pb2_grpc.add_DecodeServiceServicer_to_server
             async with served(register, servicer, "forebay.v1.DecodeService") as channel:
@@ -459,6 +462,22 @@ async def test_what_a_broken_attachment_lost_is_released_after_the_next(start: S
         engine.gate.set()
         await until(rig.kvcache.is_all_released)
         assert (await rig.link.generate("next")).tokens == continuation(PROMPT, 10)
+
+
+async def test_what_a_step_may_still_write_is_named_however_long_that_takes(start: Start) -> None:
+    async with start(lease_s=0.4) as rig:
+        rig.worker.engine.gate.clear()
+        await rig.link.start()
+        await until(lambda: rig.worker.link.owned_epochs)
+        engine, heartbeats = rig.worker.engine, rig.kvcache.servicer.heartbeats
+        rig.kvcache.node.end_attachments()
+        assert (await rig.link.end_of()).last.error.reason == "WORKER_LOST"
+        await until(lambda: rig.worker.engine is not engine)
+        heard = len(heartbeats)
+        await until(lambda: len(heartbeats) > heard + 8)  # two leases
+        assert rig.kvcache.stats().sequences == 1
+        engine.gate.set()
+        await until(rig.kvcache.is_all_released)
 
 
 async def test_batch_waits_behind_realtime(start: Start) -> None:

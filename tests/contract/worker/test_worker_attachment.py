@@ -1,5 +1,6 @@
 """A worker's attachment: refused at start with one line that helps, renewed, and lost with its lease."""
 
+import asyncio
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from forebay.testing.waiting import until
 from forebay.v1 import kvcache_pb2
 from forebay.worker.arena_map import map_segment
 from forebay.worker.attachment import KvLink, attach_request
+from forebay.worker.kv_rights import KvRights
 
 Start = Callable[..., Any]
 
@@ -89,6 +91,64 @@ async def test_a_lease_that_is_not_renewed_ends_before_the_service_gives_it_away
         assert listener.lost == ["s"]
         assert link.is_lease_valid()
         await link.close()
+
+
+async def test_a_lease_counts_from_the_question_not_from_a_late_answer(start_kvcache: Start) -> None:
+    now_s = 0.0
+    async with start_kvcache(lease_s=4) as kvcache:  # asks again each second, by the real clock
+        link = KvLink(
+            kvcache.address, attach_request("w", Role.DECODE, MODEL.digest, LAYOUT), Listener(), lambda: now_s
+        )
+        await link.open(timeout_s=5)
+        kvcache.servicer.renew_gate.clear()
+        now_s = 1.0
+        await until(lambda: kvcache.servicer.heartbeats)
+        now_s = 4.5
+        assert not link.is_lease_valid()
+        kvcache.servicer.renew_gate.set()
+        await until(link.is_lease_valid)
+        now_s = 5.0
+        assert not link.is_lease_valid()
+        await link.close()
+
+
+async def test_a_grant_whose_answer_took_a_lease_is_not_used(start_kvcache: Start) -> None:
+    now_s = 0.0
+    async with start_kvcache(lease_s=60) as kvcache:
+        link = KvLink(
+            kvcache.address, attach_request("w", Role.DECODE, MODEL.digest, LAYOUT), Listener(), lambda: now_s
+        )
+        await link.open(timeout_s=5)
+        rights = KvRights(link)
+        rights.start()
+        kvcache.servicer.acquire_gate.clear()
+        asking = asyncio.create_task(rights.acquire("s", [], 2))
+        await until(lambda: kvcache.stats().sequences == 1)
+        now_s = 60.0
+        kvcache.servicer.acquire_gate.set()
+        with pytest.raises(WorkerLostError):
+            await asking
+        assert not rights.owns("s")
+        await until(kvcache.is_all_released)
+        await rights.close()
+        await link.close()
+
+
+async def test_a_grant_whose_answer_was_lost_is_freed_by_the_heartbeats_that_do_not_name_it(
+    start_kvcache: Start,
+) -> None:
+    async with start_kvcache(lease_s=0.4) as kvcache, attached_worker(kvcache.address) as worker:
+        await worker.rights.acquire("known", [], 2)
+        await worker.link.stub.AcquireBlocks(
+            kvcache_pb2.AcquireBlocksRequest(
+                attachment_id=worker.link.attachment.attachment_id,
+                sequence_id="unknown",
+                new_sequence=kvcache_pb2.NewSequence(block_count=3),
+            )
+        )
+        await until(lambda: kvcache.stats().tiers[0].leased == 2)
+        assert worker.rights.owns("known")
+        worker.rights.release("known")
 
 
 async def test_a_lost_sequence_cannot_be_extended(start_kvcache: Start) -> None:
