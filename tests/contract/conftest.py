@@ -31,16 +31,16 @@ class RouterUnderTest:
     stub: "router_pb2_grpc.RouterServiceAsyncStub"
 
 
-RouterFor = Callable[[ScriptedFleet], AbstractAsyncContextManager[RouterUnderTest]]
+RouterFor = Callable[..., AbstractAsyncContextManager[RouterUnderTest]]
 
 
 @asynccontextmanager
-async def _router_for(fleet: ScriptedFleet) -> AsyncIterator[RouterUnderTest]:
+async def _router_for(fleet: ScriptedFleet, max_request_s: float = 3600.0) -> AsyncIterator[RouterUnderTest]:
     connection = Connection()  # never opened: members come from the fleet directly
     links, index, loads = FleetLinks(), PrefixIndex(), LoadView(connection)
     links.update(fleet.members)
     generations = Generations(links, Planner(index, loads, lambda: links.snapshot))
-    servicer = RouterServicer(generations, FleetView(connection), loads)
+    servicer = RouterServicer(generations, FleetView(connection), loads, max_request_s)
     server = Server("127.0.0.1:0")
     server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, "forebay.v1.RouterService")
     address = await server.start()
@@ -54,5 +54,5 @@ async def _router_for(fleet: ScriptedFleet) -> AsyncIterator[RouterUnderTest]:
 
 @pytest.fixture
 def router_for() -> RouterFor:
-    """`async with router_for(fleet) as router`: a router before this fleet."""
+    """`async with router_for(fleet) as router`: a router before this fleet; `max_request_s` as its setting."""
     return _router_for

@@ -47,7 +47,9 @@ class Script:
     has_token: asyncio.Event = field(default_factory=_set)  # prefill waits for these
     has_manifest: asyncio.Event = field(default_factory=_set)
     has_encoded: asyncio.Event = field(default_factory=_set)
-    held_after: int | None = None  # decode stops here, counted over all tokens, until cancelled
+    held_after: int | None = None  # decode stops here, counted over all tokens, until cancelled or
+    goes_on: asyncio.Event = field(default_factory=asyncio.Event)
+    has_cancelled: asyncio.Event = field(default_factory=_set)  # a cancelled sequence's last word waits for it
 
 
 class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
@@ -232,10 +234,15 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
                     self._prefill.offered.discard(start.request_id)
                 tasks[start.request_id] = asyncio.create_task(self._say(start, outputs))
             else:
-                self.cancels.append(command.cancel.request_id)
-                if command.cancel.request_id in self.running:
-                    tasks[command.cancel.request_id].cancel()
-                    outputs.put_nowait(self._last(command.cancel.request_id, common_pb2.FINISH_REASON_CANCELLED))
+                request_id = command.cancel.request_id
+                self.cancels.append(request_id)
+                if request_id in self.running:
+                    tasks[request_id].cancel()
+                    tasks[request_id] = asyncio.create_task(self._end(request_id, outputs))
+
+    async def _end(self, request_id: str, outputs: "asyncio.Queue[decode_pb2.SequenceOutput]") -> None:
+        await self._script.has_cancelled.wait()
+        outputs.put_nowait(self._last(request_id, common_pb2.FINISH_REASON_CANCELLED))
 
     async def _say(self, start: decode_pb2.StartSequence, outputs: "asyncio.Queue[decode_pb2.SequenceOutput]") -> None:
         if self._script.decode_error is not None:
@@ -245,7 +252,7 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
             return
         for index in range(len(start.emitted_token_ids), len(self._script.output)):
             if index == self._script.held_after:
-                await asyncio.Event().wait()
+                await self._script.goes_on.wait()
             token_id = ord(self._script.output[index])
             reason = _reason(self._script, index + 1, start.sampling)
             output = self._last(start.request_id, reason) if reason else decode_pb2.SequenceOutput()

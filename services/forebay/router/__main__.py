@@ -57,7 +57,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         closing.push_async_callback(links.close)
 
         generations = Generations(links, Planner(index, loads, lambda: links.snapshot))
-        servicer = RouterServicer(generations, fleet, loads)
+        servicer = RouterServicer(generations, fleet, loads, settings.max_request_s)
         server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, SERVICE)
         address = await server.start()
         await _either(fleet.wait_loaded(), stop.wait())

@@ -13,3 +13,6 @@ class RouterSettings(ServiceSettings):
     prefix_index_capacity: int = Field(
         DEFAULT_CAPACITY, ge=1, description="most block hashes remembered, about 250 bytes each"
     )
+    max_request_s: float = Field(
+        3600.0, gt=0, le=86_400, description="seconds after which a request is ended, whatever its own deadline"
+    )

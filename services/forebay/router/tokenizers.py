@@ -26,15 +26,25 @@ from forebay.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 
 _log = logging.getLogger(__name__)
 
-ENCODE_TIMEOUT_S: Final = 2.0  # while another replica is left to ask
-LAST_ENCODE_TIMEOUT_S: Final = 10.0
-ENCODE_BYTES_PER_S: Final = 200_000  # both are longer for a long text: far slower than a replica that is alive
+ENCODE_BYTES_PER_S: Final = 200_000  # far slower than a replica that is alive
 DESCRIBE_TIMEOUT_S: Final = 2.0
 DESCRIBE_RETRY_S: Final = 0.5
-REPLAY_WAIT_S: Final = 5.0
 RETRY_AFTER_S: Final = 1.0
 
 _LOST_CODES: Final = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.UNKNOWN})
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long replicas are waited for, seconds.
+
+    encode_s: for an answer, while another replica is left to ask; last_encode_s: when none is. Longer for a long text.
+    replay_s: for a replica, by a token stream that lost its own.
+    """
+
+    encode_s: float = 2.0
+    last_encode_s: float = 10.0
+    replay_s: float = 5.0
 
 
 @dataclass(slots=True)
@@ -71,14 +81,11 @@ class _Replica:
 
 
 class Tokenizers:
-    """All replicas of the fleet; `on_state` is called when what is usable may have changed.
+    """All replicas of the fleet; `on_state` is called when what is usable may have changed."""
 
-    A token stream whose replica was lost waits `replay_wait_s` for another.
-    """
-
-    def __init__(self, on_state: Callable[[], None], replay_wait_s: float = REPLAY_WAIT_S) -> None:
+    def __init__(self, on_state: Callable[[], None], patience: Patience | None = None) -> None:
         self._on_state = on_state
-        self._replay_wait_s = replay_wait_s
+        self._patience = patience or Patience()
         self._replicas: dict[str, _Replica] = {}
         self._stream_ids = itertools.count(1)
         self._link_of: dict[int, DetokenizeLink] = {}
@@ -109,7 +116,7 @@ class Tokenizers:
         lost: ForebayError | None = None
         usable = self._usable()
         for replica in usable:
-            patience_s = LAST_ENCODE_TIMEOUT_S if replica is usable[-1] else ENCODE_TIMEOUT_S
+            patience_s = self._patience.last_encode_s if replica is usable[-1] else self._patience.encode_s
             try:
                 return await replica.encode(request, patience_s + request.ByteSize() / ENCODE_BYTES_PER_S)
             except WorkerLostError as error:
@@ -182,8 +189,8 @@ class Tokenizers:
 
     def _wait_for_replica(self, stream: TokenStream) -> None:
         if stream not in self._orphans:
-            giving_up = asyncio.get_running_loop().call_later(self._replay_wait_s, self._give_up, stream)
-            self._orphans[stream] = giving_up
+            loop = asyncio.get_running_loop()
+            self._orphans[stream] = loop.call_later(self._patience.replay_s, self._give_up, stream)
 
     def _place_orphans(self) -> None:
         for stream in list(self._orphans):
