@@ -15,6 +15,7 @@ from nats.aio.subscription import Subscription
 from forebay.errors import ForebayError
 from forebay.events.connection import Connection
 from forebay.events.kv_cursor import Apply, Batch, KvCursor, RequestDump
+from forebay.tasks import end_task
 from forebay.v1 import events_pb2, kvcache_pb2
 
 _log = logging.getLogger(__name__)
@@ -101,8 +102,7 @@ class KvFollower:
         tasks = [node.dumping for node in self._nodes.values() if node.dumping is not None]
         self._nodes.clear()
         for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            await end_task(task)
         if self._subscription is not None:
             await self._connection.unsubscribe(self._subscription)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from forebay.events.connection import Connection
-from forebay.events.ending import end_task
+from forebay.tasks import end_task, within
 from forebay.v1 import events_pb2
 
 HEARTBEAT_INTERVAL_S: Final = 1.0
@@ -62,10 +62,7 @@ class KvEventPublisher:
     async def _run(self) -> None:
         while True:
             await self._send_waiting()
-            try:
-                async with asyncio.timeout(HEARTBEAT_INTERVAL_S):
-                    await self._wake.wait()
-            except TimeoutError:
+            if not await within(HEARTBEAT_INTERVAL_S, self._wake.wait()):
                 await self._send(self._next_number, ())
 
     async def _send_waiting(self) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Container, Mapping
-from contextlib import suppress
 from types import MappingProxyType
 from typing import Final
 
@@ -10,9 +9,9 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from forebay.events.connection import Connection
-from forebay.events.ending import end_task
 from forebay.fleet.member import Load
 from forebay.fleet.messages import load_from_proto, load_to_proto
+from forebay.tasks import end_task, within
 from forebay.v1 import events_pb2
 
 MIN_INTERVAL_S: Final = 0.1
@@ -52,9 +51,7 @@ class LoadPublisher:
             payload = load_to_proto(self._worker_id, self._load).SerializeToString()
             await self._connection.publish(f"forebay.load.{self._worker_id}", payload)
             await asyncio.sleep(MIN_INTERVAL_S)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(MAX_INTERVAL_S - MIN_INTERVAL_S):
-                    await self._wake.wait()
+            await within(MAX_INTERVAL_S - MIN_INTERVAL_S, self._wake.wait())
 
 
 class LoadView:

@@ -12,10 +12,10 @@ import nats.errors
 from nats.js.kv import KeyValue
 
 from forebay.events.connection import Connection
-from forebay.events.ending import end_task
 from forebay.fleet.bucket import RENEW_INTERVAL_S, TTL_S, open_bucket
 from forebay.fleet.member import Member
 from forebay.fleet.messages import member_to_proto
+from forebay.tasks import end_task, within
 
 _log = logging.getLogger(__name__)
 
@@ -65,9 +65,7 @@ class Registrar:
 
     async def _run(self) -> None:
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._interval_s):
-                    await self._wake.wait()
+            await within(self._interval_s, self._wake.wait())
             self._wake.clear()
             await self._renew()
 

@@ -12,11 +12,11 @@ from nats.js.kv import KeyValue
 
 from forebay.errors import ForebayError
 from forebay.events.connection import Connection
-from forebay.events.ending import end_task
 from forebay.fleet.bucket import TTL_S, open_bucket
 from forebay.fleet.member import Member
 from forebay.fleet.messages import member_from_proto
 from forebay.fleet.roster import Roster
+from forebay.tasks import end_task, within
 from forebay.v1 import events_pb2
 
 _log = logging.getLogger(__name__)
@@ -97,9 +97,7 @@ class FleetView:
                 if not is_failure_logged and self._connection.is_connected:
                     is_failure_logged = True
                     _log.warning("cannot follow the fleet: %s; trying again", error or type(error).__name__)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(RETRY_S):
-                        await self._restart.wait()
+                await within(RETRY_S, self._restart.wait())
             finally:
                 self._is_synced = False
 

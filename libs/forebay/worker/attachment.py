@@ -25,6 +25,7 @@ from forebay.kv.tier import Tier
 from forebay.role import Role
 from forebay.rpc.channel import open_channel
 from forebay.rpc.status import translated
+from forebay.tasks import end_task
 from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
 from forebay.wire.kv_rights import segment_from_proto
 from forebay.wire.layout import layout_to_proto
@@ -143,8 +144,7 @@ class KvLink:
         """Ends the attachment."""
         for task in (self._task, self._stream_task):
             if task is not None:
-                task.cancel()
-                await asyncio.wait([task])
+                await end_task(task)
         await self._channel.close()
 
     async def _keep_attached(self, first: "asyncio.Future[Attachment]") -> None:

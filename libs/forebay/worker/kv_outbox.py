@@ -6,12 +6,12 @@ cost memory for a lease and two heartbeats, so releases are kept until they are 
 
 import asyncio
 import logging
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from forebay.errors import ForebayError, NotAttachedError
 from forebay.rpc.status import translated
+from forebay.tasks import end_task, within
 from forebay.v1 import kvcache_pb2
 from forebay.worker.attachment import KvLink, sequence_epochs
 
@@ -55,13 +55,9 @@ class KvOutbox:
 
     async def close(self) -> None:
         """Waits a moment for what is still to be sent, then stops."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._is_empty.wait()
+        await within(CLOSE_TIMEOUT_S, self._is_empty.wait())
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
 
     def start(self) -> None:
         """Begins to send. Needs a running loop; call it outside of any request, whose deadline is not this task's."""

@@ -10,6 +10,7 @@ from forebay.chips import chip_class_named
 from forebay.chips.kv_layout import layout_for
 from forebay.events.connection import connect
 from forebay.events.kv_publisher import KvEventPublisher
+from forebay.fleet.drain import drain
 from forebay.fleet.member import Member
 from forebay.fleet.registrar import Registrar
 from forebay.kv.layout import KvLayout
@@ -81,8 +82,9 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             ticker = group.create_task(tick(node), name="kv-tick")
             await stop.wait()
-            registrar.set_draining(True)
-            await drain(node, settings.drain_s)
+            node.drain()
+            await drain(server, registrar, idle(node), settings.drain_s)
+            node.end_attachments()
             ticker.cancel()
 
 
@@ -128,13 +130,10 @@ async def tick(node: KvNode) -> None:
         await asyncio.sleep(TICK_S)
 
 
-async def drain(node: KvNode, drain_s: float) -> None:
-    """Lets sequences end, for so many seconds; then ends the workers' attachments."""
-    node.drain()
-    deadline_s = time.monotonic() + drain_s
-    while node.stats().sequences and time.monotonic() < deadline_s:  # noqa: ASYNC110  # leases end by time too
+async def idle(node: KvNode) -> None:
+    """Returns when no sequence is left."""
+    while node.stats().sequences:  # noqa: ASYNC110  # leases end by time too, which tells nobody
         await asyncio.sleep(TICK_S)
-    node.end_attachments()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from forebay.events.connection import connect
 from forebay.events.kv_follower import KvFollower
+from forebay.fleet.drain import drain
 from forebay.fleet.load import LoadView
 from forebay.fleet.member import Member
 from forebay.fleet.registrar import Registrar
@@ -23,6 +24,7 @@ from forebay.router.servicer import RouterServicer
 from forebay.routing.prefix_index import PrefixIndex
 from forebay.rpc.server import Server
 from forebay.rpc.service import run
+from forebay.tasks import end_task
 from forebay.telemetry import spans
 from forebay.v1 import router_pb2_grpc
 
@@ -32,6 +34,8 @@ SPAN_NAMES: Final = {
     f"/{SERVICE}/GetFleet": None,
     f"/{SERVICE}/Cancel": None,
 }
+STOP_GRACE_S: Final = 0.2
+"""What is over may still write its last message."""
 
 
 async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
@@ -67,8 +71,9 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         await server.set_serving(True)
 
         await stop.wait()
-        registrar.set_draining(True)
-        await server.stop(settings.drain_s)
+        generations.running.drain()
+        await drain(server, registrar, generations.running.wait_idle(), settings.drain_s)
+        await server.stop(STOP_GRACE_S)
 
 
 async def _either(first: Coroutine[Any, Any, object], second: Coroutine[Any, Any, object]) -> None:
@@ -76,7 +81,7 @@ async def _either(first: Coroutine[Any, Any, object], second: Coroutine[Any, Any
     tasks = [asyncio.create_task(first), asyncio.create_task(second)]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
-        task.cancel()
+        await end_task(task)
 
 
 def _member(settings: RouterSettings, address: str) -> Member:

@@ -1,9 +1,13 @@
 """The requests that run now, by id, so that they can be ended from elsewhere and no id runs twice."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
-from forebay.errors import DuplicateRequestError, UnknownRequestError
+from forebay.errors import DrainingError, DuplicateRequestError, UnknownRequestError
+
+RETRY_AFTER_S: Final = 1.0
 
 
 class RunningRequests:
@@ -11,20 +15,41 @@ class RunningRequests:
 
     def __init__(self) -> None:
         self._cancels: dict[str, Callable[[], None]] = {}
+        self._is_draining = False
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
 
     def __len__(self) -> int:
         return len(self._cancels)
 
     @contextmanager
     def registered(self, request_id: str, cancel: Callable[[], None]) -> Iterator[None]:
-        """The request runs inside the block. Raises DuplicateRequestError when one of this id already does."""
+        """The request runs inside the block.
+
+        Raises:
+            DuplicateRequestError: one of this id already runs.
+            DrainingError: no new request is welcome.
+        """
+        if self._is_draining:
+            raise DrainingError("this router is stopping", retry_after_s=RETRY_AFTER_S)
         if request_id in self._cancels:
             raise DuplicateRequestError("a request with this id is running", field="request_id")
         self._cancels[request_id] = cancel
+        self._is_idle.clear()
         try:
             yield
         finally:
             del self._cancels[request_id]
+            if not self._cancels:
+                self._is_idle.set()
+
+    def drain(self) -> None:
+        """From now on new requests are refused."""
+        self._is_draining = True
+
+    async def wait_idle(self) -> None:
+        """Returns when no request runs."""
+        await self._is_idle.wait()
 
     def cancel(self, request_id: str) -> None:
         """Ends a request. Raises UnknownRequestError when none of this id runs."""

@@ -3,11 +3,12 @@
 import asyncio
 import os
 import time
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from importlib.metadata import version
 from typing import Final
 
 from forebay.events.connection import connect
+from forebay.fleet.drain import drain
 from forebay.fleet.member import Member
 from forebay.fleet.registrar import Registrar
 from forebay.models.default_model import resolve_model
@@ -51,12 +52,8 @@ async def serve(settings: TokenizerSettings, stop: asyncio.Event) -> None:
         await registrar.start()
         await server.set_serving(True)
         await stop.wait()
-        registrar.set_draining(True)
-        await server.set_serving(False)
         # Routers put new token streams elsewhere now, and replay there what is cut off.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(settings.drain_s):
-                await servicer.wait_idle()
+        await drain(server, registrar, servicer.wait_idle(), settings.drain_s)
         await server.stop(STOP_GRACE_S)
 
 
