@@ -26,7 +26,8 @@ def checked_process(request: kvcache_pb2.AttachWorkerRequest) -> WorkerProcess:
     """
     check_id(request.worker_id, "worker_id")
     if request.pid == 0 or request.process_start_ticks == 0:
-        raise InvalidFieldError("must be set", field="process_start_ticks" if request.pid else "pid")
+        field = "process_start_ticks" if request.pid else "pid"
+        raise InvalidFieldError(f"{field} must be set, to know when the worker's process is gone", field=field)
     if request.role not in _WORKER_NUMBERS:
         raise InvalidFieldError("only PREFILL and DECODE workers attach", field="role")
     return WorkerProcess(request.worker_id, request.pid, request.process_start_ticks)
@@ -35,7 +36,7 @@ def checked_process(request: kvcache_pb2.AttachWorkerRequest) -> WorkerProcess:
 def check_id(text: str, field: str) -> None:
     """Raises InvalidFieldError unless there is an id of bearable length."""
     if not 1 <= len(text) <= MAX_ID_CHARACTERS:
-        raise InvalidFieldError(f"must have 1 .. {MAX_ID_CHARACTERS} characters", field=field)
+        raise InvalidFieldError(f"{field} must have 1..{MAX_ID_CHARACTERS} characters", field=field)
 
 
 def checked_hashes(hashes: Sequence[bytes], field: str) -> list[bytes]:

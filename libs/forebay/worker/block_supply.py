@@ -5,10 +5,17 @@ Knows the KV rights; knows nothing of the engine.
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from forebay.errors import InvalidFieldError, KvExhaustedError
+from forebay.errors import (
+    InvalidFieldError,
+    KvExhaustedError,
+    StaleEpochError,
+    WorkerLostError,
+    WriterActiveError,
+)
 from forebay.worker.admission import DEFAULT_QUEUE_LENGTH, RETRY_AFTER_S
 from forebay.worker.kv_rights import BlockGrant, KvRights
 from forebay.worker.running_sequence import Offer
@@ -23,12 +30,14 @@ class Patience:
     """How many may wait, and for how long.
 
     queue_length: sequences before the batch; blocks_s: most seconds a new sequence waits for KV blocks; stuck_s:
-    seconds in which no sequence of the worker has room to go on, until the youngest fails.
+    seconds in which no sequence of the worker has room to go on, until the youngest fails; writer_s: most seconds a
+    sequence waits for its last writer to be gone.
     """
 
     queue_length: int = DEFAULT_QUEUE_LENGTH
     blocks_s: float = 5.0
     stuck_s: float = 1.0
+    writer_s: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +62,30 @@ class BlockSupply:
     async def begin(self, wish: Wish) -> BlockGrant:
         """Blocks of a new sequence.
 
-        Raises KvExhaustedError after `blocks_s`, or at once if the node can never give them.
+        Raises KvExhaustedError after `blocks_s`, or at once if the node can never give them; WorkerLostError when a
+        sequence of this id is still being written after `writer_s`.
         """
         in_all = self._rights.device_block_count
         if wish.needed_blocks > in_all:
-            raise KvExhaustedError(f"the sequence needs {wish.needed_blocks} KV blocks; this node has {in_all} in all")
+            raise KvExhaustedError(
+                f"the prompt needs {wish.needed_blocks} KV blocks and this node has {in_all} in all; shorten it or"
+                " raise --device-bytes of the KV-cache service"
+            )
         block_count = min(wish.wanted_blocks, in_all)
+
+        async def acquire() -> BlockGrant:
+            return await self._rights.acquire(wish.sequence_id, wish.prefix_hashes, block_count)
+
         if not self._queue.locked():
             try:
-                return await self._rights.acquire(wish.sequence_id, wish.prefix_hashes, block_count)
+                return await self._after_writer(acquire)
             except KvExhaustedError:
                 _log.debug("a sequence waits for KV blocks")
         try:
             async with asyncio.timeout(self._patience.blocks_s), self._queue:
                 while True:
                     try:
-                        return await self._rights.acquire(wish.sequence_id, wish.prefix_hashes, block_count)
+                        return await self._after_writer(acquire)
                     except KvExhaustedError:
                         await asyncio.sleep(RETRY_INTERVAL_S)
         except TimeoutError:
@@ -79,13 +96,37 @@ class BlockSupply:
     async def take_over(self, sequence_id: str, offer: Offer, wanted_blocks: int) -> BlockGrant:
         """Blocks of an offered sequence: when no further ones can be had now, those it has.
 
-        Raises StaleEpochError, UnknownSequenceError, WriterActiveError, and InvalidFieldError when it has fewer than
-        the offer's tokens fill.
+        Raises UnknownSequenceError; WorkerLostError when the offer went to another worker, or its last writer is not
+        gone after `writer_s`; InvalidFieldError when it has fewer than the offer's tokens fill.
         """
+
+        async def take_over() -> BlockGrant:
+            try:
+                return await self._rights.take_over(sequence_id, offer.epoch, wanted_blocks)
+            except KvExhaustedError:
+                return await self._rights.take_over(sequence_id, offer.epoch, 0)
+
         try:
-            grant = await self._rights.take_over(sequence_id, offer.epoch, wanted_blocks)
-        except KvExhaustedError:
-            grant = await self._rights.take_over(sequence_id, offer.epoch, 0)
+            grant = await self._after_writer(take_over)
+        except StaleEpochError:
+            raise WorkerLostError(
+                "the request's KV blocks have gone to another worker", retry_after_s=RETRY_AFTER_S
+            ) from None
         if len(grant.block_ids) * self._block_tokens < offer.token_count:
             raise InvalidFieldError("the sequence has fewer blocks than its tokens fill", field="manifest.token_count")
         return grant
+
+    async def _after_writer(self, ask: Callable[[], Awaitable[BlockGrant]]) -> BlockGrant:
+        """Asks until the sequence's last writer is gone, which takes a moment after it was killed."""
+        clock = asyncio.get_running_loop().time
+        give_up_s = clock() + self._patience.writer_s
+        while True:
+            try:
+                return await ask()
+            except WriterActiveError as error:
+                wait_s = error.retry_after_s or RETRY_INTERVAL_S
+                if clock() + wait_s > give_up_s:
+                    raise WorkerLostError(
+                        "a worker that was lost may still write this request's KV blocks", retry_after_s=RETRY_AFTER_S
+                    ) from None
+            await asyncio.sleep(wait_s)

@@ -93,7 +93,7 @@ class SequenceRunner:
         """Gets a place and blocks for a sequence and computes it while the block runs; at its exit all is given up.
 
         Leaving early cancels the sequence. Raises DrainingError, DuplicateRequestError, QueueFullError and
-        KvExhaustedError; with an offer StaleEpochError and WriterActiveError; WorkerLostError.
+        KvExhaustedError; WorkerLostError.
         """
         if self.is_draining:
             raise DrainingError("the worker is draining", retry_after_s=RETRY_AFTER_S)
@@ -277,7 +277,12 @@ class SequenceRunner:
         if is_stuck and self._clock() - self._stuck_since_s >= self._patience.stuck_s:
             self._stuck_since_s = self._clock()  # what the youngest holds takes a moment to come back
             youngest = max(inside, key=lambda one: one.arrival)
-            self._abort(youngest, KvExhaustedError("no KV blocks became free to go on", retry_after_s=RETRY_AFTER_S))
+            exhausted = KvExhaustedError(
+                "no KV blocks became free to go on; lower max_tokens, send fewer requests at once, or raise"
+                " --device-bytes of the KV-cache service",
+                retry_after_s=RETRY_AFTER_S,
+            )
+            self._abort(youngest, exhausted)
 
     def _abort(self, running: RunningSequence, error: ForebayError) -> None:
         """Takes a sequence out of the engine and fails it."""

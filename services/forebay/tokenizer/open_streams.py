@@ -37,7 +37,7 @@ class OpenStreams:
         if stream_id in self._streams:
             raise InvalidFieldError(f"stream {stream_id} is open already", field="items.open")
         if len(options.stop) > _MAX_STOP_STRINGS:
-            raise InvalidFieldError(f"more than {_MAX_STOP_STRINGS} stop strings", field="items.open.stop")
+            raise InvalidFieldError(f"at most {_MAX_STOP_STRINGS} stop strings can be given", field="items.open.stop")
         if not all(1 <= len(stop) <= _MAX_STOP_CHARACTERS for stop in options.stop):
             raise InvalidFieldError(f"a stop string has 1..{_MAX_STOP_CHARACTERS} characters", field="items.open.stop")
         self._stopped.pop(stream_id, None)
