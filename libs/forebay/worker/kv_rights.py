@@ -65,7 +65,7 @@ class KvRights:
     async def acquire(self, sequence_id: str, prefix_hashes: list[bytes], block_count: int) -> BlockGrant:
         """Begins a sequence with so many blocks, those found by their hashes included.
 
-        Raises KvExhaustedError, DuplicateRequestError, DrainingError, WorkerLostError.
+        Raises KvExhaustedError, DuplicateRequestError, WriterActiveError, DrainingError, WorkerLostError.
         """
         new = kvcache_pb2.NewSequence(prefix_hashes=prefix_hashes, block_count=block_count)
         return await self._begin(kvcache_pb2.AcquireBlocksRequest(sequence_id=sequence_id, new_sequence=new))

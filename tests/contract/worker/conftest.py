@@ -40,10 +40,12 @@ class GatedServicer(KvCacheServicer):
         for gate in (self.acquire_gate, self.seal_gate, self.renew_gate):
             gate.set()
         self.heartbeats: list[kvcache_pb2.RenewLeaseRequest] = []
+        self.acquires: list[kvcache_pb2.AcquireBlocksRequest] = []
 
     async def AcquireBlocks(
         self, request: kvcache_pb2.AcquireBlocksRequest, context: Any
     ) -> kvcache_pb2.AcquireBlocksResponse:
+        self.acquires.append(request)
         response = await super().AcquireBlocks(request, context)
         await self.acquire_gate.wait()
         return response

@@ -273,7 +273,7 @@ MANIFEST_CASES = [
     ({"token_count": 0}, "INVALID_FIELD", "manifest.token_count"),
     ({"token_count": 23}, "INVALID_FIELD", "manifest.token_count"),
     ({"sequence_id": "other"}, "INVALID_FIELD", "manifest.sequence_id"),
-    ({"epoch": 1}, "STALE_EPOCH", None),
+    ({"epoch": 1}, "WORKER_LOST", None),
 ]
 
 
@@ -293,6 +293,36 @@ async def test_a_manifest_that_is_not_for_this_worker_is_refused(
         if "epoch" in changes or "node_id" in changes:
             rig.worker.rights.decline("r", epoch)
         await until(rig.kvcache.is_all_released)
+
+
+@pytest.mark.parametrize("is_given_up", [True, False])
+async def test_a_sequence_that_is_still_written_is_waited_for_a_moment(start: Start, is_given_up: bool) -> None:
+    patience = Patience(writer_s=20 if is_given_up else 0.3)
+    async with start(patience=patience) as rig, attached_worker(rig.kvcache.address) as other:
+        offer = await rig.offer()
+        offer["manifest"].epoch = (await other.rights.take_over("r", offer["manifest"].epoch, 0)).epoch
+        asked = len(rig.kvcache.servicer.acquires)
+        await rig.link.start(**offer)
+        if is_given_up:
+            await until(lambda: len(rig.kvcache.servicer.acquires) >= asked + 3)
+            other.rights.release("r")
+        heard = await rig.link.end_of()
+        if is_given_up:
+            assert heard.tokens == continuation(PROMPT, 10)[1:]
+        else:
+            failure = from_failure(heard.last.error)
+            assert (failure.reason, failure.retry_after_s) == ("WORKER_LOST", 1.0)
+            other.rights.release("r")
+        await until(rig.kvcache.is_all_released)
+
+
+async def test_a_request_whose_id_is_still_written_is_told_to_come_again(start: Start) -> None:
+    async with start(patience=Patience(writer_s=0.3)) as rig:
+        async with attached_worker(rig.kvcache.address) as other:
+            await other.rights.acquire("r", [], 2)
+        await until(lambda: rig.kvcache.stats().attachments == 1)
+        assert (await rig.link.generate()).last.error.reason == "WORKER_LOST"
+        assert rig.kvcache.stats().sequences == 1, "this process lives, and has not said that it stopped"
 
 
 async def test_an_offer_that_ran_out_is_made_good_from_the_cache(start: Start) -> None:
