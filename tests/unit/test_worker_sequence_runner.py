@@ -1,0 +1,91 @@
+"""What the runner gives the engine's thread, and what it keeps from it."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from forebay.engine.scheduler import Limits
+from forebay.engine.types import SamplingParams
+from forebay.errors import WorkerLostError
+from forebay.testing.waiting import until
+from forebay.worker.block_supply import Patience
+from forebay.worker.engine_thread import Add, Cancel, Command, Report
+from forebay.worker.kv_rights import BlockGrant
+from forebay.worker.running_sequence import Offer, SequenceSpec
+from forebay.worker.sequence_runner import SequenceRunner
+
+
+@dataclass
+class FakeRights:
+    """Grants whatever is asked for."""
+
+    owned: set[str] = field(default_factory=set)
+    released: list[str] = field(default_factory=list)
+    device_block_count: int = 100
+
+    async def acquire(self, sequence_id: str, prefix_hashes: list[bytes], block_count: int) -> BlockGrant:
+        self.owned.add(sequence_id)
+        return BlockGrant(1, tuple(range(block_count)), 0, 0)
+
+    async def take_over(self, sequence_id: str, epoch: int, block_count: int) -> BlockGrant:
+        return await self.acquire(sequence_id, [], block_count)
+
+    def owns(self, sequence_id: str) -> bool:
+        return sequence_id in self.owned
+
+    def release(self, sequence_id: str) -> None:
+        self.owned.discard(sequence_id)
+        self.released.append(sequence_id)
+
+
+@dataclass
+class FakeThread:
+    """Remembers commands and obeys none."""
+
+    commands: list[Command] = field(default_factory=list)
+
+    def start(self, on_report: Callable[[Report], None]) -> None:
+        self.on_report = on_report
+
+    def submit(self, command: Command) -> None:
+        self.commands.append(command)
+
+    @property
+    def added(self) -> list[str]:
+        return [one.sequence.sequence_id for one in self.commands if isinstance(one, Add)]
+
+    def answer_cancels(self) -> None:
+        removed = tuple(one.sequence_id for one in self.commands if isinstance(one, Cancel))
+        self.on_report(Report((), removed, (), frozenset(), 0.0, 0.0))
+
+
+def spec(sequence_id: str, offer: Offer | None = None) -> SequenceSpec:
+    return SequenceSpec(sequence_id, [5] * 6, SamplingParams(max_tokens=9, seed=0), bytes(16), offer=offer)
+
+
+async def test_a_sequence_lost_while_it_waits_for_a_place_never_enters_the_engine() -> None:
+    rights, thread = FakeRights(), FakeThread()
+    runner = SequenceRunner(Limits(block_tokens=4, context_tokens=100, max_sequences=1), Patience(), lambda _: None)
+    runner.connect(rights, thread)
+
+    async def run(sequence: SequenceSpec) -> None:
+        async with runner.open(sequence, lambda token_id, logprobs: None) as running:
+            await running.ended()
+
+    first = asyncio.create_task(run(spec("first")))
+    await until(lambda: thread.added == ["first"])
+    second = asyncio.create_task(run(spec("second", Offer(epoch=1, token_count=6))))
+    await until(lambda: runner.queued_count == 1)
+    assert rights.owns("second"), "its blocks are taken before it waits"
+    rights.owned.discard("second")
+    runner.on_lost(frozenset({"second"}))
+    first.cancel()
+    await until(lambda: any(isinstance(one, Cancel) for one in thread.commands))
+    thread.answer_cancels()
+    with pytest.raises(WorkerLostError):
+        await second
+    assert thread.added == ["first"]
+    assert rights.released == ["first", "second"]
+    await runner.wait_idle()
