@@ -338,6 +338,10 @@ async def test_what_no_message_can_hold_is_refused_before_it_is_sent(free_addres
     with pytest.raises(InvalidFieldError) as caught:
         client.stream("x", messages=[])
     assert caught.value.field == "input"
+    for prompt, field in (("x" * 2**24, "text"), ([2**31] * 2**22, "tokens.token_ids")):
+        with pytest.raises(InvalidFieldError) as caught:
+            client.stream(prompt)
+        assert caught.value.field == field
     with pytest.raises(TypeError, match="tempertaure"):
         client.stream("x", tempertaure=1)  # type: ignore[call-arg]
 

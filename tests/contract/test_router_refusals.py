@@ -57,6 +57,8 @@ BAD_REQUESTS = {
     "template fails": ({"chat": chat("user", "break the template")}, TemplateFailedError, "chat.messages"),
     "token out of range": ({"tokens": tokens(1, 2, 128)}, TokenOutOfRangeError, "tokens.token_ids[2]"),
     "prompt too long": ({"text": "x" * 64}, ContextExceededError, "text"),
+    "more text than a message holds": ({"text": "x" * 2**22}, InvalidFieldError, "text"),
+    "more chat than a message holds": ({"chat": chat("user", "x" * 2**22)}, InvalidFieldError, "chat"),
     "prompt and max_tokens too long": (
         {"text": "x" * 60, "sampling": Sampling(max_tokens=5)},
         ContextExceededError,

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, TypedDict
 
 from forebay.client.completion import ExecutionMode
 from forebay.errors import InvalidFieldError, TokenOutOfRangeError
+from forebay.rpc.channel import MAX_MESSAGE_BYTES
 from forebay.v1 import common_pb2, router_pb2, tokenizer_pb2
 
 Prompt = str | Sequence[int]
@@ -101,6 +102,9 @@ def build_request(
     for name in _SAMPLING_FIELDS & given.keys():
         _set(request.sampling, name, given[name], f"sampling.{name}")
     _set_input(request, prompt, messages)
+    if request.ByteSize() > MAX_MESSAGE_BYTES:
+        field = "tokens.token_ids" if request.HasField("tokens") else request.WhichOneof("input") or "input"
+        raise InvalidFieldError(f"a request has at most {MAX_MESSAGE_BYTES} bytes", field=field)
     return request
 
 

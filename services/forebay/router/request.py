@@ -15,6 +15,7 @@ from forebay.wire import sampling
 from forebay.wire.mode import forced_mode_from_proto
 
 MAX_NAME_CHARACTERS: Final = 128
+MAX_INPUT_BYTES: Final = 4 * 1024 * 1024
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -49,6 +50,8 @@ def validate(message: router_pb2.GenerateRequest) -> Request:
     if message.HasField("slo"):
         raise NotServedYetError("service level objectives are not served yet; leave slo out", field="slo")
     encode_input, token_ids, input_field = _input(message)
+    if encode_input is not None and encode_input.ByteSize() > MAX_INPUT_BYTES:
+        raise InvalidFieldError(f"{input_field} has at most {MAX_INPUT_BYTES} bytes of UTF-8", field=input_field)
     sampling.validate(message.sampling)
     for name, text in (("tenant", message.tenant), ("cache_salt", message.cache_salt)):
         if len(text) > MAX_NAME_CHARACTERS:
