@@ -130,18 +130,3 @@ class BlockSupply:
                         "a worker that was lost may still write this request's KV blocks", retry_after_s=RETRY_AFTER_S
                     ) from None
             await asyncio.sleep(wait_s)
-
-    async def _after_writer(self, ask: Callable[[], Awaitable[BlockGrant]]) -> BlockGrant:
-        """Asks until the sequence's last writer is gone, which takes a moment after it was killed."""
-        clock = asyncio.get_running_loop().time
-        give_up_s = clock() + self._patience.writer_s
-        while True:
-            try:
-                return await ask()
-            except WriterActiveError as error:
-                wait_s = error.retry_after_s or RETRY_INTERVAL_S
-                if clock() + wait_s > give_up_s:
-                    raise WorkerLostError(
-                        "a worker that was lost may still write this request's KV blocks", retry_after_s=RETRY_AFTER_S
-                    ) from None
-            await asyncio.sleep(wait_s)
