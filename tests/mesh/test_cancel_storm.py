@@ -3,7 +3,7 @@
 import asyncio
 import random
 
-from forebay.client import AsyncClient
+from forebay.client import AsyncClient, RequestOptions
 from forebay.errors import ForebayError
 from forebay.mesh.readiness import health
 from forebay.rpc.channel import open_channel
@@ -24,21 +24,26 @@ async def test_a_storm_of_cancels_leaks_nothing(mesh: RunningMesh) -> None:
         async def ask(number: int) -> str:
             prompt = [numbers.randrange(1000, 40_000) for _ in range(numbers.choice((3, 31, 32, 33, 150, 400)))]
             async with places:
-                asked = client.generate(prompt, max_tokens=numbers.choice((1, 8, 40)), seed=number, tenant="storm")
+                options = RequestOptions(max_tokens=numbers.choice((1, 8, 40)), seed=number, tenant="storm")
                 if number not in doomed:
-                    await asked
+                    await client.generate(prompt, **options)
                     return "answered"
-                task = asyncio.ensure_future(asked)
+                options |= RequestOptions(max_tokens=200, ignore_eos=True)  # long enough to be cut off
+                task = asyncio.ensure_future(client.generate(prompt, **options))
                 await asyncio.wait([task], timeout=numbers.random() * 2)
                 task.cancel()
                 await asyncio.wait([task])
-                return "cancelled"
+                if task.cancelled():
+                    return "cancelled"
+                task.result()
+                return "too late"
 
         results = await asyncio.gather(*(ask(number) for number in range(REQUESTS)), return_exceptions=True)
 
     refused = [result for result in results if isinstance(result, BaseException)]
     assert not [one for one in refused if not isinstance(one, ForebayError)]
     assert results.count("answered") == REQUESTS - len(doomed), refused
+    assert results.count("cancelled") > len(doomed) / 2, refused
     await released(mesh)
     for service in mesh.record.services:
         assert await health(service.role, service.address) == "serving", service.name
