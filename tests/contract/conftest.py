@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from forebay.errors import NoWorkerError
 from forebay.events.connection import Connection
 from forebay.fleet.load import LoadView
 from forebay.fleet.view import FleetView
@@ -46,10 +47,18 @@ async def _router_for(fleet: ScriptedFleet, max_request_s: float = 3600.0) -> As
     address = await server.start()
     async with open_channel(address) as channel:
         if any(member.role.value == "tokenizer" for member in fleet.members.values()):
-            await until(lambda: links.tokenizers.is_ready)
+            await until(lambda: _knows_model(links))
         yield RouterUnderTest(links, index, generations, router_pb2_grpc.RouterServiceStub(channel))
     await server.stop(0)
     await links.close()
+
+
+def _knows_model(links: FleetLinks) -> bool:
+    try:
+        links.tokenizers.model()
+    except NoWorkerError:
+        return False
+    return True
 
 
 @pytest.fixture

@@ -182,7 +182,7 @@ def test_a_burst_between_two_reports_spreads() -> None:
     for number in range(40):
         chosen = plan(PlanRequest(10), fleet, {}, in_flight.loads(reported, counts), 0.0)
         in_flight.charge(chosen.decode_worker_id, f"r{number}", WorkerLoad(1, 10), 7)
-    assert [in_flight.request_count(f"d{i}") for i in range(4)] == [10] * 4
+    assert [in_flight.unseen(f"d{i}", 7) for i in range(4)] == [WorkerLoad(10, 100)] * 4
 
 
 def test_a_charge_counts_until_a_report_must_have_seen_it() -> None:
@@ -195,7 +195,7 @@ def test_a_charge_counts_until_a_report_must_have_seen_it() -> None:
     assert in_flight.loads({"d1": WorkerLoad(5, 0)}, {"d1": 5}) == {"d1": WorkerLoad(6, 70)}
     in_flight.release("d1", "r2")
     in_flight.release("d1", "r2")
-    assert in_flight.request_count("d1") == 1
+    assert in_flight.unseen("d1", 3) == WorkerLoad(1, 50)
     in_flight.release("d1", "r1")
     assert in_flight.loads({}, {}) == {}
 

@@ -48,10 +48,6 @@ class InFlight:
         if not charges:
             del self._charges[worker_id]
 
-    def request_count(self, worker_id: str) -> int:
-        """Requests of this router at the worker."""
-        return len(self._charges.get(worker_id, ()))
-
     def unseen(self, worker_id: str, report_count: int) -> WorkerLoad:
         """What the worker's `report_count`-th report may not contain."""
         total = WorkerLoad()

@@ -5,14 +5,13 @@ Knows no request and no plan.
 
 import asyncio
 import itertools
-import logging
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
 
-from forebay.errors import Code, ForebayError, NoWorkerError, WorkerLostError
+from forebay.errors import RETRY_AFTER_S, Code, ForebayError, NoWorkerError, WorkerLostError
 from forebay.fleet.member import Member
 from forebay.router.admission import ServedModel
 from forebay.router.detokenize_link import DetokenizeLink
@@ -24,12 +23,9 @@ from forebay.rpc.status import translated
 from forebay.tasks import end_task
 from forebay.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 
-_log = logging.getLogger(__name__)
-
 ENCODE_BYTES_PER_S: Final = 200_000  # far slower than a replica that is alive
 DESCRIBE_TIMEOUT_S: Final = 2.0
 DESCRIBE_RETRY_S: Final = 0.5
-RETRY_AFTER_S: Final = 1.0
 
 _LOST_CODES: Final = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.UNKNOWN})
 
@@ -91,11 +87,6 @@ class Tokenizers:
         self._link_of: dict[int, DetokenizeLink] = {}
         self._orphans: dict[TokenStream, asyncio.TimerHandle] = {}  # replayed as soon as a replica can be used
         self._closing: set[asyncio.Task[None]] = set()
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether a replica can be used."""
-        return any(replica.is_usable for replica in self._replicas.values())
 
     def model(self) -> ServedModel:
         """What the fleet serves: what most replicas say.
