@@ -4,7 +4,10 @@ Knows nothing of gRPC itself: `forebay.rpc` turns these into a status and back. 
 """
 
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Final
+
+RETRY_AFTER_S: Final = 1.0
+"""How long a caller is told to wait where nothing better is known."""
 
 
 class Code(IntEnum):

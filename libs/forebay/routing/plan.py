@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from forebay.errors import NoWorkerError
+from forebay.errors import RETRY_AFTER_S, NoWorkerError
+from forebay.kv.hashing import reusable_block_count
 from forebay.routing.fleet import FleetSnapshot, Worker
 from forebay.routing.in_flight import WorkerLoad
 from forebay.routing.prefix_index import NO_MATCH, PrefixMatch
 
 RESUME_MAX_TOKENS: Final = 64  # one chunk: computing so little delays the decode worker's other sequences by one step
-RETRY_AFTER_S: Final = 1.0
 
 _IDLE: Final = WorkerLoad()
 
@@ -95,8 +95,7 @@ def _options(
     """The ways in which this decode worker could serve: one without a prefill worker, or one with each."""
     if decode.is_draining:
         return
-    # The last prompt token is always computed: the next is sampled from its logits.
-    reusable = (request.prompt_tokens - 1) // decode.layout.block_tokens
+    reusable = reusable_block_count(request.prompt_tokens, decode.layout.block_tokens)
     matched_blocks = min(reusable, matches.get(decode.node_id, NO_MATCH).block_count)
     matched_tokens = matched_blocks * decode.layout.block_tokens
     if request.forced_mode is Mode.LOCAL:

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from forebay import ports
+
 
 class ServiceSettings(BaseSettings):
     """Each field is a flag (--node-id) and an environment variable (FOREBAY_NODE_ID)."""
@@ -27,7 +29,7 @@ class ServiceSettings(BaseSettings):
         pattern=r"^[A-Za-z0-9_-]{1,64}$",
         description="name of this host in the fleet",
     )
-    nats_url: str = Field("nats://127.0.0.1:7440", description="NATS server")
+    nats_url: str = Field(f"nats://{ports.default_address(ports.NATS)}", description="NATS server")
     state_dir: Path | None = Field(None, description="folder for the local span store; none: no local spans")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe level to log")
     log_format: Literal["text", "json"] = Field("text", description="how log lines look")

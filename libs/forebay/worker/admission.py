@@ -7,10 +7,9 @@ import asyncio
 import heapq
 from contextlib import suppress
 
-from forebay.errors import QueueFullError
+from forebay.errors import RETRY_AFTER_S, QueueFullError
 
 DEFAULT_QUEUE_LENGTH = 256
-RETRY_AFTER_S = 1.0
 
 
 class Admission:

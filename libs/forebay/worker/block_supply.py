@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from forebay.errors import (
+    RETRY_AFTER_S,
     InvalidFieldError,
     KvExhaustedError,
     StaleEpochError,
     WorkerLostError,
     WriterActiveError,
 )
-from forebay.worker.admission import DEFAULT_QUEUE_LENGTH, RETRY_AFTER_S
+from forebay.worker.admission import DEFAULT_QUEUE_LENGTH
 from forebay.worker.kv_rights import BlockGrant, KvRights
 from forebay.worker.running_sequence import Offer
 

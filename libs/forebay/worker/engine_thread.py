@@ -14,7 +14,7 @@ from typing import Protocol
 
 from forebay.engine.scheduler import Failed, Outcome, Scheduler
 from forebay.engine.types import Engine, Sequence, Slice
-from forebay.errors import ForebayError, WorkerLostError
+from forebay.errors import RETRY_AFTER_S, ForebayError, WorkerLostError
 
 _log = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ class EngineThread:
             return self._scheduler.fail(slices, ForebayError("internal error; the worker's log says more"))
 
     def _fail_all(self) -> list[Outcome]:
-        error = WorkerLostError("the worker's lease of its KV blocks ran out", retry_after_s=1.0)
+        error = WorkerLostError("the worker's lease of its KV blocks ran out", retry_after_s=RETRY_AFTER_S)
         lost = self._scheduler.sequence_ids
         for sequence_id in lost:
             self._scheduler.cancel(sequence_id)

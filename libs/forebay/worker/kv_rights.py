@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from forebay.errors import (
+    RETRY_AFTER_S,
     DeadlineExceededError,
     NotAttachedError,
     RemoteError,
@@ -225,4 +226,4 @@ class KvRights:
 
 def lost() -> WorkerLostError:
     """What a request is told when this worker's rights to its blocks are gone."""
-    return WorkerLostError("the worker lost its KV blocks", retry_after_s=1.0)
+    return WorkerLostError("the worker lost its KV blocks", retry_after_s=RETRY_AFTER_S)

@@ -22,6 +22,7 @@ from forebay.engine.scheduler import (
 )
 from forebay.engine.types import Engine, Sequence
 from forebay.errors import (
+    RETRY_AFTER_S,
     DrainingError,
     DuplicateRequestError,
     ForebayError,
@@ -29,7 +30,7 @@ from forebay.errors import (
     UnknownSequenceError,
 )
 from forebay.kv.hashing import HashChain, reusable_block_count
-from forebay.worker.admission import RETRY_AFTER_S, Admission
+from forebay.worker.admission import Admission
 from forebay.worker.attachment import Attachment
 from forebay.worker.block_supply import RETRY_INTERVAL_S, BlockSupply, Patience, Wish
 from forebay.worker.engine_thread import Add, Cancel, EngineThread, Grant, Report, UseEngine

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from forebay import ports
 from forebay.chips.chip_class import DEFAULT_NAME
 from forebay.engine.scheduler import DEFAULT_CHUNK_TOKENS, DEFAULT_MAX_SEQUENCES
 from forebay.rpc.settings import ServiceSettings
@@ -13,7 +14,7 @@ class WorkerSettings(ServiceSettings):
 
     model: str | None = Field(None, description="GGUF file or Hugging Face folder; default: the default model")
     chip_class: str = Field(DEFAULT_NAME, description="chip class: device, precision and KV format")
-    kvcache: str = Field("127.0.0.1:7402", description="KV-cache service of this node, HOST:PORT")
+    kvcache: str = Field(ports.default_address(ports.KVCACHE), description="KV-cache service of this node, HOST:PORT")
     max_sequences: int = Field(DEFAULT_MAX_SEQUENCES, ge=1, le=4096, description="most sequences in one batch")
     chunk_tokens: int = Field(DEFAULT_CHUNK_TOKENS, ge=1, le=65_536, description="most prompt tokens of one step")
     threads: int | None = Field(None, ge=1, le=1024, description="most cores a step may use; default: all")

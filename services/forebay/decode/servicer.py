@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 
 from forebay.decode.stream import DecodeStream
-from forebay.errors import DrainingError
+from forebay.errors import RETRY_AFTER_S, DrainingError
 from forebay.v1 import decode_pb2, decode_pb2_grpc
 from forebay.worker.request_check import ServedModel
 from forebay.worker.sequence_runner import SequenceRunner
@@ -21,7 +21,7 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
         self, request_iterator: AsyncIterator[decode_pb2.DecodeRequest], context: object
     ) -> AsyncIterator[decode_pb2.DecodeResponse]:
         if self._runner.is_draining:
-            raise DrainingError("the worker is draining", retry_after_s=1.0)
+            raise DrainingError("the worker is draining", retry_after_s=RETRY_AFTER_S)
         stream = DecodeStream(self._runner, self._model, self._node_id)
         try:
             async for response in stream.responses(request_iterator):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from forebay import ports
 from forebay.chips.chip_class import DEFAULT_NAME
 from forebay.kv.ledger import DEFAULT_OFFER_S
 from forebay.rpc.settings import ServiceSettings
@@ -12,7 +13,9 @@ from forebay.rpc.settings import ServiceSettings
 class KvCacheSettings(ServiceSettings):
     """What `python -m forebay.kvcache` takes beside what every service takes."""
 
-    listen: str = Field("127.0.0.1:7402", description="address to serve on, HOST:PORT; port 0 takes any")
+    listen: str = Field(
+        ports.default_address(ports.KVCACHE), description="address to serve on, HOST:PORT; port 0 takes any"
+    )
     model: Path = Field(description="model whose KV is kept: a GGUF file or a Hugging Face folder")
     chip_class: str = Field(DEFAULT_NAME, description="chip class of this node's workers: says the format of KV")
     device_bytes: int = Field(512 * 2**20, ge=1, description="shared memory for blocks that workers compute with")

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from forebay import ports
 from forebay.routing.prefix_index import DEFAULT_CAPACITY
 from forebay.rpc.settings import ServiceSettings
 
@@ -9,7 +10,9 @@ from forebay.rpc.settings import ServiceSettings
 class RouterSettings(ServiceSettings):
     """What `python -m forebay.router` takes beside what every service takes."""
 
-    listen: str = Field("127.0.0.1:7400", description="address to serve on, HOST:PORT; port 0 takes any")
+    listen: str = Field(
+        ports.default_address(ports.ROUTER), description="address to serve on, HOST:PORT; port 0 takes any"
+    )
     prefix_index_capacity: int = Field(
         DEFAULT_CAPACITY, ge=1, description="most block hashes remembered, about 250 bytes each"
     )

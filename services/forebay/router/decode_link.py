@@ -7,13 +7,11 @@ the worker has released them.
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
-from forebay.errors import DrainingError, ForebayError, WorkerLostError
+from forebay.errors import RETRY_AFTER_S, DrainingError, ForebayError, WorkerLostError
 from forebay.router.link import Link
 from forebay.v1 import decode_pb2, decode_pb2_grpc
-
-RETRY_AFTER_S: Final = 1.0
 
 
 class SequenceSink(Protocol):

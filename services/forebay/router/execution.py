@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from forebay.errors import ForebayError, RequestCancelledError, WorkerLostError
-from forebay.router.decode_link import RETRY_AFTER_S, DecodeLink
+from forebay.errors import RETRY_AFTER_S, ForebayError, RequestCancelledError, WorkerLostError
+from forebay.router.decode_link import DecodeLink
 from forebay.router.output import Output
 from forebay.router.prefill_call import PrefillCall
 from forebay.router.prefill_link import PrefillLink

@@ -9,13 +9,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from forebay.errors import Code, ForebayError, RemoteError, WorkerLostError
+from forebay.errors import RETRY_AFTER_S, Code, ForebayError, RemoteError, WorkerLostError
 from forebay.rpc.status import translated
 from forebay.v1 import common_pb2, prefill_pb2, prefill_pb2_grpc
 
 ARRIVED_TIMEOUT_S: Final = 0.02  # what has arrived is read within some turns of a busy loop
 HAND_OVER_TIMEOUT_S: Final = 0.4  # sealing takes milliseconds; all must be free within a second
-RETRY_AFTER_S: Final = 1.0
 
 _LOST_CODES: Final = frozenset({Code.UNAVAILABLE, Code.CANCELLED, Code.UNKNOWN})
 

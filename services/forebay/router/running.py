@@ -3,11 +3,8 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
 
-from forebay.errors import DrainingError, DuplicateRequestError, UnknownRequestError
-
-RETRY_AFTER_S: Final = 1.0
+from forebay.errors import RETRY_AFTER_S, DrainingError, DuplicateRequestError, UnknownRequestError
 
 
 class RunningRequests:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from forebay.errors import InvalidFieldError, TokenOutOfRangeError
 from forebay.tokenizer.detokenizer import Delta, TokenStream, TokenStreamOptions
 from forebay.tokenizer.vocabulary import Vocabulary
+from forebay.wire.sampling import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 
 _MAX_STOPPED = 8_192
-_MAX_STOP_STRINGS, _MAX_STOP_CHARACTERS = 16, 256
 
 
 class OpenStreams:
@@ -36,10 +36,10 @@ class OpenStreams:
         """
         if stream_id in self._streams:
             raise InvalidFieldError(f"stream {stream_id} is open already", field="items.open")
-        if len(options.stop) > _MAX_STOP_STRINGS:
-            raise InvalidFieldError(f"at most {_MAX_STOP_STRINGS} stop strings can be given", field="items.open.stop")
-        if not all(1 <= len(stop) <= _MAX_STOP_CHARACTERS for stop in options.stop):
-            raise InvalidFieldError(f"a stop string has 1..{_MAX_STOP_CHARACTERS} characters", field="items.open.stop")
+        if len(options.stop) > MAX_STOP_STRINGS:
+            raise InvalidFieldError(f"at most {MAX_STOP_STRINGS} stop strings can be given", field="items.open.stop")
+        if not all(1 <= len(stop) <= MAX_STOP_CHARACTERS for stop in options.stop):
+            raise InvalidFieldError(f"a stop string has 1..{MAX_STOP_CHARACTERS} characters", field="items.open.stop")
         self._stopped.pop(stream_id, None)
         self._streams[stream_id] = TokenStream(options, self._vocabulary)
 

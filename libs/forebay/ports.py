@@ -1,0 +1,18 @@
+"""Which service listens where unless told otherwise: the ports of a mesh on one machine, one worker of each role."""
+
+from typing import Final
+
+HOST: Final = "127.0.0.1"
+BASE: Final = 7400
+# Offsets from the base. Ten prefill and ten decode workers have room.
+ROUTER: Final = 0
+TOKENIZER: Final = 1
+KVCACHE: Final = 2
+PREFILL: Final = 10
+DECODE: Final = 20
+NATS: Final = 40
+
+
+def default_address(offset: int) -> str:
+    """HOST:PORT of the service with this offset."""
+    return f"{HOST}:{BASE + offset}"
