@@ -27,7 +27,7 @@ from forebay.tokenizer.__main__ import SERVICE, SPAN_NAMES, build_servicer
 from forebay.tokenizer.build import build_tokenizer
 from forebay.tokenizer.chat_template import ChatTemplate
 from forebay.tokenizer.encoder import TextEncoder
-from forebay.tokenizer.servicer import ServedModel, TokenizerServicer
+from forebay.tokenizer.servicer import TokenizerDescription, TokenizerServicer
 from forebay.tokenizer.vocabulary import Vocabulary, read_vocabulary
 from forebay.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from forebay.v1.tokenizer_pb2 import DetokenizeItem, DetokenizeOptions, DetokenizeRequest, EncodeInput
@@ -110,7 +110,7 @@ def vocabulary() -> Vocabulary:
 
 def with_template(source: str | None) -> TokenizerServicer:
     """The real tokenizer with any chat template."""
-    identity = ServedModel(NAME, "0" * 32, (2,), 8192, has_chat_template=source is not None)
+    identity = TokenizerDescription(NAME, "0" * 32, (2,), 8192, has_chat_template=source is not None)
     return TokenizerServicer(identity, TextEncoder(tokenizer(), ChatTemplate(source, {})), vocabulary())
 
 

@@ -13,7 +13,7 @@ from forebay.engine.types import Sampled, SamplingParams, Sequence, Slice
 from forebay.errors import WorkerLostError
 from forebay.testing.fake_engine import FixedCores
 from forebay.testing.waiting import until
-from forebay.worker.engine_thread import Add, Cancel, EngineThread, Grant, Report, Share, UseEngine
+from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, Report, Share, UseEngine
 
 
 @dataclass
@@ -99,11 +99,11 @@ async def test_an_idle_thread_takes_no_steps_and_wakes_for_a_command() -> None:
         await until(lambda: rig.reports and rig.reports[-1].stuck)
         assert rig.reports[-1].stuck == {"a"}
         steps, reports = rig.engine.steps, len(rig.reports)
-        rig.thread.submit(Grant("unknown", (1,)))
+        rig.thread.submit(MoreBlocks("unknown", (1,)))
         rig.thread.submit(Cancel("unknown"))
         await until(lambda: len(rig.reports) > reports)
         assert rig.engine.steps == steps
-        rig.thread.submit(Grant("a", (1, 2)))
+        rig.thread.submit(MoreBlocks("a", (1, 2)))
         await until(lambda: rig.outcomes(Finished))
 
 

@@ -15,7 +15,7 @@ class WorkerProcess:
 
 
 @dataclass(slots=True)
-class Attachment:
+class AttachmentRecord:
     """One connection of a worker, from attach to detach."""
 
     attachment_id: int
@@ -28,7 +28,7 @@ class Attachments:
     """All attachments; a closed one is kept while the process behind it could still write a sequence."""
 
     def __init__(self) -> None:
-        self._by_id: dict[int, Attachment] = {}
+        self._by_id: dict[int, AttachmentRecord] = {}
 
     @property
     def open_count(self) -> int:
@@ -55,10 +55,10 @@ class Attachments:
         worker_id = process.worker_id
         if any(held.is_open and held.process.worker_id == worker_id for held in self._by_id.values()):
             raise DuplicateWorkerError(f"worker {worker_id!r} is attached", worker_id=worker_id)
-        self._by_id[attachment_id] = Attachment(attachment_id, process)
+        self._by_id[attachment_id] = AttachmentRecord(attachment_id, process)
         return attachment_id
 
-    def open(self, attachment_id: int) -> Attachment:
+    def open(self, attachment_id: int) -> AttachmentRecord:
         """An attachment that has not ended.
 
         Errors: NotAttachedError.
@@ -85,6 +85,6 @@ class Attachments:
             attachment.sequence_ids.discard(sequence_id)
             self._forget_if_done(attachment)
 
-    def _forget_if_done(self, attachment: Attachment) -> None:
+    def _forget_if_done(self, attachment: AttachmentRecord) -> None:
         if not attachment.is_open and not attachment.sequence_ids:
             del self._by_id[attachment.attachment_id]

@@ -22,7 +22,7 @@ from forebay.errors import (
     UnknownSequenceError,
     WriterActiveError,
 )
-from forebay.kv.attachments import Attachment, Attachments, WorkerProcess
+from forebay.kv.attachments import AttachmentRecord, Attachments, WorkerProcess
 from forebay.kv.effects import Effects, OverdueFence, Revoked
 from forebay.kv.grant import Grant, Renewal, Sealed, SealEntry
 from forebay.kv.lease import Right, SequenceLease
@@ -323,7 +323,7 @@ class BlockLedger:
             raise StaleEpochError("the sequence is not this worker's any more", sequence_id=sequence_id)
         return lease
 
-    def _has_other_writer(self, lease: SequenceLease, attachment: Attachment) -> bool:
+    def _has_other_writer(self, lease: SequenceLease, attachment: AttachmentRecord) -> bool:
         if lease.right in (Right.ORPHANED, Right.OFFERED) or lease.attachment_id == attachment.attachment_id:
             return False
         # A worker that attached again after a broken connection may go on with what it alone can write.
@@ -341,7 +341,7 @@ class BlockLedger:
         lease.right, lease.fence_number = Right.FENCED, self._next_number()
         lease.ends_at_s += self._settings.grace_s
 
-    def _release_unnamed(self, attachment: Attachment, named: Collection[str], known_number: int) -> None:
+    def _release_unnamed(self, attachment: AttachmentRecord, named: Collection[str], known_number: int) -> None:
         """Releases what this worker's process let go of: fences raised before `known_number` that it does not name.
 
         By id, not epoch: a worker that may still write under an older epoch must not lose the blocks either.

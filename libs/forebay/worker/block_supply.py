@@ -17,8 +17,8 @@ from forebay.errors import (
     WorkerLostError,
     WriterActiveError,
 )
-from forebay.worker.admission import DEFAULT_QUEUE_LENGTH
 from forebay.worker.kv_rights import BlockGrant, KvRights
+from forebay.worker.places import DEFAULT_QUEUE_LENGTH
 from forebay.worker.running_sequence import Offer
 
 _log = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class MoreBlocks:
     """Append blocks to a sequence's table."""
 
     sequence_id: str
@@ -49,7 +49,7 @@ class UseEngine:
     engine: Engine
 
 
-Command = Add | Cancel | Grant | UseEngine
+Command = Add | Cancel | MoreBlocks | UseEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class EngineThread:
             case Cancel(sequence_id):
                 self._scheduler.cancel(sequence_id)
                 removed.append(sequence_id)
-            case Grant(sequence_id, block_ids):
+            case MoreBlocks(sequence_id, block_ids):
                 outcomes += self._scheduler.grant_blocks(sequence_id, block_ids)
             case UseEngine(engine):
                 self._engine = engine

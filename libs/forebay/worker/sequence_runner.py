@@ -30,11 +30,11 @@ from forebay.errors import (
     UnknownSequenceError,
 )
 from forebay.kv.hashing import HashChain, reusable_block_count
-from forebay.worker.admission import Admission
 from forebay.worker.attachment import Attachment
 from forebay.worker.block_supply import RETRY_INTERVAL_S, BlockSupply, Patience, Wish
-from forebay.worker.engine_thread import Add, Cancel, EngineThread, Grant, Report, UseEngine
+from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, Report, UseEngine
 from forebay.worker.kv_rights import BlockGrant, KvRights, lost
+from forebay.worker.places import Places
 from forebay.worker.running_sequence import RunningSequence, SequenceCost, SequenceSpec, TokenSink
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class SequenceRunner:
         self._patience = patience
         self._make_engine = make_engine
         self._clock = clock
-        self._admission = Admission(limits.max_sequences, patience.queue_length)
+        self._places = Places(limits.max_sequences, patience.queue_length)
         self._sequences: dict[str, RunningSequence] = {}
         self._arrivals = 0
         self._stuck: frozenset[str] = frozenset()
@@ -78,12 +78,12 @@ class SequenceRunner:
     @property
     def running_count(self) -> int:
         """Sequences in the batch."""
-        return self._admission.running_count
+        return self._places.running_count
 
     @property
     def queued_count(self) -> int:
         """Sequences before it."""
-        return self._admission.queued_count
+        return self._places.queued_count
 
     async def wait_idle(self) -> None:
         """Until no sequence holds anything."""
@@ -197,7 +197,7 @@ class SequenceRunner:
         return grant
 
     async def _enter(self, running: RunningSequence) -> None:
-        await self._admission.enter(running.spec.priority)
+        await self._places.enter(running.spec.priority)
         running.has_place = True
 
     def _wish(self, running: RunningSequence, sequence: Sequence, wanted_blocks: int) -> Wish:
@@ -268,7 +268,7 @@ class SequenceRunner:
                 self._abort(running, error)
                 return
         running.is_starved = False
-        self._thread.submit(Grant(running.sequence_id, grant.block_ids[running.table_blocks :]))
+        self._thread.submit(MoreBlocks(running.sequence_id, grant.block_ids[running.table_blocks :]))
         running.table_blocks = len(grant.block_ids)
 
     def _relieve(self) -> None:
@@ -320,6 +320,6 @@ class SequenceRunner:
         del self._sequences[running.sequence_id]
         self._rights.release(running.sequence_id)
         if running.has_place:
-            self._admission.leave()
+            self._places.leave()
         if not self._sequences:
             self._is_idle.set()

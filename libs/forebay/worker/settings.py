@@ -6,7 +6,7 @@ from forebay import ports
 from forebay.chips.chip_class import DEFAULT_NAME
 from forebay.engine.scheduler import DEFAULT_CHUNK_TOKENS, DEFAULT_MAX_SEQUENCES
 from forebay.rpc.settings import ServiceSettings
-from forebay.worker.admission import DEFAULT_QUEUE_LENGTH
+from forebay.worker.places import DEFAULT_QUEUE_LENGTH
 
 
 class WorkerSettings(ServiceSettings):

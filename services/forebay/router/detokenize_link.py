@@ -10,10 +10,10 @@ from typing import Any
 
 from forebay.errors import Code, ForebayError
 from forebay.router.link import Link
-from forebay.router.token_stream import Sent, TokenStream
+from forebay.router.replayable_tokens import ReplayableTokens, Sent
 from forebay.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 
-Replay = Callable[["DetokenizeLink", Iterable[TokenStream]], None]
+Replay = Callable[["DetokenizeLink", Iterable[ReplayableTokens]], None]
 
 
 class DetokenizeLink:
@@ -23,8 +23,8 @@ class DetokenizeLink:
         self.worker_id = worker_id
         self._replay = replay
         stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
-        self._streams: dict[int, TokenStream] = {}
-        self._unsent: dict[int, TokenStream] = {}
+        self._streams: dict[int, ReplayableTokens] = {}
+        self._unsent: dict[int, ReplayableTokens] = {}
         self._forgotten: list[int] = []  # abandoned streams that the tokenizer still holds
         self._under_way: deque[list[Sent | None]] = deque()  # None: an abandoned stream's last item
         self._under_way_ids: set[int] = set()
@@ -46,12 +46,12 @@ class DetokenizeLink:
         """Opens the stream in the background."""
         self._link.start()
 
-    def send(self, stream: TokenStream) -> None:
+    def send(self, stream: ReplayableTokens) -> None:
         """The stream has something new to say."""
         self._streams[stream.stream_id] = stream
         self._enqueue(stream)
 
-    def forget(self, stream: TokenStream) -> None:
+    def forget(self, stream: ReplayableTokens) -> None:
         """Nobody wants this stream's text any more. Unknown ones are ignored."""
         stream.is_done = True
         self._unsent.pop(stream.stream_id, None)
@@ -97,7 +97,7 @@ class DetokenizeLink:
         elif stream.has_unsent:
             self._enqueue(stream)
 
-    def _enqueue(self, stream: TokenStream) -> None:
+    def _enqueue(self, stream: ReplayableTokens) -> None:
         # One item per stream under way: the tokenizer forgets a stream that met a stop string, and what follows on its
         # heels would name a stream it does not know.
         if stream.stream_id not in self._under_way_ids:

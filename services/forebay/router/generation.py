@@ -1,6 +1,6 @@
 """The life of one request: judged, encoded, planned, carried out, measured. One trace shows it.
 
-Knows the order of things; what each is lies with `request`, `admission`, `tokenizers`, `planner` and `execution`.
+Knows the order of things; what each is lies with `request`, `prompt_limits`, `tokenizers`, `planner` and `execution`.
 """
 
 import time
@@ -11,10 +11,10 @@ from functools import partial
 
 from opentelemetry.trace import get_current_span
 
-from forebay.router.admission import admit, check_model
 from forebay.router.execution import Execution, Prompt, Workers
 from forebay.router.fleet_links import FleetLinks
 from forebay.router.planner import Planner
+from forebay.router.prompt_limits import admit, check_model
 from forebay.router.request import Request, validate
 from forebay.router.running import RunningRequests
 from forebay.routing.plan import Plan

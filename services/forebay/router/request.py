@@ -1,6 +1,6 @@
 """A GenerateRequest, judged wholly before any work is done for it.
 
-Knows the request alone; what depends on the model (token range, context) is judged in `admission`.
+Knows the request alone; what depends on the model (token range, context) is judged in `prompt_limits`.
 """
 
 import re

@@ -13,9 +13,9 @@ import grpc
 
 from forebay.errors import RETRY_AFTER_S, Code, ForebayError, NoWorkerError, WorkerLostError
 from forebay.fleet.member import Member
-from forebay.router.admission import ServedModel
 from forebay.router.detokenize_link import DetokenizeLink
-from forebay.router.token_stream import TextSink, TokenStream
+from forebay.router.prompt_limits import DescribedModel
+from forebay.router.replayable_tokens import ReplayableTokens, TextSink
 from forebay.routing.fleet import majority
 from forebay.rpc.channel import open_channel
 from forebay.rpc.deadline import remaining_s
@@ -50,7 +50,7 @@ class _Replica:
     stub: "tokenizer_pb2_grpc.TokenizerServiceAsyncStub"
     link: DetokenizeLink
     describing: asyncio.Task[None] | None = None
-    model: ServedModel | None = None  # None: it has not said yet
+    model: DescribedModel | None = None  # None: it has not said yet
 
     @property
     def is_usable(self) -> bool:
@@ -85,10 +85,10 @@ class Tokenizers:
         self._replicas: dict[str, _Replica] = {}
         self._stream_ids = itertools.count(1)
         self._link_of: dict[int, DetokenizeLink] = {}
-        self._orphans: dict[TokenStream, asyncio.TimerHandle] = {}  # replayed as soon as a replica can be used
+        self._orphans: dict[ReplayableTokens, asyncio.TimerHandle] = {}  # replayed as soon as a replica can be used
         self._closing: set[asyncio.Task[None]] = set()
 
-    def model(self) -> ServedModel:
+    def model(self) -> DescribedModel:
         """What the fleet serves: what most replicas say.
 
         Raises:
@@ -114,11 +114,11 @@ class Tokenizers:
                 lost = error
         raise NoWorkerError("no tokenizer answers", retry_after_s=RETRY_AFTER_S, role="tokenizer") from lost
 
-    def open_stream(self, options: tokenizer_pb2.DetokenizeOptions, sink: TextSink) -> TokenStream:
+    def open_stream(self, options: tokenizer_pb2.DetokenizeOptions, sink: TextSink) -> ReplayableTokens:
         """A token stream; nothing is sent before its first tokens."""
-        return TokenStream(next(self._stream_ids), options, sink)
+        return ReplayableTokens(next(self._stream_ids), options, sink)
 
-    def send(self, stream: TokenStream) -> None:
+    def send(self, stream: ReplayableTokens) -> None:
         """The stream has something new to say."""
         link = self._link_of.get(stream.stream_id)
         if link is None:
@@ -126,7 +126,7 @@ class Tokenizers:
         else:
             link.send(stream)
 
-    def forget(self, stream: TokenStream) -> None:
+    def forget(self, stream: ReplayableTokens) -> None:
         """Nobody wants this stream's text any more. Call it for every stream, whatever its end."""
         link = self._link_of.pop(stream.stream_id, None)
         if link is not None:
@@ -161,7 +161,7 @@ class Tokenizers:
             raise NoWorkerError("no tokenizer can be reached", retry_after_s=RETRY_AFTER_S, role="tokenizer")
         return sorted(serving, key=lambda replica: (replica.member.is_draining, replica.link.stream_count))
 
-    def _place(self, stream: TokenStream) -> None:
+    def _place(self, stream: ReplayableTokens) -> None:
         try:
             link = self._usable()[0].link
         except NoWorkerError:
@@ -172,13 +172,13 @@ class Tokenizers:
         self._link_of[stream.stream_id] = link
         link.send(stream)
 
-    def _replay(self, link: DetokenizeLink, streams: Iterable[TokenStream]) -> None:
+    def _replay(self, link: DetokenizeLink, streams: Iterable[ReplayableTokens]) -> None:
         for stream in streams:
             self._link_of.pop(stream.stream_id, None)
             self._wait_for_replica(stream)
         self._place_orphans()
 
-    def _wait_for_replica(self, stream: TokenStream) -> None:
+    def _wait_for_replica(self, stream: ReplayableTokens) -> None:
         if stream not in self._orphans:
             loop = asyncio.get_running_loop()
             self._orphans[stream] = loop.call_later(self._patience.replay_s, self._give_up, stream)
@@ -187,7 +187,7 @@ class Tokenizers:
         for stream in list(self._orphans):
             self._place(stream)
 
-    def _give_up(self, stream: TokenStream) -> None:
+    def _give_up(self, stream: ReplayableTokens) -> None:
         del self._orphans[stream]
         stream.fail(NoWorkerError("no tokenizer is left", retry_after_s=RETRY_AFTER_S, role="tokenizer"))
 
@@ -210,7 +210,7 @@ class Tokenizers:
             except ForebayError:
                 await asyncio.sleep(DESCRIBE_RETRY_S)
                 continue
-            replica.model = ServedModel(said.model, said.model_digest, said.vocabulary_size, said.context_tokens)
+            replica.model = DescribedModel(said.model, said.model_digest, said.vocabulary_size, said.context_tokens)
         self._changed()
 
     def _changed(self) -> None:

@@ -21,7 +21,7 @@ from forebay.tokenizer.build import build_tokenizer
 from forebay.tokenizer.chat_template import ChatTemplate
 from forebay.tokenizer.config import TokenizerSettings
 from forebay.tokenizer.encoder import TextEncoder
-from forebay.tokenizer.servicer import ServedModel, TokenizerServicer
+from forebay.tokenizer.servicer import TokenizerDescription, TokenizerServicer
 from forebay.tokenizer.special_tokens import special_token_texts
 from forebay.tokenizer.vocabulary import read_vocabulary
 from forebay.v1 import tokenizer_pb2_grpc
@@ -66,7 +66,7 @@ def build_servicer(model: ModelFile) -> TokenizerServicer:
     source = model.tokenizer_source
     tokenizer = build_tokenizer(source)
     template = ChatTemplate(model.chat_template, special_token_texts(source))
-    served = ServedModel(
+    served = TokenizerDescription(
         name=model.name,
         digest=model.digest,
         eos_token_ids=model.config.eos_token_ids,

@@ -19,7 +19,7 @@ _MAX_BATCH = 1_024
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
+class TokenizerDescription:
     """What GetTokenizer says."""
 
     name: str
@@ -32,7 +32,7 @@ class ServedModel:
 class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     """Serves one model's tokenizer."""
 
-    def __init__(self, model: ServedModel, encoder: TextEncoder, vocabulary: Vocabulary) -> None:
+    def __init__(self, model: TokenizerDescription, encoder: TextEncoder, vocabulary: Vocabulary) -> None:
         """Takes what it serves."""
         self._model = model
         self._encoder = encoder

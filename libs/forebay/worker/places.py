@@ -12,7 +12,7 @@ from forebay.errors import RETRY_AFTER_S, QueueFullError
 DEFAULT_QUEUE_LENGTH = 256
 
 
-class Admission:
+class Places:
     """Invariant: nobody waits while a place is free; among equals, first come first served."""
 
     def __init__(self, places: int, queue_length: int = DEFAULT_QUEUE_LENGTH) -> None:

@@ -10,7 +10,7 @@ from forebay.v1 import common_pb2
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
+class DescribedModel:
     """The model as the tokenizer describes it."""
 
     name: str
@@ -19,13 +19,13 @@ class ServedModel:
     context_tokens: int
 
 
-def check_model(request: Request, model: ServedModel) -> None:
+def check_model(request: Request, model: DescribedModel) -> None:
     """Raises UnknownModelError when the request names a model that is not served."""
     if request.model and request.model != model.name:
         raise UnknownModelError("this model is not served here", field="model", served=model.name)
 
 
-def admit(request: Request, token_ids: Sequence[int], model: ServedModel) -> common_pb2.SamplingParams:
+def admit(request: Request, token_ids: Sequence[int], model: DescribedModel) -> common_pb2.SamplingParams:
     """Checks the prompt against the model.
 
     Returns:
@@ -57,7 +57,7 @@ def admit(request: Request, token_ids: Sequence[int], model: ServedModel) -> com
     return sampling
 
 
-def _exceeded(field: str, text: str, prompt_tokens: int, model: ServedModel) -> ContextExceededError:
+def _exceeded(field: str, text: str, prompt_tokens: int, model: DescribedModel) -> ContextExceededError:
     return ContextExceededError(
         f"{text}, but the context holds {model.context_tokens}",
         field=field,

@@ -28,13 +28,13 @@ class TextSink(Protocol):
 class Sent:
     """An item under way: tokens start..end-1 of its stream."""
 
-    stream: "TokenStream"
+    stream: "ReplayableTokens"
     start: int
     end: int
     is_last: bool
 
 
-class TokenStream:
+class ReplayableTokens:
     """Tokens pushed, tokens sent, tokens answered, in that order of progress."""
 
     def __init__(self, stream_id: int, options: tokenizer_pb2.DetokenizeOptions, sink: TextSink) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forebay.router.output import Output
-from forebay.router.token_stream import Sent, TokenStream
+from forebay.router.replayable_tokens import ReplayableTokens, Sent
 from forebay.testing.scripted_workers import FakeTokenizer, Script
 from forebay.v1 import common_pb2, tokenizer_pb2
 
@@ -33,7 +33,7 @@ class Sink:
 def test_text_and_tokens_come_once(whole: str, stop: str, data: st.DataObject) -> None:
     """A push, an exchange with the tokenizer, or its loss, in any order."""
     sink, fake = Sink(), FakeTokenizer(Script())
-    stream = TokenStream(1, tokenizer_pb2.DetokenizeOptions(stop=[stop] if stop else []), sink)
+    stream = ReplayableTokens(1, tokenizer_pb2.DetokenizeOptions(stop=[stop] if stop else []), sink)
     there: dict = {}  # type: ignore[type-arg]  # the tokenizer's streams
     under_way: tuple[tokenizer_pb2.DetokenizeItem, Sent] | None = None
     pushed = 0
