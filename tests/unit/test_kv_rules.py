@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from forebay.kv.attachments import Attachment
+from forebay.kv.attachments import AttachmentRecord
 from forebay.kv.effects import Effects
 from forebay.kv.lease import Right, SequenceLease
 from forebay.kv.ledger import BlockLedger
@@ -81,14 +81,14 @@ class FreesByTime(BlockLedger):
 class FreesWhatALateHeartbeatDoesNotName(BlockLedger):
     """Planted: a heartbeat is believed that was written before the grant was known."""
 
-    def _release_unnamed(self, attachment: Attachment, named: Collection[str], known_number: int) -> None:
+    def _release_unnamed(self, attachment: AttachmentRecord, named: Collection[str], known_number: int) -> None:
         super()._release_unnamed(attachment, named, self._last_number + 1)
 
 
 class KeepsWhatIsNotNamed(BlockLedger):
     """Planted: a grant whose answer was lost is fenced for ever."""
 
-    def _release_unnamed(self, attachment: Attachment, named: Collection[str], known_number: int) -> None:
+    def _release_unnamed(self, attachment: AttachmentRecord, named: Collection[str], known_number: int) -> None:
         """Releases nothing."""
 
 
