@@ -41,8 +41,8 @@ async def _router_for(fleet: ScriptedFleet, max_request_s: float = 3600.0) -> As
     links, index, loads = FleetLinks(), PrefixIndex(), LoadView(connection)
     links.update(fleet.members)
     generations = Generations(links, Planner(index, loads, lambda: links.snapshot))
-    servicer = RouterServicer(generations, FleetView(connection), loads, max_request_s)
-    server = Server("127.0.0.1:0")
+    servicer = RouterServicer(generations, FleetView(connection), loads)
+    server = Server("127.0.0.1:0", max_call_s=max_request_s)
     server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, "forebay.v1.RouterService")
     address = await server.start()
     async with open_channel(address) as channel:

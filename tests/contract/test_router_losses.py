@@ -233,7 +233,7 @@ async def test_a_request_without_a_deadline_ends_all_the_same(router_for, phase)
     async with ScriptedFleet(script) as fleet, router_for(fleet, max_request_s=0.3) as router:
         error = await failure_of(router.stub.Generate(router_pb2.GenerateRequest(text="x")))
         assert isinstance(error, DeadlineExceededError)
-        assert error.message == "a request may take 0.3 s here"
+        assert error.message == "a call may take 0.3 s here"
         await until(lambda: fleet.is_idle and not len(router.generations.running))
     assert all(0 < start.deadline_s <= 0.3 for start in fleet.decode.starts)
 

@@ -9,14 +9,14 @@ from __future__ import annotations  # grpc's handler types are generic for the t
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
 from grpc_status import rpc_status
 from opentelemetry.trace import SpanKind
 
-from forebay.errors import Code, ForebayError
+from forebay.errors import Code, DeadlineExceededError, ForebayError
 from forebay.rpc.deadline import limited_to
 from forebay.rpc.status import located, to_status
 from forebay.telemetry import extract, span, spans
@@ -34,11 +34,15 @@ class ServerContext(grpc.aio.ServerInterceptor):
     Without `begins_traces` only calls that are part of a trace have spans: the front door begins traces, others join.
     Methods mapped to None get no span: long links, whose requests have spans of their own. Health and reflection, which
     grpcio brings, are left as they are.
+    A call that lasts `max_call_s` ends with DEADLINE_EXCEEDED, whatever deadline it came with.
     """
 
-    def __init__(self, span_names: Mapping[str, str | None], *, begins_traces: bool) -> None:
+    def __init__(
+        self, span_names: Mapping[str, str | None], *, begins_traces: bool, max_call_s: float | None = None
+    ) -> None:
         self._span_names = span_names
         self._begins_traces = begins_traces
+        self._max_call_s = max_call_s
 
     async def intercept_service(
         self,
@@ -55,16 +59,18 @@ class ServerContext(grpc.aio.ServerInterceptor):
         has_trace = self._begins_traces or "traceparent" in metadata
         name = self._span_names.get(method, method.removeprefix("/")) if has_trace else None
 
-        @contextmanager
-        def around(context: Any) -> Iterator[None]:
-            with limited_to(context.time_remaining()), _span(name, method, metadata):
-                yield
+        @asynccontextmanager
+        async def around(context: Any) -> AsyncIterator[None]:
+            left_s = [limit_s for limit_s in (context.time_remaining(), self._max_call_s) if limit_s is not None]
+            with limited_to(min(left_s, default=None)), _span(name, method, metadata):
+                async with _ended_after(self._max_call_s):
+                    yield
 
         return _wrapped(handler, around, service_name=method.split("/")[1])
 
 
 def _wrapped(
-    handler: Any, around: Callable[[Any], AbstractContextManager[None]], service_name: str
+    handler: Any, around: Callable[[Any], AbstractAsyncContextManager[None]], service_name: str
 ) -> grpc.RpcMethodHandler[Any, Any]:
     """The same handler inside `around`, with error translation; the request side may be unary or a stream."""
     if handler.response_streaming:
@@ -73,11 +79,13 @@ def _wrapped(
         # A coroutine that writes, not a generator: a cancel is then raised inside it, and the inner generator's
         # `finally` runs at once, in this task and context, instead of whenever the generator is collected.
         async def streaming(request: Any, context: Any) -> None:
-            async with _reported(context, service_name):
-                with around(context):
-                    async with aclosing(inner(request, context)) as responses:
-                        async for response in responses:
-                            await context.write(response)
+            async with (
+                _reported(context, service_name),
+                around(context),
+                aclosing(inner(request, context)) as responses,
+            ):
+                async for response in responses:
+                    await context.write(response)
 
         make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else _unary_stream
         return make(streaming, handler.request_deserializer, handler.response_serializer)
@@ -85,9 +93,8 @@ def _wrapped(
     inner_unary = handler.unary_unary or handler.stream_unary
 
     async def unary(request: Any, context: Any) -> Any:
-        async with _reported(context, service_name):
-            with around(context):
-                return await inner_unary(request, context)
+        async with _reported(context, service_name), around(context):
+            return await inner_unary(request, context)
 
     make_unary = grpc.stream_unary_rpc_method_handler if handler.request_streaming else _unary_unary
     return make_unary(unary, handler.request_deserializer, handler.response_serializer)
@@ -106,6 +113,19 @@ async def _reported(context: Any, service_name: str) -> AsyncIterator[None]:
         _log.exception("unhandled error while serving a call")
         defect = located(ForebayError("internal error; the service's log says more"), service_name)
         await context.abort_with_status(rpc_status.to_status(to_status(defect)))
+
+
+@asynccontextmanager
+async def _ended_after(seconds: float | None) -> AsyncIterator[None]:
+    """Ends what runs inside the block, also a write that a caller who does not read holds up."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlineExceededError(f"a call may take {seconds:g} s here") from None
 
 
 @contextmanager

@@ -32,16 +32,21 @@ class Server:
 
     `span_names` maps full methods ("/forebay.v1.RouterService/Generate") to span names, or to None for no span.
     `begins_traces`: calls that come without a trace begin one; for the front door.
+    `max_call_s`: after so many seconds every call ends with DEADLINE_EXCEEDED; not for services with long links.
     Health is NOT_SERVING until `set_serving(True)`.
     """
 
     def __init__(
-        self, listen: str, span_names: Mapping[str, str | None] | None = None, *, begins_traces: bool = False
+        self,
+        listen: str,
+        span_names: Mapping[str, str | None] | None = None,
+        *,
+        begins_traces: bool = False,
+        max_call_s: float | None = None,
     ) -> None:
         self._listen = listen
-        self._server = grpc.aio.server(
-            interceptors=[ServerContext(span_names or {}, begins_traces=begins_traces)], options=_OPTIONS
-        )
+        around_calls = ServerContext(span_names or {}, begins_traces=begins_traces, max_call_s=max_call_s)
+        self._server = grpc.aio.server(interceptors=[around_calls], options=_OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._service_names: list[str] = []

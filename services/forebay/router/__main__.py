@@ -41,7 +41,7 @@ STOP_GRACE_S: Final = 0.2
 async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     """Serves until `stop` is set, then lets running requests finish for `drain_s`."""
     async with AsyncExitStack() as closing:
-        server = Server(settings.listen, SPAN_NAMES, begins_traces=True)
+        server = Server(settings.listen, SPAN_NAMES, begins_traces=True, max_call_s=settings.max_request_s)
         connection = await connect(settings.nats_url, "router")
         closing.push_async_callback(connection.close)
         fleet, loads, links = FleetView(connection), LoadView(connection), FleetLinks()
@@ -61,7 +61,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         closing.push_async_callback(links.close)
 
         generations = Generations(links, Planner(index, loads, lambda: links.snapshot))
-        servicer = RouterServicer(generations, fleet, loads, settings.max_request_s)
+        servicer = RouterServicer(generations, fleet, loads)
         server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, SERVICE)
         address = await server.start()
         await _either(fleet.wait_loaded(), stop.wait())
