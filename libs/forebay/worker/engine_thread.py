@@ -44,7 +44,7 @@ class MoreBlocks:
 
 @dataclass(frozen=True, slots=True)
 class UseEngine:
-    """Go on with another engine, over another arena."""
+    """Go on with another engine, over another arena. The one before is dropped, and with it its mapping."""
 
     engine: Engine
 

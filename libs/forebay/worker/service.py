@@ -122,7 +122,10 @@ async def _running(
         rights.start()
         most_cores = settings.threads or len(os.sched_getaffinity(0))
         cores = CoreShare(segment_path(segment_name(attachment.node_id, "cores")), most_cores)
-        thread = EngineThread(engine, Scheduler(limits), link.is_lease_valid, cores)
+        # Only the thread holds the engine: when it takes another, the memory of a service that is gone is unmapped.
+        thread = EngineThread(
+            await asyncio.to_thread(loader.make_engine, attachment), Scheduler(limits), link.is_lease_valid, cores
+        )
         runner.connect(rights, thread)
         try:
             await _warm_up(runner, model)
