@@ -160,6 +160,21 @@ async def test_a_lost_sequence_cannot_be_extended(start_kvcache: Start) -> None:
         assert not worker.rights.owns("s")
 
 
+async def test_blocks_for_a_sequence_that_was_lost_meanwhile_are_not_used(start_kvcache: Start) -> None:
+    async with start_kvcache() as kvcache, attached_worker(kvcache.address) as worker:
+        await worker.rights.acquire("s", [], 2)
+        kvcache.servicer.acquire_gate.clear()
+        extending = asyncio.create_task(worker.rights.extend("s", 1))
+        await until(lambda: kvcache.stats().tiers[0].leased == 3)
+        worker.link.lose(["s"])
+        kvcache.servicer.acquire_gate.set()
+        with pytest.raises(WorkerLostError):
+            await extending
+        assert not worker.rights.owns("s")
+        worker.rights.release("s")
+        await until(kvcache.is_all_released)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
