@@ -117,7 +117,6 @@ async def _running(
     link = KvLink(settings.kvcache, request, runner)
     attachment: Attachment = await link.open()
     try:
-        engine = await asyncio.to_thread(loader.make_engine, attachment)
         rights = KvRights(link)
         rights.start()
         most_cores = settings.threads or len(os.sched_getaffinity(0))
