@@ -11,7 +11,16 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from forebay.errors import BY_REASON, Code, ForebayError, KvExhaustedError, RemoteError, StartError, UnknownModelError
+from forebay.errors import (
+    BY_REASON,
+    Code,
+    DeadlineExceededError,
+    ForebayError,
+    KvExhaustedError,
+    RemoteError,
+    StartError,
+    UnknownModelError,
+)
 from forebay.rpc.channel import open_channel
 from forebay.rpc.deadline import limited_to, remaining_s
 from forebay.rpc.server import Server
@@ -47,8 +56,8 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     async def Detokenize(self, request_iterator, context):  # type: ignore[no-untyped-def]
         try:
             async for _ in request_iterator:
-                for _ in range(10_000):
-                    yield tokenizer_pb2.DetokenizeResponse()
+                for _ in range(10_000):  # more than is sent to a caller who does not read
+                    yield tokenizer_pb2.DetokenizeResponse(items=[tokenizer_pb2.DetokenizedText(text="x" * 100)])
                     self.started.set()
         finally:
             self.cleaned_up.set()
@@ -62,8 +71,10 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
 
 @asynccontextmanager
-async def serving(servicer: FakeTokenizer) -> AsyncIterator[tuple[Server, str, grpc.aio.Channel]]:
-    server = Server("127.0.0.1:0")
+async def serving(
+    servicer: FakeTokenizer, max_call_s: float | None = None
+) -> AsyncIterator[tuple[Server, str, grpc.aio.Channel]]:
+    server = Server("127.0.0.1:0", max_call_s=max_call_s)
     server.add(tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server, servicer, SERVICE)
     address = await server.start()
     async with open_channel(address) as channel:
@@ -101,6 +112,32 @@ async def test_a_defect_is_internal_and_tells_nothing() -> None:
     assert "secret" not in str(caught.value.details())
     error = from_rpc_error(caught.value)
     assert (error.reason, error.metadata) == ("INTERNAL", {"service": SERVICE})
+
+
+async def test_a_call_may_last_no_longer_than_its_server_allows() -> None:
+    servicer = FakeTokenizer()
+    async with serving(servicer, max_call_s=0.3) as (_, _, channel):
+        with pytest.raises(DeadlineExceededError, match="a call may take"), translated():
+            await encode(channel, "hang")
+        assert servicer.cleaned_up.is_set()
+        await encode(channel, "ok", timeout_s=100)
+        assert servicer.seen_remaining_s is not None
+        assert 0 < servicer.seen_remaining_s <= 0.3
+
+
+async def test_a_caller_who_does_not_read_holds_no_call_up() -> None:
+    servicer = FakeTokenizer()
+    async with serving(servicer, max_call_s=0.3) as (_, _, channel):
+        call = tokenizer_pb2_grpc.TokenizerServiceStub(channel).Detokenize()
+        await call.write(tokenizer_pb2.DetokenizeRequest())
+        await servicer.cleaned_up.wait()
+        with pytest.raises(DeadlineExceededError, match="a call may take"), translated():
+            await _read_all(call)
+
+
+async def _read_all(call) -> None:  # type: ignore[no-untyped-def]
+    while await call.read() is not grpc.aio.EOF:
+        pass
 
 
 async def test_a_call_inherits_what_is_left_of_the_deadline() -> None:
