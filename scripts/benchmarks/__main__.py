@@ -2,9 +2,9 @@
 
 import argparse
 
-from scripts.benchmarks import mesh, startup
+from scripts.benchmarks import engine, mesh, startup
 
-BENCHMARKS = {"startup": startup, "mesh": mesh}
+BENCHMARKS = {"startup": startup, "mesh": mesh, "engine": engine}
 
 
 def main() -> None:

@@ -263,5 +263,6 @@ def test_a_step_of_sixteen_needs_little_memory_and_reports_its_phases(smollm2):
     run.logits([Slice(run.sequence([one]), 1) for one in range(16)])
 
     assert 0 < run.engine.workspace_bytes <= 64 << 20
-    assert all(seconds > 0 for seconds in run.engine.take_phase_seconds().values())
+    seconds = run.engine.take_phase_seconds()
+    assert all(seconds[name] > 0 for name in ("norm", "qkv", "attention", "output", "gate_up", "down", "head"))
     assert not any(run.engine.take_phase_seconds().values())

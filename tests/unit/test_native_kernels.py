@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from forebay.kernels.cpu.instruction_set import supported_sets
 from forebay.kernels.cpu.library import LinearStruct, load_library
+from forebay.kernels.cpu.peaks import Arithmetic, measure_peaks
 from forebay.kernels.cpu.tiles import TileFormat, pack_blocks, pack_dense, quantize_int8, round_to_bfloat16
 from forebay.models.gguf_dequantize import bfloat16_to_float32, dequantize
 from forebay.models.gguf_types import GgufTensorType
@@ -247,3 +248,11 @@ def attention(functions, inputs, block_tokens, is_float32=False, left_over=0xFF)
     )
     assert not failed
     return y, arena
+
+
+def test_peaks_are_measured_for_every_arithmetic():
+    peaks = measure_peaks(load_library(), threads=2)
+
+    assert peaks.threads == 2
+    assert all(peaks.operations_per_s[kind] > 0 for kind in Arithmetic)
+    assert peaks.read_bytes_per_s > 0

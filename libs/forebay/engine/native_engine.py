@@ -59,6 +59,7 @@ class NativeEngine:
         self._arena = arena
         self._model = NativeModel(packed, config, layout)
         self._threads = threads
+        self._weight_bytes = packed.size_bytes
         self._logits = np.empty((0, 0), np.float32)
         handle = self._functions.forebay_engine_create(ctypes.byref(self._model.struct), threads)
         if not handle:
@@ -93,6 +94,11 @@ class NativeEngine:
         A view of the engine's own memory: the next step overwrites it.
         """
         return self._compute(slices)[0]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights, which every decode step reads once."""
+        return self._weight_bytes
 
     @property
     def workspace_bytes(self) -> int:

@@ -1,8 +1,9 @@
 // Attention of query heads over the paged keys and values of their sequence.
 //
-// The context is cut into segments of fixed length from position 0. Each segment gives a partial result (largest score, sum of
-// weights, weighted sum of values), computed alone; partial results are folded in order of position. So a row's result does not
-// depend on the rows beside it, nor on how segments are spread over threads. R = queries computed together.
+// The context is cut into segments of fixed length from position 0. Each segment gives a partial result (largest
+// score, sum of weights, weighted sum of values), computed alone; partial results are folded in order of position. So
+// a row's result does not depend on the rows beside it, nor on how segments are spread over threads. R = queries
+// computed together.
 #pragma once
 
 #include "functions.h"
@@ -13,6 +14,7 @@ namespace forebay {
 constexpr int kSegmentTokens = 256;
 constexpr int kMaxQueries = 6;
 constexpr int kMaxHeadDim = 256;
+constexpr int kBlocksAhead = 4;
 
 // Result over some of the context: softmax-weighted sum of values = values / weight, relative to e^largest.
 struct alignas(64) Partial {
@@ -29,17 +31,17 @@ struct Context {
   const std::int32_t* block_table;
   std::ptrdiff_t key_offset;  // in numbers, see KvShape
   KvShape shape;
+  int last_block;  // that the last query sees
 
+  // The block to fetch while this one is computed: each is some pages of its own, which the hardware does not
+  // foresee.
+  int ahead_of(int block) const { return block + kBlocksAhead < last_block ? block + kBlocksAhead : last_block; }
   const typename Numbers::Number* keys(int block) const {
     const std::uint8_t* const start = arena + block_table[block] * block_stride_bytes;
     return reinterpret_cast<const typename Numbers::Number*>(start) + key_offset;
   }
   const typename Numbers::Number* values(int block) const { return keys(block) + shape.value_offset(); }
 };
-
-inline void prefetch(const void* from, std::ptrdiff_t bytes) {
-  for (std::ptrdiff_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
-}
 
 // One query head at one position.
 template <class Numbers>
@@ -68,9 +70,10 @@ class SegmentAttention {
     alignas(64) Number weights[R][kSegmentTokens];
     score(context, queries, start, most, scores);
     for (int r = 0; r < R; ++r) soften(scores[r], weights[r], seen[r], most, to[r]);
+    const int head_dim = context.shape.head_dim;
     int dim = 0;
-    for (; dim + 4 * kLanes <= context.shape.head_dim; dim += 4 * kLanes) gather<4>(context, weights, start, most, dim, to);
-    for (; dim < context.shape.head_dim; dim += kLanes) gather<1>(context, weights, start, most, dim, to);
+    for (; dim + 4 * kLanes <= head_dim; dim += 4 * kLanes) gather<4>(context, weights, start, most, dim, to);
+    for (; dim < head_dim; dim += kLanes) gather<1>(context, weights, start, most, dim, to);
   }
 
  private:
@@ -81,8 +84,7 @@ class SegmentAttention {
     for (int first = 0; first < most; first += block_tokens) {
       const int block = (start + first) / block_tokens;
       const int tokens = most - first < block_tokens ? most - first : block_tokens;
-      // Values of this block are needed next, keys of the next one soon: both start a page that nothing has touched.
-      const int next = first + block_tokens < most ? block + 1 : block;
+      const int next = context.ahead_of(block);
       int token = 0;
       for (; token + kLanes < tokens; token += 2 * kLanes) {
         score_lanes<2>(context, context.keys(block), context.keys(next), queries, token, &scores[0][first + token]);
@@ -121,7 +123,8 @@ class SegmentAttention {
     }
   }
 
-  // weights = e^(score - largest); tokens that the query does not see get 0. A NaN score makes the weight's sum a NaN.
+  // weights = e^(score - largest); tokens that the query does not see get 0. A NaN score makes the weight's sum a
+  // NaN.
   static void soften(const float* scores, Number* weights, int seen, int most, Partial& to) {
     using namespace lanes;
     const float nothing = -__builtin_inff();
@@ -157,7 +160,7 @@ class SegmentAttention {
       const int block = (start + first) / block_tokens;
       const int tokens = most - first < block_tokens ? most - first : block_tokens;
       const Number* from = context.values(block) + 2 * dim;
-      const Number* ahead = context.values(first + block_tokens < most ? block + 1 : block) + 2 * dim;
+      const Number* ahead = context.values(context.ahead_of(block)) + 2 * dim;
       for (int token = 0; token < tokens; token += 2, from += stride, ahead += stride) {
 #pragma GCC unroll lanes::kUnroll
         for (int group = 0; group < Groups; ++group) {

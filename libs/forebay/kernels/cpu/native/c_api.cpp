@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "norm.h"
+#include "peaks.h"
 #include "rope.h"
 #include "step.h"
 
@@ -74,7 +75,7 @@ void attention(const float* queries, int query_count, const float* keys, const f
     convert(queries + i * head_dim, 1.0f / std::sqrt(static_cast<float>(head_dim)), numbers.data() + i * head_dim);
     list.push_back({numbers.data() + i * head_dim, position});
   }
-  const Context<Numbers> context{arena, stride, block_table, 0, shape};
+  const Context<Numbers> context{arena, stride, block_table, 0, shape, position / shape.block_tokens};
   Partial total[kMaxQueries], later[kMaxQueries];
   attend_segment(context, list.data(), query_count, 0, total);
   for (int segment = 1; segment <= position / kSegmentTokens; ++segment) {
@@ -132,6 +133,14 @@ void forebay_engine_phase_seconds(forebay_engine* engine, double* seconds) {
   }
 }
 
+double forebay_arithmetic_peak(int32_t arithmetic, int32_t thread_count, double seconds) {
+  return arithmetic_peak(static_cast<Arithmetic>(arithmetic), thread_count, seconds);
+}
+
+double forebay_read_peak(const uint8_t* bytes, int64_t size, int32_t thread_count) {
+  return read_peak(bytes, static_cast<std::size_t>(size), thread_count);
+}
+
 void forebay_linear_rows(const forebay_linear* linear, const float* x, int32_t row_count, int64_t x_stride, float* y,
                          int64_t y_stride) {
   const Linear layer = to_linear(*linear);
@@ -151,7 +160,7 @@ void forebay_linear_rows(const forebay_linear* linear, const float* x, int32_t r
   for (int tile = 0; tile < layer.tile_count(); ++tile) {
     for (const Panel& panel : panels.list) {
       float* const first = y + panel.first_row * y_stride + tile * kTileOutputs;
-      linear_tile(layer, tile, inputs, panel, {first, static_cast<std::ptrdiff_t>(y_stride), nullptr, false});
+      linear_tile(layer, tile, inputs, panel, {first, static_cast<std::ptrdiff_t>(y_stride), false});
     }
   }
 }

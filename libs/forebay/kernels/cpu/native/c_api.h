@@ -1,7 +1,7 @@
 // The library's plain C interface, called through ctypes. Structs are mirrored field by field in library.py.
 //
-// An engine is used by one thread at a time. No function throws or prints. Pointers given at creation (weights, frequencies)
-// must outlive the engine; those given to a step must outlive the step.
+// An engine is used by one thread at a time. No function throws or prints. Pointers given at creation (weights,
+// frequencies) must outlive the engine; those given to a step must outlive the step.
 #pragma once
 
 #include <stdint.h>
@@ -62,6 +62,11 @@ int32_t forebay_engine_step(forebay_engine* engine, const forebay_step* step);
 int64_t forebay_engine_workspace_bytes(const forebay_engine* engine);
 // Seconds of the first thread in each phase since the last call, [11] in the order of step.h; turns the clocks on.
 void forebay_engine_phase_seconds(forebay_engine* engine, double* seconds);
+
+// Multiplications and additions per second of so many threads; arithmetic: forebay::Arithmetic.
+double forebay_arithmetic_peak(int32_t arithmetic, int32_t thread_count, double seconds);
+// Bytes per second that so many threads read from memory.
+double forebay_read_peak(const uint8_t* bytes, int64_t size, int32_t thread_count);
 
 // Single kernels, for tests. x, y: rows of floats.
 void forebay_linear_rows(const forebay_linear* linear, const float* x, int32_t row_count, int64_t x_stride, float* y,

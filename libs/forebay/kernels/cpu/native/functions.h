@@ -1,6 +1,8 @@
 // exp and what follows from it, sixteen lanes at a time.
 #pragma once
 
+#include <initializer_list>
+
 #include "lanes.h"
 
 namespace forebay {

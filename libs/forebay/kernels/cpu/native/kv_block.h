@@ -4,7 +4,8 @@
 //   keys    [head_dim / 2][token][2]    16 tokens side by side: a score is summed without adding across lanes
 //   values  [token / 2][head_dim][2]    16 dims side by side, two tokens each
 //
-// Both are read 16 pairs at a time. T = tokens of a block, a multiple of 16 that divides 256; H = head_dim, one of 16.
+// Both are read 16 pairs at a time. T = tokens of a block, a multiple of 16 that divides 256; H = head_dim, one of
+// 16.
 #pragma once
 
 #include "lanes.h"
@@ -58,8 +59,9 @@ inline void write_key(Number* keys, const KvShape& shape, int token, const Numbe
   }
 }
 
-// Writes the value of one token. is_last: nothing follows it in this step, so the other half of its pair is made zero:
-// attention multiplies it by a probability of zero, which would not silence a NaN left there by another sequence.
+// Writes the value of one token. is_last: nothing follows it in this step, so the other half of its pair is made
+// zero: attention multiplies it by a probability of zero, which would not silence a NaN left there by another
+// sequence.
 template <class Number>
 inline void write_value(Number* values, const KvShape& shape, int token, const Number* from, bool is_last) {
   Number* const to = values + std::ptrdiff_t{token / 2} * 2 * shape.head_dim;

@@ -3,14 +3,14 @@
 // Weights lie in tiles of 16 outputs (all K inputs of 16 rows of the matrix), so that a register holds the same four
 // inputs of 16 outputs. Layout of one tile, G = groups of 32 inputs; padded to 64 bytes:
 //
-//   kQ4_1  [G][4][16][4] bytes, low nibble inputs 0..15 of the group, high nibble 16..31 | [G][16] scale f16, [16] minimum f16
-//   kQ4_0  [G][4][16][4] bytes as above                                                  | [G][16] scale f16
-//   kQ8_0  [G][8][16][4] bytes, each number plus 128                                     | [G][16] scale f16
+//   kQ4_1  [G][4][16][4] bytes, low nibble inputs 0..15 of the group, high nibble 16..31 | [G] 16 scales f16, 16 minima f16
+//   kQ4_0  [G][4][16][4] bytes as above                                                  | [G] 16 scales f16
+//   kQ8_0  [G][8][16][4] bytes, each number plus 128                                     | [G] 16 scales f16
 //   kBf16  [G][16][16][2] bf16
 //   kF32   [G][32][16] f32
 //
-// The numbers are those of the model file, bit for bit. One output is always summed in the same order, group by group,
-// whatever the panel's width and whoever shares it.
+// The numbers are those of the model file, bit for bit. One output is always summed in the same order, group by
+// group, whatever the panel's width and whoever shares it.
 #pragma once
 
 #include "panels.h"
@@ -65,8 +65,9 @@ struct Linear {
 struct TileOutput {
   float* first;
   std::ptrdiff_t row_stride;
-  const float* bias;   // [16] or null
-  bool is_added;       // to what is there (a residual) instead of replacing it
+  bool is_added;               // to what is there (a residual) instead of replacing it
+  const float* bias = nullptr;  // [16] or null
+  bool is_first_use = true;     // of the tile in this step: it comes from memory, not from the cache
 };
 
 namespace tile_kernels {
@@ -115,6 +116,16 @@ inline F32 broadcast_float(const std::uint8_t* from) {
   return broadcast(value);
 }
 
+// With few rows a step is bound by reading weights. What is needed next lies behind what is read now, mostly on
+// another page, where the hardware does not look ahead.
+constexpr std::ptrdiff_t kPrefetchBytes = 4096;
+
+template <Format kFormat>
+inline void prefetch_ahead(const std::uint8_t* quants) {
+  constexpr int kLines = kFormat == Format::kQ8_0 ? 9 : 5;
+  for (int i = 0; i < kLines; ++i) __builtin_prefetch(quants + kPrefetchBytes + 64 * i);
+}
+
 // Weights of 4 or 8 bits times activations of 8 bits: exact integer sums within a group, floats between groups.
 template <Format kFormat, int Width>
 void integer_tile(const std::uint8_t* tile, int groups, const std::uint8_t* records, const TileOutput& out) {
@@ -126,6 +137,7 @@ void integer_tile(const std::uint8_t* tile, int groups, const std::uint8_t* reco
 #pragma GCC unroll lanes::kUnroll
   for (int row = 0; row < Width; ++row) sums[row] = broadcast(0.0f);
   for (int group = 0; group < groups; ++group, quants += kQuants, scales += kScales, records += 44 * Width) {
+    if (out.is_first_use) prefetch_ahead<kFormat>(quants);
     I32 words[8];
     unpack<kFormat>(quants, words);
     const F32 scale = load_halves(scales);
@@ -194,6 +206,7 @@ inline void linear_tile(const Linear& linear, int index, Activations& inputs, co
   const std::uint8_t* const tile = linear.tile(index);
   const std::uint8_t* const records = inputs.record(panel, 0);
   if (linear.bias != nullptr) out.bias = linear.bias + index * kTileOutputs;
+  out.is_first_use = panel.first_row == 0;
   switch (panel.width) {
     case 16: return tile_kernels::tile_of_width<16>(linear.format, tile, linear.groups(), records, out);
     case 8: return tile_kernels::tile_of_width<8>(linear.format, tile, linear.groups(), records, out);

@@ -9,6 +9,9 @@ namespace forebay {
 
 constexpr std::size_t kCacheLine = 64;
 
+// Sizes are products of ints that need not fit an int.
+inline std::size_t product(int a, int b) { return static_cast<std::size_t>(a) * static_cast<std::size_t>(b); }
+
 class AlignedBytes {
  public:
   AlignedBytes() = default;

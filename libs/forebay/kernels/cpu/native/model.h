@@ -60,7 +60,11 @@ inline void unpack_row(const Linear& linear, int output, float* to) {
           std::memcpy(to + k, &bits, 4);
           break;
         }
-        case Format::kQ8_0: to[k] = factor[lane] * (static_cast<float>(quants[64 * (k / 4) + 4 * lane + k % 4]) - 128.0f); break;
+        case Format::kQ8_0: {
+          const auto number = static_cast<float>(quants[64 * (k / 4) + 4 * lane + k % 4]);
+          to[k] = factor[lane] * (number - 128.0f);
+          break;
+        }
         default: {
           const std::uint8_t both = quants[64 * (k % 16 / 4) + 4 * lane + k % 4];
           const auto number = static_cast<float>(k < 16 ? both & 15 : both >> 4);

@@ -1,14 +1,16 @@
 // How the rows of a step (one per token) are grouped, and how their activations are written down for a linear layer.
 //
-// Rows are cut into panels of 16, then 8, 4, 2, 1. A linear kernel computes one tile of 16 outputs for one panel, with the
-// panel's sums in registers. Inside a panel the numbers of all its rows for the same inputs lie side by side:
+// Rows are cut into panels of 16, then 8, 4, 2, 1. A linear kernel computes one tile of 16 outputs for one panel,
+// with the panel's sums in registers. Inside a panel the numbers of all its rows for the same inputs lie side by
+// side:
 //
 //   record(panel, group) holds 32 inputs of `width` rows:
 //     kInt8   [8][width][4] int8 | [width] scale f32 | [width] scale * sum f32 | [width] sum i32
 //     kBf16   [16][width][2] bf16
 //     kF32    [32][width] f32
 //
-// Groups are 32 consecutive inputs, the group of GGUF's 4- and 8-bit blocks; inputs are padded with zeros to whole groups.
+// Groups are 32 consecutive inputs, the group of GGUF's 4- and 8-bit blocks; inputs are padded with zeros to whole
+// groups.
 #pragma once
 
 #include <vector>
@@ -95,8 +97,9 @@ class Activations {
   }
 
  private:
-  // scale = largest / 127, so that the largest magnitude becomes 127. The sum is that of the rounded numbers: the error of
-  // rounding then cancels between the products and the zero point (the sum of the true numbers gives 4 times the KL).
+  // scale = largest / 127, so that the largest magnitude becomes 127. The sum is that of the rounded numbers: the
+  // error of rounding then cancels between the products and the zero point (the sum of the true numbers gives 4 times
+  // the KL).
   static void encode_int8(std::uint8_t* to, int width, int lane, lanes::F32 first, lanes::F32 second) {
     using namespace lanes;
     float most = largest_magnitude(first, second);

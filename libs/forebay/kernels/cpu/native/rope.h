@@ -16,8 +16,8 @@ inline void rotation_of(int position, const float* inverse_frequencies, int half
   }
 }
 
-// Turns one head in place. x: [2 * half]; rotation: as above. half is a multiple of 8; numbers past a multiple of 16 are
-// done one by one with the same roundings.
+// Turns one head in place. x: [2 * half]; rotation: as above. half is a multiple of 8; numbers past a multiple of 16
+// are done one by one with the same roundings.
 inline void rotate(float* x, const float* rotation, int half) {
   using namespace lanes;
   int i = 0;

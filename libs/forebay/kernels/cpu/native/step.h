@@ -1,12 +1,12 @@
-// One step of a decoder: every new token of every slice through all layers, once. Rows are tokens, in order of slices.
+// One step of a decoder: every new token of every slice through all layers, once. Rows are tokens, in order of
+// slices.
 //
-// All threads run the same phases and meet after each. A phase's items are independent, so who computes which does not
-// matter; each item is computed in one fixed order (see linear.h, attention.h), so nothing depends on the batch or on the
-// number of threads.
+// All threads run the same phases and meet after each. A phase's items are independent, so who computes which does
+// not matter; each item is computed in one fixed order (see linear.h, attention.h), so nothing depends on the batch
+// or on the number of threads.
 #pragma once
 
 #include <array>
-#include <functional>
 
 #include "attention.h"
 #include "model.h"
@@ -67,39 +67,76 @@ class DecoderStep {
     Activations& of(const Linear& linear) { return encoded[static_cast<std::size_t>(encoding_for(linear.format))]; }
   };
 
+  // Some groups of one row.
+  struct Place {
+    const Panel& panel;
+    int row, first_group, end_group;
+  };
+  static constexpr int kAloneRows = 2;
+  static constexpr int kPartsBelow = 8;  // panels
+  static constexpr int kParts = 4;
+
   void cut_spans();
-  void for_each(int count, int chunk, const std::function<void(int)>& compute);
+  // Computes items 0 .. count - 1 together with the other threads, `chunk` at a time.
+  template <class Compute>
+  void for_each(int count, int chunk, Compute compute) {
+    for (int first; (first = meeting_.take(chunk)) < count;) {
+      const int end = first + chunk < count ? first + chunk : count;
+      for (int item = first; item < end; ++item) compute(item);
+    }
+  }
+  template <class Compute>
+  void for_each_place(int groups, Compute compute);
   int chunk_of(int count) const;
 
   void embed();
   void norm(const float* weight, Inputs& to);
-  void norm_row(const float* x, const float* weight, const Panel& panel, int row, Inputs& to);
+  void norm_row(const float* x, const float* weight, const Place& place, Inputs& to);
   void project_qkv(const Layer& layer);
   template <class Numbers>
-  void rope_and_write(const Layer& layer, int index);
+  void attention(const Layer& layer, int index, int thread);
+  template <class Numbers>
+  void rope_and_write(const Span& span, int kv_head, const Layer& layer, int index);
   template <class Numbers>
   void rope_head(const Span& span, int row, int kv_head, const Layer& layer, int index);
   template <class Numbers>
-  void attend(int index);
+  void attend_segments(int index);
   template <class Numbers>
   void attend_whole(const Span& span, int kv_head, int index);
   template <class Numbers>
   Context<Numbers> context_of(const Span& span, int kv_head, int index) const;
   template <class Numbers>
   Query<Numbers> query_of(const Span& span, int kv_head, int i);
+  void join(const Span& span);
   void join_and_encode();
+  void encode_attention(const Place& place);
   void add_projection(const Linear& linear, Inputs& from);
   void gate_up(const Layer& layer);
   void norm_samples();
   void head();
   void scan(int sample);
-  void meet(Phase phase, int thread);
+  void count_time(Phase finished, int thread);
+  void meet(Phase finished, int thread);
+  // Ends a phase and does a small one: with few rows the thread that comes last does it before the others go on,
+  // since meeting once more would take longer than the work.
+  template <class Compute>
+  void meet_and(Phase finished, int thread, Phase next, Compute compute) {
+    if (input_.row_count <= kAloneRows) {
+      meeting_.wait(compute);
+      return count_time(finished, thread);
+    }
+    meet(finished, thread);
+    compute();
+    meet(next, thread);
+  }
+  void meet_and_norm(Phase finished, int thread, const float* weight);
 
   Model model_;
   StepInput input_{};
   int thread_count_ = 1;
   Meeting meeting_;
-  Panels panels_, sample_panels_;
+  Panels panels_, head_panels_;
+  int rows_per_sample_ = 1;      // that the head computes
   std::vector<Span> spans_;
   bool is_split_ = false;        // attention: over segments too, because there are few (span, kv head) pairs
   std::vector<std::array<int, 3>> segment_items_;  // (span, kv head, segment) when split
@@ -107,9 +144,23 @@ class DecoderStep {
   AlignedArray<float> x_, query_, key_, value_, rotations_;
   AlignedBytes query_numbers_;   // [row][query_width] in the numbers of the KV, scaled
   AlignedArray<Partial> partials_;
-  Inputs hidden_in_, attention_in_, feed_forward_in_, head_in_, head_rest_in_;
+  Inputs hidden_in_, attention_in_, feed_forward_in_, head_in_;
   std::array<double, kPhases> phase_seconds_{};
   double phase_start_s_ = 0.0;
 };
+
+// Goes by panels, or by some groups of them when there are few: rows of one panel share cache lines, groups do not.
+template <class Compute>
+void DecoderStep::for_each_place(int groups, Compute compute) {
+  const int panel_count = static_cast<int>(panels_.list.size());
+  const int parts = panel_count < kPartsBelow && input_.row_count > 1 ? kParts : 1;
+  for_each(panel_count * parts, 1, [&](int item) {
+    const Panel& panel = panels_.list[static_cast<std::size_t>(item / parts)];
+    const int part = item % parts;
+    for (int row = panel.first_row; row < panel.first_row + panel.width; ++row) {
+      compute(Place{panel, row, groups * part / parts, groups * (part + 1) / parts});
+    }
+  });
+}
 
 }  // namespace forebay

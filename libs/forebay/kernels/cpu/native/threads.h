@@ -1,4 +1,4 @@
-// The threads of one engine. They wait for work by spinning for some 50 microseconds, then asleep.
+// The threads of one engine, and how they wait for each other.
 #pragma once
 
 #include <atomic>
@@ -12,6 +12,40 @@
 
 namespace forebay {
 
+// Waits for a condition that another thread brings about: spinning for a while (a spin is some 15 ns), then asleep. A
+// thread that spun on would keep its core from the very thread it waits for, when other processes want the cores too.
+class Patience {
+ public:
+  explicit Patience(int spins) : spins_(spins) {}
+  // Returns when is_done() is true. It must become true before notify() is called.
+  template <class Condition>
+  void wait_until(Condition is_done) {
+    for (int spins = 0; spins < spins_; ++spins) {
+      if (is_done()) return;
+      pause();
+    }
+    std::unique_lock<std::mutex> lock(mutex_);
+    sleepers_.fetch_add(1, std::memory_order_seq_cst);
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    wake_.wait(lock, is_done);
+    sleepers_.fetch_sub(1, std::memory_order_relaxed);
+  }
+  void notify() {
+    // Orders the change of the condition before the look at sleepers_; wait_until orders them the other way round.
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) == 0) return;
+    { const std::lock_guard<std::mutex> lock(mutex_); }
+    wake_.notify_all();
+  }
+
+ private:
+  static void pause();
+  const int spins_;
+  std::atomic<int> sleepers_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
 // Threads meet here. The last to arrive clears the work counter, so that the next phase starts at its first item.
 class Meeting {
  public:
@@ -20,8 +54,21 @@ class Meeting {
     arrived_.store(0, std::memory_order_relaxed);
     taken_.store(0, std::memory_order_relaxed);
   }
-  // Returns when all have arrived. Gives the core away after a while: the other thread may need this very core.
-  void wait();
+  // Returns when all have arrived and the last of them has done `alone`.
+  template <class Work>
+  void wait(Work alone) {
+    const std::uint32_t round = round_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == thread_count_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      taken_.store(0, std::memory_order_relaxed);
+      alone();
+      taken_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+      if (thread_count_ > 1) patience_.notify();
+    } else {
+      patience_.wait_until([&] { return round_.load(std::memory_order_acquire) != round; });
+    }
+  }
   // The first of the next `count` items that nobody has taken.
   int take(int count) { return taken_.fetch_add(count, std::memory_order_relaxed); }
 
@@ -30,6 +77,7 @@ class Meeting {
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<std::uint32_t> round_{0};
   alignas(64) std::atomic<int> taken_{0};
+  Patience patience_{2000};
 };
 
 class Threads {
@@ -46,17 +94,13 @@ class Threads {
 
  private:
   void serve(int index);
-  bool is_job_new(std::uint32_t seen) const { return job_.load(std::memory_order_acquire) != seen; }
-
   std::vector<std::thread> workers_;
   const std::function<void(int)>* work_ = nullptr;
   int active_count_ = 0;
   bool is_ending_ = false;
   alignas(64) std::atomic<std::uint32_t> job_{0};  // counts runs; work_, active_count_ and is_ending_ are set before
   alignas(64) std::atomic<int> pending_{0};
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::atomic<int> sleepers_{0};
+  Patience for_work_{6000}, for_the_others_{2000};  // the caller's own work lies between two steps
 };
 
 }  // namespace forebay
