@@ -77,7 +77,7 @@ async def test_a_stop_string_in_the_first_token_releases_the_offer(router_for) -
         responses = [response async for response in router.stub.Generate(request, timeout=20)]
         assert responses[-1].finished.stop_match == "h"
         fleet.script.has_manifest.set()
-        await until(lambda: fleet.is_idle, FREED_WITHIN_S)
+        await until(lambda: fleet.decode.cancels and fleet.is_idle, FREED_WITHIN_S)
 
 
 async def test_a_third_of_many_cancelled_at_random(router_for) -> None:  # type: ignore[no-untyped-def]

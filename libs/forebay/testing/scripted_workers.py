@@ -27,6 +27,7 @@ DIGEST: Final = "fake-digest"
 LAYOUT: Final = KvLayout(dtype=KvDtype.FLOAT32, layers=2, kv_heads=1, head_dim=4, block_tokens=4)
 VOCABULARY_SIZE: Final = 128
 CONTEXT_TOKENS: Final = 64
+OFFER_S: Final = 0.5  # an offer that nobody takes runs out
 REFUSED_TOKEN_ID: Final = 1  # ends the tokenizer's stream
 GARBLED_TOKEN_ID: Final = 2  # is answered, the first time, against the contract
 
@@ -186,6 +187,7 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
                     manifest=common_pb2.Manifest(sequence_id=request.request_id, node_id="node", epoch=2)
                 )
                 is_given_away = True
+                asyncio.get_running_loop().call_later(OFFER_S, self.offered.discard, request.request_id)
         finally:
             self.running.discard(request.request_id)
             if not is_given_away:
