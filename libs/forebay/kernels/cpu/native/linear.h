@@ -3,9 +3,9 @@
 // Weights lie in tiles of 16 outputs (all K inputs of 16 rows of the matrix), so that a register holds the same four
 // inputs of 16 outputs. Layout of one tile, G = groups of 32 inputs; padded to 64 bytes:
 //
-//   kQ4_1  [G][4][16][4] bytes, low nibble inputs 0..15 of the group, high nibble 16..31 | [G] 16 scales f16, 16 minima f16
-//   kQ4_0  [G][4][16][4] bytes as above                                                  | [G] 16 scales f16
-//   kQ8_0  [G][8][16][4] bytes, each number plus 128                                     | [G] 16 scales f16
+//   kQ4_1  [G][4][16][4] bytes, low nibble inputs 0..15 of the group, high 16..31    | [G] 16 scales f16, 16 minima f16
+//   kQ4_0  [G][4][16][4] bytes as above                                              | [G] 16 scales f16
+//   kQ8_0  [G][8][16][4] bytes, each number plus 128                                 | [G] 16 scales f16
 //   kBf16  [G][16][16][2] bf16
 //   kF32   [G][32][16] f32
 //

@@ -112,7 +112,7 @@ void DecoderStep::count_time(Phase finished, int thread) {
 }
 
 void DecoderStep::meet(Phase finished, int thread) {
-  meeting_.wait([] {});
+  meeting_.wait(thread, [] {});
   count_time(finished, thread);
 }
 

@@ -122,7 +122,7 @@ class DecoderStep {
   template <class Compute>
   void meet_and(Phase finished, int thread, Phase next, Compute compute) {
     if (input_.row_count <= kAloneRows) {
-      meeting_.wait(compute);
+      meeting_.wait(thread, compute);
       return count_time(finished, thread);
     }
     meet(finished, thread);

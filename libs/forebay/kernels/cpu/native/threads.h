@@ -4,6 +4,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -16,11 +17,10 @@ namespace forebay {
 // thread that spun on would keep its core from the very thread it waits for, when other processes want the cores too.
 class Patience {
  public:
-  explicit Patience(int spins) : spins_(spins) {}
   // Returns when is_done() is true. It must become true before notify() is called.
   template <class Condition>
-  void wait_until(Condition is_done) {
-    for (int spins = 0; spins < spins_; ++spins) {
+  void wait_until(Condition is_done, int most_spins) {
+    for (int spins = 0; spins < most_spins; ++spins) {
       if (is_done()) return;
       pause();
     }
@@ -40,23 +40,26 @@ class Patience {
 
  private:
   static void pause();
-  const int spins_;
   std::atomic<int> sleepers_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
 };
+
+constexpr int kMeetingSpins = 2000;
+constexpr int kWorkSpins = 6000;  // the caller's own work lies between two steps
 
 // Threads meet here. The last to arrive clears the work counter, so that the next phase starts at its first item.
 class Meeting {
  public:
   void open(int thread_count) {
     thread_count_ = thread_count;
+    while (static_cast<int>(core_of_.size()) < thread_count) core_of_.emplace_back(-1);
     arrived_.store(0, std::memory_order_relaxed);
     taken_.store(0, std::memory_order_relaxed);
   }
   // Returns when all have arrived and the last of them has done `alone`.
   template <class Work>
-  void wait(Work alone) {
+  void wait(int thread, Work alone) {
     const std::uint32_t round = round_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == thread_count_) {
       arrived_.store(0, std::memory_order_relaxed);
@@ -66,18 +69,24 @@ class Meeting {
       round_.store(round + 1, std::memory_order_release);
       if (thread_count_ > 1) patience_.notify();
     } else {
-      patience_.wait_until([&] { return round_.load(std::memory_order_acquire) != round; });
+      const int spins = shares_core(thread) ? 0 : kMeetingSpins;
+      patience_.wait_until([&] { return round_.load(std::memory_order_acquire) != round; }, spins);
     }
   }
   // The first of the next `count` items that nobody has taken.
   int take(int count) { return taken_.fetch_add(count, std::memory_order_relaxed); }
 
  private:
+  // Whether another of these threads was last seen on the core of this one: then it cannot arrive while this one
+  // spins. It happens when other processes keep the other cores busy.
+  bool shares_core(int thread);
+
   int thread_count_ = 1;
+  std::deque<std::atomic<int>> core_of_;  // of each thread when it last waited
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<std::uint32_t> round_{0};
   alignas(64) std::atomic<int> taken_{0};
-  Patience patience_{2000};
+  Patience patience_;
 };
 
 class Threads {
@@ -100,7 +109,7 @@ class Threads {
   bool is_ending_ = false;
   alignas(64) std::atomic<std::uint32_t> job_{0};  // counts runs; work_, active_count_ and is_ending_ are set before
   alignas(64) std::atomic<int> pending_{0};
-  Patience for_work_{6000}, for_the_others_{2000};  // the caller's own work lies between two steps
+  Patience for_work_, for_the_others_;
 };
 
 }  // namespace forebay
