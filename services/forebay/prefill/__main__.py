@@ -5,12 +5,12 @@ import asyncio
 from forebay.prefill.config import PrefillSettings
 from forebay.rpc.service import run
 from forebay.telemetry import spans
-from forebay.worker.openmp import sleep_when_idle
+from forebay.worker.openmp import spin_briefly
 
 
 async def serve(settings: PrefillSettings, stop: asyncio.Event) -> None:
     """Builds the worker and serves."""
-    sleep_when_idle()
+    spin_briefly()
     # torch must be loaded after that line.
     from forebay.prefill.kind import KIND  # noqa: PLC0415
     from forebay.worker.service import serve_worker  # noqa: PLC0415
