@@ -45,6 +45,9 @@ from forebay.worker.settings import WorkerSettings
 _log = logging.getLogger(__name__)
 
 WARM_UP_TOKENS: Final = 16
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How long the event loop may keep the interpreter from the engine's thread. With Python's 5 ms a step of batch 8 waits
+for the loop's whole turn: 223 tokens/s instead of 244."""
 LOAD_INTERVAL_S: Final = 0.1
 LAST_RELEASES_S: Final = 1.0
 """How long sequences cut off at the end may take to give up their blocks."""
@@ -130,6 +133,7 @@ async def _running(
             await _warm_up(runner, model)
             gc.collect()
             gc.freeze()  # weights and modules live as long as the process
+            sys.setswitchinterval(SWITCH_INTERVAL_S)
             yield Worker(runner, model, attachment.node_id, settings.kvcache)
         finally:
             await rights.close()
