@@ -4,12 +4,11 @@ import itertools
 import random
 import time
 from collections.abc import Sequence as Tokens
-from dataclasses import replace
 from pathlib import Path
 
 from forebay.chips import chip_class_named
 from forebay.chips.kv_layout import layout_for
-from forebay.engine.arena import KvArena
+from forebay.engine.kv_memory import private_memory
 from forebay.engine.load import load_engine
 from forebay.engine.scheduler import Limits, NewToken, Scheduler
 from forebay.engine.types import SamplingParams, Sequence
@@ -22,12 +21,11 @@ class BareEngine:
     """One engine with its scheduler and its own memory, as a worker runs them."""
 
     def __init__(self, model_path: Path, chip_class_name: str, threads: int) -> None:
-        chip_class = replace(chip_class_named(chip_class_name), threads=threads)
+        chip_class = chip_class_named(chip_class_name)
         model = open_model(model_path)
         layout = layout_for(model.config, chip_class)
-        arena = KvArena(bytearray(layout.block_bytes * _BLOCK_COUNT), layout, _BLOCK_COUNT)
-        self._engine = load_engine(model, chip_class, arena)
-        self._limits = Limits(layout.block_tokens, model.config.context_tokens)
+        self._engine = load_engine(model, chip_class, private_memory(layout, _BLOCK_COUNT), threads)
+        self._limits = Limits(layout.block_tokens, model.config.context_tokens, chip_class.chunk_tokens)
         self._numbers = itertools.count()
 
     def generate(self, prompts: Tokens[list[int]], max_tokens: int) -> tuple[float, float, int]:

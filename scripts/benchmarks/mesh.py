@@ -5,7 +5,7 @@ import os
 import random
 import time
 
-from forebay.chips.chip_class import DEFAULT_NAME
+from forebay.chips.chip_class import DECODE_DEFAULT
 from forebay.client import AsyncClient
 from forebay.models.default_model import resolve_model
 from forebay.testing.mesh import running_mesh
@@ -22,7 +22,7 @@ FIRST_TOKEN_REPEATS = 4
 def run(rounds: int) -> None:
     """Each round measures engine and mesh one after the other, so that the machine's drift meets both."""
     # Both may use all cores: the bare engine always, a worker of the mesh while no other one computes.
-    bare = BareEngine(resolve_model(None), DEFAULT_NAME, len(os.sched_getaffinity(0)))
+    bare = BareEngine(resolve_model(None), DECODE_DEFAULT, len(os.sched_getaffinity(0)))
     numbers = random.Random(7)  # prompts, not secrets
     first_bare: list[float] = []
     first_mesh: list[float] = []

@@ -2,20 +2,26 @@
 
 import pytest
 
-from forebay.chips import NumberFormat, chip_class_named
-from forebay.chips.chip_class import BUILT_IN, DEFAULT_NAME
+from forebay.chips import KernelSet, NumberFormat, chip_class_named
+from forebay.chips.chip_class import BUILT_IN, DECODE_DEFAULT, PREFILL_DEFAULT, WITHOUT_COMPILER
+from forebay.chips.kv_layout import layout_for
 from forebay.errors import StartError
 from forebay.kv.layout import KvDtype
+from forebay.models.default_model import resolve_model
+from forebay.models.model_file import open_model
 
 
-def test_the_default_class_computes_in_bfloat16_on_the_cpu():
-    chip_class = chip_class_named(DEFAULT_NAME)
+def test_the_defaults_of_prefill_and_decode_compute_alike_and_share_blocks():
+    config = open_model(resolve_model(None)).config
+    prefill, decode = chip_class_named(PREFILL_DEFAULT), chip_class_named(DECODE_DEFAULT)
 
-    assert (chip_class.device, chip_class.weight_dtype, chip_class.kv_dtype) == (
-        "cpu",
-        NumberFormat.BFLOAT16,
-        NumberFormat.BFLOAT16,
-    )
+    assert prefill.kernels is decode.kernels is KernelSet.NATIVE
+    assert (prefill.device, prefill.weight_dtype) == (decode.device, decode.weight_dtype)
+    assert layout_for(config, prefill) == layout_for(config, decode)
+
+
+def test_what_is_taken_without_a_compiler_needs_none():
+    assert chip_class_named(WITHOUT_COMPILER).kernels is KernelSet.TORCH
 
 
 def test_an_unknown_class_is_refused_with_the_names_that_exist():

@@ -1,6 +1,6 @@
-"""The chip classes we know: device, precision and threads of each.
+"""The chip classes we know: device, kernels, precision and threads of each.
 
-Knows names and settings only: no torch, no device is touched, nothing is measured here.
+Knows names and settings only: no tensor library, no device is touched, nothing is measured here.
 """
 
 from collections.abc import Mapping
@@ -18,29 +18,52 @@ class NumberFormat(Enum):
     FLOAT32 = "float32"
 
 
+class KernelSet(Enum):
+    """Whose implementation of the kernel port computes."""
+
+    NATIVE = "native"  # the C++ library
+    TORCH = "torch"  # the reference, on any machine
+
+
 @dataclass(frozen=True, slots=True)
 class ChipClass:
-    """A kind of device and how we run it. Workers of one class produce the same bits."""
+    """A kind of device and how we run it. Workers of one class produce the same bits.
+
+    weight_dtype: of matrices that the model file does not hold in blocks of 4 or 8 bits; the native kernels keep such
+    blocks as they are and round activations to 8 bits for them. Norm weights and the residual stream are float32.
+    chunk_tokens: most prompt tokens of one step, unless a worker is told otherwise.
+    threads: most cores of one step; None: all that the worker may use. Changes the speed, never the bits.
+    """
 
     name: str
     device: str  # torch's device type
-    weight_dtype: NumberFormat  # of matrices and activations; norm weights and the residual stream are always float32
+    kernels: KernelSet
+    weight_dtype: NumberFormat
     kv_dtype: NumberFormat
-    threads: int = 1  # cores one step may use; changes the speed, never the bits
+    chunk_tokens: int = 256
+    threads: int | None = None
 
+
+_BF16, _F32 = NumberFormat.BFLOAT16, NumberFormat.FLOAT32
 
 BUILT_IN: Mapping[str, ChipClass] = MappingProxyType(
     {
         chip_class.name: chip_class
         for chip_class in (
-            ChipClass("cpu-bf16", "cpu", NumberFormat.BFLOAT16, NumberFormat.BFLOAT16),
-            ChipClass("cpu-f32", "cpu", NumberFormat.FLOAT32, NumberFormat.FLOAT32),
+            ChipClass("cpu-compute", "cpu", KernelSet.NATIVE, _BF16, _BF16, chunk_tokens=512),
+            ChipClass("cpu-bandwidth", "cpu", KernelSet.NATIVE, _BF16, _BF16),
+            ChipClass("cpu-bf16", "cpu", KernelSet.TORCH, _BF16, _BF16),
+            ChipClass("cpu-f32", "cpu", KernelSet.TORCH, _F32, _F32),
         )
     }
 )
-"""Chip classes by name. `cpu-bf16` is the default of every service, `cpu-f32` the reference of the tests."""
+"""Chip classes by name. The two native ones give the same bits, so that a node may run its prefill workers as one and
+its decode workers as the other; `cpu-bf16` needs no compiler; `cpu-f32` is the reference of the tests."""
 
-DEFAULT_NAME = "cpu-bf16"
+PREFILL_DEFAULT = "cpu-compute"
+DECODE_DEFAULT = "cpu-bandwidth"
+WITHOUT_COMPILER = "cpu-bf16"
+"""What a node's services are started with where the native kernels cannot be had."""
 
 
 def chip_class_named(name: str) -> ChipClass:

@@ -1,8 +1,18 @@
 """Which KV layout the workers of a chip class use. Imports no tensor library, so that the KV-cache service can ask."""
 
-from forebay.chips.chip_class import ChipClass
-from forebay.kv.layout import KvDtype, KvLayout
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from forebay.chips.chip_class import ChipClass, KernelSet
+from forebay.kv.layout import AxisOrder, KvDtype, KvLayout
 from forebay.models.config import DecoderConfig
+
+_ORDERS: Mapping[KernelSet, AxisOrder] = MappingProxyType(
+    {
+        KernelSet.NATIVE: AxisOrder.LAYER_KV_HEAD_PAIRED,
+        KernelSet.TORCH: AxisOrder.LAYER_KV_HEAD_TOKEN,
+    }
+)
 
 
 def layout_for(config: DecoderConfig, chip_class: ChipClass, block_tokens: int = 32) -> KvLayout:
@@ -13,4 +23,5 @@ def layout_for(config: DecoderConfig, chip_class: ChipClass, block_tokens: int =
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
         block_tokens=block_tokens,
+        order=_ORDERS[chip_class.kernels],
     )

@@ -9,10 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from forebay.chips.chip_class import WITHOUT_COMPILER
 from forebay.cli.answer import show_answer, show_figures
 from forebay.cli.parsing import byte_count, command_parser
 from forebay.cli.program import program_name
 from forebay.client import Client, Completion
+from forebay.engine.native_load import native_refusal
 from forebay.errors import StartError
 from forebay.mesh.inspection import inspect_mesh
 from forebay.mesh.local_mesh import DEFAULT_START_TIMEOUT_S, start_mesh, stop_mesh
@@ -20,12 +22,17 @@ from forebay.mesh.record import MeshRecord, read_record
 from forebay.mesh.spec import DEFAULT_PORT_BASE, MeshSpec
 from forebay.mesh.state_dir import current_state_dir, locked
 from forebay.models.default_model import resolve_model
+from forebay.models.model_file import open_model
 
 _EXAMPLES: Final = """\
   forebay up "What is the capital of France?"
   forebay up --model ~/models/Qwen2.5-0.5B-Instruct
   forebay up --prefill 2 --decode 2 --port-base 7500"""
 _MAX_TOKENS: Final = 256
+_CHIP_CLASS_HELP: Final = (
+    "how all workers compute (default: cpu-compute for prefill and cpu-bandwidth for decode, or cpu-bf16 where there is"
+    " no C++ compiler; cpu-f32 is full precision)"
+)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -58,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--prefill", type=int, metavar="N", help="prefill workers (default: 1)")
     parser.add_argument("--decode", type=int, metavar="N", help="decode workers (default: 1)")
-    parser.add_argument("--chip-class", metavar="NAME", help="chip class of the workers (default: the service's)")
+    parser.add_argument("--chip-class", metavar="NAME", help=_CHIP_CLASS_HELP)
     parser.add_argument(
         "--threads", type=int, metavar="N", help="most cores of a step (default: all, shared by the busy)"
     )
@@ -110,17 +117,28 @@ def _asked(given: argparse.Namespace, record: MeshRecord) -> list[tuple[str, Any
 def _spec(state_dir: Path, given: argparse.Namespace) -> MeshSpec:
     prefill_count = 1 if given.prefill is None else given.prefill
     decode_count = 1 if given.decode is None else given.decode
+    model_path = resolve_model(given.model, _say).resolve()
     return MeshSpec(
-        model_path=resolve_model(given.model, _say).resolve(),
+        model_path=model_path,
         state_dir=state_dir,
         threads=given.threads,
         port_base=DEFAULT_PORT_BASE if given.port_base is None else given.port_base,
         prefill_count=prefill_count,
         decode_count=decode_count,
-        chip_class=given.chip_class,
+        chip_class=given.chip_class or _default_chip_class(model_path),
         device_bytes=given.device_bytes,
         host_bytes=given.host_bytes,
     )
+
+
+def _default_chip_class(model_path: Path) -> str | None:
+    """None: each service's own, which takes the native kernels."""
+    refusal = native_refusal(open_model(model_path), _say)
+    if refusal is None:
+        return None
+    _say(f"without native kernels: {refusal}")
+    _say(f"the workers compute with torch instead, several times slower (chip class {WITHOUT_COMPILER})")
+    return WITHOUT_COMPILER
 
 
 def _answer(record: MeshRecord, given: argparse.Namespace) -> Completion:

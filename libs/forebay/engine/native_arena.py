@@ -32,7 +32,7 @@ class NativeArena:
         self.layout = layout
         self.block_count = block_count
         self.block_stride_bytes = layout.block_bytes if block_stride_bytes is None else block_stride_bytes
-        _check_layout(layout)
+        check_layout(layout)
         self._bytes = np.frombuffer(buffer, np.uint8)
         needed_bytes = (block_count - 1) * self.block_stride_bytes + layout.block_bytes
         if block_count < 1 or self.block_stride_bytes < layout.block_bytes or self._bytes.nbytes < needed_bytes:
@@ -54,7 +54,8 @@ class NativeArena:
         self._bytes[start : start + self.layout.block_bytes] = byte
 
 
-def _check_layout(layout: KvLayout) -> None:
+def check_layout(layout: KvLayout) -> None:
+    """Raises LayoutMismatchError when the native kernels cannot work on such blocks."""
     if layout.order is not AxisOrder.LAYER_KV_HEAD_PAIRED:
         raise LayoutMismatchError(f"the native engine cannot use axis order {layout.order.value}", field="layout.order")
     if layout.dtype not in (KvDtype.BFLOAT16, KvDtype.FLOAT32):

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from forebay.engine.native_arena import NativeArena
+from forebay.engine.native_arena import NativeArena, check_layout
 from forebay.engine.native_engine import NativeEngine
-from forebay.errors import StartError
+from forebay.errors import ForebayError, StartError
 from forebay.kernels.cpu.instruction_set import InstructionSet
 from forebay.kernels.cpu.library import load_library
 from forebay.kernels.cpu.packed_model import WeightPolicy, load_packed_model
@@ -27,6 +27,16 @@ def native_layout(config: DecoderConfig, dtype: KvDtype = KvDtype.BFLOAT16, bloc
         block_tokens=block_tokens,
         order=AxisOrder.LAYER_KV_HEAD_PAIRED,
     )
+
+
+def native_refusal(model: ModelFile, progress: Progress = lambda line: None) -> str | None:
+    """Why this machine's native kernels cannot serve the model; None when they can. Compiles them first if need be."""
+    try:
+        check_layout(native_layout(model.config))
+        load_library(progress=progress)
+    except ForebayError as error:
+        return error.message
+    return None
 
 
 def load_native_engine(

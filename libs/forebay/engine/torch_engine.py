@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forebay.engine.arena import KvArena
 from forebay.engine.decoder import Decoder
-from forebay.engine.rope import RopeTable
+from forebay.engine.rope_table import RopeTable
 from forebay.engine.sampler import sample
 from forebay.engine.types import Sampled, Sequence, Slice
 from forebay.engine.weights import DecoderWeights

@@ -1,5 +1,1 @@
-"""Tensor operations of a decoder behind one port."""
-
-from forebay.kernels.port import HeadShape, Kernels, RopeRows, Span
-
-__all__ = ["HeadShape", "Kernels", "RopeRows", "Span"]
+"""Tensor operations of a decoder: `port.py` and its torch implementation, and the whole native step in `cpu/`."""

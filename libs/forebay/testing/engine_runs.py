@@ -8,8 +8,9 @@ from torch import Tensor
 from forebay.chips import ChipClass
 from forebay.chips.kv_layout import layout_for
 from forebay.engine.arena import KvArena
-from forebay.engine.load import load_engine
+from forebay.engine.kv_memory import private_memory
 from forebay.engine.torch_engine import TorchEngine
+from forebay.engine.torch_load import load_torch_engine
 from forebay.engine.types import Sampled, SamplingParams, Sequence, Slice
 from forebay.models.model_file import ModelFile
 
@@ -65,7 +66,8 @@ class EngineRun:
 
 
 def engine_run(model: ModelFile, chip_class: ChipClass, block_count: int, block_tokens: int = 32) -> EngineRun:
-    """Loads the model over a fresh arena of so many blocks; block 0 is left unused."""
+    """Loads the model on torch over a fresh arena of so many blocks; block 0 is left unused."""
     layout = layout_for(model.config, chip_class, block_tokens)
-    arena = KvArena(bytearray(block_count * layout.block_bytes), layout, block_count)
-    return EngineRun(load_engine(model, chip_class, arena), arena)
+    memory = private_memory(layout, block_count)
+    arena = KvArena(memory.buffer, layout, block_count)
+    return EngineRun(load_torch_engine(model, chip_class, memory, threads=1), arena)

@@ -6,7 +6,6 @@ The composition root of prefill and decode, which differ in their servicer alone
 import asyncio
 import gc
 import logging
-import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -26,6 +25,7 @@ from forebay.fleet.drain import drain
 from forebay.fleet.load import LoadPublisher
 from forebay.fleet.member import Load, Member
 from forebay.fleet.registrar import Registrar
+from forebay.host.cores import usable_cores
 from forebay.host.shared_memory import segment_name, segment_path
 from forebay.kv.hashing import root_hash
 from forebay.role import Role
@@ -99,7 +99,11 @@ async def serve_worker(kind: WorkerKind, settings: WorkerSettings, stop: asyncio
 
 
 def _open_model(settings: WorkerSettings) -> EngineLoader:
-    return EngineLoader(settings.model, chip_class_named(settings.chip_class))
+    return EngineLoader(settings.model, chip_class_named(settings.chip_class), _most_cores(settings))
+
+
+def _most_cores(settings: WorkerSettings) -> int:
+    return settings.threads or chip_class_named(settings.chip_class).threads or usable_cores()
 
 
 @asynccontextmanager
@@ -111,7 +115,7 @@ async def _running(
     limits = Limits(
         block_tokens=model.layout.block_tokens,
         context_tokens=model.context_tokens,
-        chunk_tokens=settings.chunk_tokens,
+        chunk_tokens=settings.chunk_tokens or chip_class_named(settings.chip_class).chunk_tokens,
         max_sequences=settings.max_sequences,
     )
     patience = Patience(queue_length=settings.queue_length, blocks_s=settings.blocks_wait_s)
@@ -122,8 +126,8 @@ async def _running(
     try:
         rights = KvRights(link)
         rights.start()
-        most_cores = settings.threads or len(os.sched_getaffinity(0))
-        cores = CoreShare(segment_path(segment_name(attachment.node_id, "cores")), most_cores)
+        page = segment_path(segment_name(attachment.node_id, "cores"))
+        cores = CoreShare(page, _most_cores(settings))
         # Only the thread holds the engine: when it takes another, the memory of a service that is gone is unmapped.
         thread = EngineThread(
             await asyncio.to_thread(loader.make_engine, attachment), Scheduler(limits), link.is_lease_valid, cores

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from forebay import ports
-from forebay.chips.chip_class import DEFAULT_NAME
+from forebay.chips.chip_class import DECODE_DEFAULT
 from forebay.kv.ledger import DEFAULT_OFFER_S
 from forebay.rpc.settings import ServiceSettings
 
@@ -17,7 +17,7 @@ class KvCacheSettings(ServiceSettings):
         ports.default_address(ports.KVCACHE), description="address to serve on, HOST:PORT; port 0 takes any"
     )
     model: Path = Field(description="model whose KV is kept: a GGUF file or a Hugging Face folder")
-    chip_class: str = Field(DEFAULT_NAME, description="chip class of this node's workers: says the format of KV")
+    chip_class: str = Field(DECODE_DEFAULT, description="chip class of this node's workers: says the format of KV")
     device_bytes: int = Field(512 * 2**20, ge=1, description="shared memory for blocks that workers compute with")
     host_bytes: int = Field(256 * 2**20, ge=0, description="shared memory for blocks evicted from there; 0: none")
     lease_s: float = Field(10.0, ge=0.1, le=3600, description="seconds a worker's right lasts after its renewal")

@@ -3,18 +3,14 @@
 import asyncio
 
 from forebay.prefill.config import PrefillSettings
+from forebay.prefill.kind import KIND
 from forebay.rpc.service import run
 from forebay.telemetry import spans
-from forebay.worker.openmp import spin_briefly
+from forebay.worker.service import serve_worker
 
 
 async def serve(settings: PrefillSettings, stop: asyncio.Event) -> None:
     """Builds the worker and serves."""
-    spin_briefly()
-    # torch must be loaded after that line.
-    from forebay.prefill.kind import KIND  # noqa: PLC0415
-    from forebay.worker.service import serve_worker  # noqa: PLC0415
-
     await serve_worker(KIND, settings, stop)
 
 

@@ -1,4 +1,4 @@
-"""Prefill and decode with the real engine and a tiny model: SPLIT, LOCAL, RESUME and failover give the same bits."""
+"""Prefill and decode with the real engines and a tiny model: SPLIT, LOCAL, RESUME and failover give the same bits."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -10,6 +10,7 @@ import pytest
 from forebay.chips import chip_class_named
 from forebay.decode.servicer import DecodeServicer
 from forebay.engine.scheduler import Limits
+from forebay.kernels.cpu.library import load_library
 from forebay.prefill.servicer import PrefillServicer
 from forebay.testing.attached_worker import attached_worker, served
 from forebay.testing.tiny_models import write_tiny_model
@@ -70,12 +71,16 @@ SAMPLING = common_pb2.SamplingParams(
 )
 
 
-@pytest.fixture
+@pytest.fixture(params=["cpu-bf16", "cpu-bandwidth"])
 async def node(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_kvcache: Callable[..., Any]
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start_kvcache: Callable[..., Any],
 ) -> AsyncIterator[Node]:
+    load_library()  # compiled into the cache that all runs share, before it is another one
     monkeypatch.setenv("FOREBAY_CACHE", str(tmp_path / "cache"))
-    loader = EngineLoader(str(write_tiny_model(tmp_path / "tiny")), chip_class_named("cpu-bf16"))
+    loader = EngineLoader(str(write_tiny_model(tmp_path / "tiny")), chip_class_named(request.param))
     model = loader.served_model
     limits = Limits(model.layout.block_tokens, model.context_tokens, chunk_tokens=64, max_sequences=4)
     async with AsyncExitStack() as stack:
