@@ -18,7 +18,9 @@ load_library()  # before a test points FOREBAY_CACHE elsewhere: it is compiled i
 VOCABULARY = 256  # of the tiny model; the real one has these ids too
 
 
-@pytest.fixture(scope="module", params=[EXACT, NativeSettings(), NativeSettings(block_tokens=16)], ids=repr)
+@pytest.fixture(
+    scope="module", params=[EXACT, NativeSettings(), NativeSettings(activation_bits=8, block_tokens=16)], ids=repr
+)
 def tiny(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     with pytest.MonkeyPatch.context() as patch:

@@ -31,12 +31,13 @@ def normal(*shape, seed=0, scale=1.0):
     return (scale * np.random.default_rng(seed).normal(size=shape)).astype(np.float32)
 
 
-def quantized_like_the_kernels(x):
+def quantized_like_the_kernels(x, activation_bits):
     """Activations as integers and scales, as the kernels round them."""
     groups = x.reshape(len(x), -1, 32)
     most = np.abs(groups).max(-1, keepdims=True)
-    scales = most / np.float32(127)
-    inverse = np.where(most > 0, np.float32(127) / np.where(most > 0, most, 1), 0).astype(np.float32)
+    largest = np.float32(127 if activation_bits == 8 else 127 * 256)
+    scales = most / largest
+    inverse = np.where(most > 0, largest / np.where(most > 0, most, 1), 0).astype(np.float32)
     return (np.rint(groups * inverse) * scales.astype(np.float64)).reshape(x.shape)
 
 
@@ -59,13 +60,14 @@ def random_weights(tile_format, outputs, inputs, seed):
     return pack_blocks(blocks, tile_format), dequantize(blocks.reshape(-1), kind, numbers.shape).astype(np.float64)
 
 
-def linear(functions, tiles, tile_format, outputs, x, bias=None):
+def linear(functions, tiles, tile_format, outputs, x, *, bias=None, activation_bits=16):
     struct = LinearStruct(
         tiles=tiles.ctypes.data,
         format=tile_format,
         outputs=outputs,
         inputs=x.shape[1],
         bias=None if bias is None else bias.ctypes.data,
+        has_wide_inputs=activation_bits == 16,
     )
     y = np.full((len(x), -(-outputs // 16) * 16), np.nan, np.float32)
     strides = ctypes.c_int64(x.shape[1]), ctypes.c_int64(y.shape[1])
@@ -76,23 +78,23 @@ def linear(functions, tiles, tile_format, outputs, x, bias=None):
 @drawn
 @given(
     tile_format=st.sampled_from(TileFormat),
-    rows=st.integers(1, 40),
-    outputs=st.integers(1, 70),
-    groups=st.integers(1, 6),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 6)),
+    activation_bits=st.sampled_from([8, 16]),
     seed=st.integers(0, 100),
 )
-def test_a_linear_layer_is_a_matrix_product(functions, tile_format, rows, outputs, groups, seed):
+def test_a_linear_layer_is_a_matrix_product(functions, tile_format, shape, activation_bits, seed):
+    rows, outputs, groups = shape
     x = normal(rows, 32 * groups, seed=seed)
     tiles, weights = random_weights(tile_format, outputs, 32 * groups, seed)
 
-    y = linear(functions, tiles, tile_format, outputs, x)
+    y = linear(functions, tiles, tile_format, outputs, x, activation_bits=activation_bits)
 
     if tile_format is TileFormat.F32:
         seen = x.astype(np.float64)
     elif tile_format is TileFormat.BF16:
         seen = bfloat16_to_float32(round_to_bfloat16(x)).astype(np.float64)
     else:
-        seen = quantized_like_the_kernels(x)
+        seen = quantized_like_the_kernels(x, activation_bits)
     bound = 2e-6 * (np.abs(seen) @ np.abs(weights).T) * groups**0.5 + 1e-6
     assert (np.abs(y - seen @ weights.T) <= bound).all()
 
@@ -103,17 +105,17 @@ def test_a_linear_layer_is_a_matrix_product(functions, tile_format, rows, output
     rows=st.integers(2, 40),
     outputs=st.integers(1, 40),
     groups=st.integers(1, 6),
+    activation_bits=st.sampled_from([8, 16]),
 )
-def test_a_row_has_the_same_bits_in_any_company(functions, tile_format, rows, outputs, groups):
+def test_a_row_has_the_same_bits_in_any_company(functions, tile_format, rows, outputs, groups, activation_bits):
     x = normal(rows, 32 * groups, seed=rows)
     tiles, _ = random_weights(tile_format, outputs, 32 * groups, seed=1)
 
-    together = linear(functions, tiles, tile_format, outputs, x)
+    together = linear(functions, tiles, tile_format, outputs, x, activation_bits=activation_bits)
 
     for row in range(rows):
-        np.testing.assert_array_equal(
-            linear(functions, tiles, tile_format, outputs, x[row : row + 1])[0], together[row]
-        )
+        alone = linear(functions, tiles, tile_format, outputs, x[row : row + 1], activation_bits=activation_bits)
+        np.testing.assert_array_equal(alone[0], together[row])
 
 
 @pytest.mark.parametrize("tile_format", [TileFormat.F32, TileFormat.BF16])
@@ -133,7 +135,7 @@ def test_a_bias_is_added(functions):
 
     without = linear(functions, tiles, TileFormat.F32, 16, x)
 
-    np.testing.assert_array_equal(linear(functions, tiles, TileFormat.F32, 16, x, bias), without + bias)
+    np.testing.assert_array_equal(linear(functions, tiles, TileFormat.F32, 16, x, bias=bias), without + bias)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])

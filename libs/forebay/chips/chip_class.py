@@ -30,7 +30,8 @@ class ChipClass:
     """A kind of device and how we run it. Workers of one class produce the same bits.
 
     weight_dtype: of matrices that the model file does not hold in blocks of 4 or 8 bits; the native kernels keep such
-    blocks as they are and round activations to 8 bits for them. Norm weights and the residual stream are float32.
+    blocks as they are. Norm weights and the residual stream are float32.
+    activation_bits: 8 or 16, of the integers that the native kernels round inputs to such blocks to, in groups of 32.
     chunk_tokens: most prompt tokens of one step, unless a worker is told otherwise.
     threads: most cores of one step; None: all that the worker may use. Changes the speed, never the bits.
     """
@@ -40,6 +41,7 @@ class ChipClass:
     kernels: KernelSet
     weight_dtype: NumberFormat
     kv_dtype: NumberFormat
+    activation_bits: int = 16
     chunk_tokens: int = 256
     threads: int | None = None
 
@@ -52,13 +54,16 @@ BUILT_IN: Mapping[str, ChipClass] = MappingProxyType(
         for chip_class in (
             ChipClass("cpu-compute", "cpu", KernelSet.NATIVE, _BF16, _BF16, chunk_tokens=512),
             ChipClass("cpu-bandwidth", "cpu", KernelSet.NATIVE, _BF16, _BF16),
+            ChipClass("cpu-compute-a8", "cpu", KernelSet.NATIVE, _BF16, _BF16, activation_bits=8, chunk_tokens=512),
+            ChipClass("cpu-bandwidth-a8", "cpu", KernelSet.NATIVE, _BF16, _BF16, activation_bits=8),
             ChipClass("cpu-bf16", "cpu", KernelSet.TORCH, _BF16, _BF16),
             ChipClass("cpu-f32", "cpu", KernelSet.TORCH, _F32, _F32),
         )
     }
 )
-"""Chip classes by name. The two native ones give the same bits, so that a node may run its prefill workers as one and
-its decode workers as the other; `cpu-bf16` needs no compiler; `cpu-f32` is the reference of the tests."""
+"""Chip classes by name. `cpu-compute` and `cpu-bandwidth` give the same bits, so that a node may run its prefill
+workers as one and its decode workers as the other; likewise their faster `-a8` forms, which round activations to 8 bits
+as most CPU engines do. `cpu-bf16` needs no compiler; `cpu-f32` is the reference of the tests."""
 
 PREFILL_DEFAULT = "cpu-compute"
 DECODE_DEFAULT = "cpu-bandwidth"

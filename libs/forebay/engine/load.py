@@ -10,6 +10,7 @@ from forebay.chips.chip_class import WITHOUT_COMPILER
 from forebay.engine.kv_memory import KvMemory
 from forebay.engine.native_arena import NativeArena
 from forebay.engine.native_load import load_native_engine
+from forebay.engine.native_precision import NativePrecision
 from forebay.engine.openmp import spin_briefly
 from forebay.engine.types import Engine
 from forebay.errors import StartError
@@ -42,9 +43,9 @@ def load_engine(
         raise StartError(f"chip class {chip_class.name} needs device {chip_class.device}; this engine has only cpu")
     if chip_class.kernels is KernelSet.NATIVE:
         arena = NativeArena(memory.buffer, memory.layout, memory.block_count, memory.block_stride_bytes)
-        policy = WeightPolicy(chip_class.weight_dtype.value)
+        precision = NativePrecision(WeightPolicy(chip_class.weight_dtype.value), chip_class.activation_bits)
         try:
-            return load_native_engine(model, arena, policy, threads, progress)
+            return load_native_engine(model, arena, precision, threads, progress)
         except NativeUnavailableError as error:
             raise StartError(
                 f"chip class {chip_class.name}: {error.message}; or start all services of this node with"

@@ -39,8 +39,9 @@ class NativeEngine:
         config: DecoderConfig,
         arena: NativeArena,
         threads: int = 1,
+        activation_bits: int = 16,
     ) -> None:
-        """Args: threads: cores that a step may use, this thread's included.
+        """Args: threads: cores that a step may use, this thread's included; activation_bits: see NativePrecision.
 
         Raises:
             LayoutMismatchError: the arena's layout is not this model's.
@@ -57,7 +58,7 @@ class NativeEngine:
         self._functions = library.functions
         self._config = config
         self._arena = arena
-        self._model = NativeModel(packed, config, layout)
+        self._model = NativeModel(packed, config, layout, activation_bits)
         self._threads = threads
         self._weight_bytes = packed.size_bytes
         self._logits = np.empty((0, 0), np.float32)

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from forebay.engine.native_arena import NativeArena, check_layout
 from forebay.engine.native_engine import NativeEngine
+from forebay.engine.native_precision import NativePrecision
 from forebay.errors import ForebayError, StartError
 from forebay.kernels.cpu.instruction_set import InstructionSet
 from forebay.kernels.cpu.library import load_library
-from forebay.kernels.cpu.packed_model import WeightPolicy, load_packed_model
+from forebay.kernels.cpu.packed_model import load_packed_model
 from forebay.kv.layout import AxisOrder, KvDtype, KvLayout
 from forebay.models.cache_folder import cache_dir
 from forebay.models.config import DecoderConfig
@@ -15,6 +16,8 @@ from forebay.models.model_file import ModelFile
 
 Progress = Callable[[str], None]
 """Told one line before each slow thing."""
+
+_DEFAULT = NativePrecision()
 
 
 def native_layout(config: DecoderConfig, dtype: KvDtype = KvDtype.BFLOAT16, block_tokens: int = 32) -> KvLayout:
@@ -42,7 +45,7 @@ def native_refusal(model: ModelFile, progress: Progress = lambda line: None) -> 
 def load_native_engine(
     model: ModelFile,
     arena: NativeArena,
-    policy: WeightPolicy = WeightPolicy.BFLOAT16,
+    precision: NativePrecision = _DEFAULT,
     threads: int = 1,
     progress: Progress = lambda line: None,
     instruction_set: InstructionSet | None = None,
@@ -64,5 +67,5 @@ def load_native_engine(
             f"shorter than its context of {config.context_tokens}; that is not supported"
         )
     library = load_library(instruction_set, progress=progress)
-    packed = load_packed_model(model, policy, cache_dir() / "weights", progress)
-    return NativeEngine(library, packed, config, arena, threads)
+    packed = load_packed_model(model, precision.weights, cache_dir() / "weights", progress)
+    return NativeEngine(library, packed, config, arena, threads, precision.activation_bits)

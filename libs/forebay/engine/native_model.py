@@ -30,8 +30,13 @@ _NORMS = {
 class NativeModel:
     """The structs, and all that their pointers point to: keep it as long as they are used."""
 
-    def __init__(self, packed: PackedFile, config: DecoderConfig, layout: KvLayout) -> None:
+    def __init__(self, packed: PackedFile, config: DecoderConfig, layout: KvLayout, activation_bits: int = 16) -> None:
+        """Args: activation_bits: 8 or 16, of inputs to matrices in blocks of integers.
+
+        The head always gets 16: it is where rounding costs most accuracy, and few rows reach it.
+        """
         self._packed = packed
+        self._has_wide_inputs = activation_bits == 16
         self._frequencies = np.ascontiguousarray(rope_frequencies(config))
         self._layers = (LayerStruct * config.layers)(*(self._layer(index) for index in range(config.layers)))
         self.struct = ModelStruct(
@@ -48,7 +53,7 @@ class NativeModel:
             inverse_frequencies=self._frequencies.ctypes.data,
             final_norm=packed.address("model.norm.weight"),
             embedding=self._linear("model.embed_tokens"),
-            head=self._linear("model.embed_tokens" if config.is_embedding_tied else "lm_head"),
+            head=self._linear("model.embed_tokens" if config.is_embedding_tied else "lm_head", has_wide_inputs=True),
             layers=ctypes.cast(self._layers, ctypes.POINTER(LayerStruct)),
         )
 
@@ -58,7 +63,7 @@ class NativeModel:
         norms = {field: self._address(f"{prefix}.{name}") for field, name in _NORMS.items()}
         return LayerStruct(**matrices, **norms)
 
-    def _linear(self, name: str) -> LinearStruct:
+    def _linear(self, name: str, has_wide_inputs: bool | None = None) -> LinearStruct:
         spec = self._packed.tensors[f"{name}.weight"].spec
         return LinearStruct(
             tiles=self._packed.address(f"{name}.weight"),
@@ -66,6 +71,7 @@ class NativeModel:
             format=spec.tile_format,
             outputs=spec.output_count,
             inputs=spec.input_count,
+            has_wide_inputs=self._has_wide_inputs if has_wide_inputs is None else has_wide_inputs,
         )
 
     def _address(self, name: str) -> int | None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from forebay.engine.native_arena import NativeArena
 from forebay.engine.native_engine import NativeEngine
 from forebay.engine.native_load import load_native_engine, native_layout
+from forebay.engine.native_precision import NativePrecision
 from forebay.engine.types import Sampled, SamplingParams, Sequence, Slice
 from forebay.kernels.cpu.instruction_set import InstructionSet
 from forebay.kernels.cpu.packed_model import WeightPolicy
@@ -25,6 +26,7 @@ class NativeSettings:
     policy: WeightPolicy = WeightPolicy.BFLOAT16
     kv_dtype: KvDtype = KvDtype.BFLOAT16
     threads: int = 2
+    activation_bits: int = 16
     block_tokens: int = 32
     instruction_set: InstructionSet | None = None  # None: the widest of this machine
 
@@ -72,6 +74,10 @@ def native_run(model: ModelFile, block_count: int, settings: NativeSettings = SE
     layout = native_layout(model.config, settings.kv_dtype, settings.block_tokens)
     arena = NativeArena(bytearray(block_count * layout.block_bytes), layout, block_count)
     engine = load_native_engine(
-        model, arena, settings.policy, threads=settings.threads, instruction_set=settings.instruction_set
+        model,
+        arena,
+        NativePrecision(settings.policy, settings.activation_bits),
+        threads=settings.threads,
+        instruction_set=settings.instruction_set,
     )
     return NativeRun(engine, arena)

@@ -9,8 +9,8 @@ from forebay.rpc.settings import ServiceSettings
 from forebay.worker.places import DEFAULT_QUEUE_LENGTH
 
 CHIP_CLASS_HELP = (
-    "device, kernels, precision and KV format: cpu-compute or cpu-bandwidth (native kernels), cpu-bf16 (no compiler"
-    " needed), cpu-f32 (full precision)"
+    "device, kernels, precision and KV format: cpu-compute or cpu-bandwidth (native kernels), with -a8 behind it"
+    " faster and less exact; cpu-bf16 (no compiler needed), cpu-f32 (full precision)"
 )
 
 

@@ -19,7 +19,8 @@ struct forebay_engine {
 namespace {
 
 Linear to_linear(const forebay_linear& from) {
-  return {from.tiles, from.bias, static_cast<Format>(from.format), from.outputs, from.inputs};
+  return {from.tiles, from.bias, static_cast<Format>(from.format), from.outputs, from.inputs,
+          from.has_wide_inputs != 0};
 }
 
 Layer to_layer(const forebay_layer& from) {
@@ -147,7 +148,7 @@ void forebay_linear_rows(const forebay_linear* linear, const float* x, int32_t r
   Panels panels;
   panels.cut(row_count);
   Activations inputs;
-  inputs.reserve(encoding_for(layer.format), row_count, layer.inputs);
+  inputs.reserve(layer.encoding(), row_count, layer.inputs);
   for (int row = 0; row < row_count; ++row) {
     for (int group = 0; group < layer.groups(); ++group) {
       float plain[kGroup] = {};

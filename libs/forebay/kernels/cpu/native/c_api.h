@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-#define FOREBAY_ABI_VERSION 1
+#define FOREBAY_ABI_VERSION 2
 
 typedef struct {
   const uint8_t* tiles;  // layout: linear.h
@@ -18,6 +18,7 @@ typedef struct {
   int32_t format;        // forebay::Format
   int32_t outputs;
   int32_t inputs;
+  int32_t has_wide_inputs;  // of blocks of integers: activations are rounded to 16 bits, not to 8
 } forebay_linear;
 
 typedef struct {

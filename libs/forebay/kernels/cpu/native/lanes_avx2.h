@@ -76,6 +76,9 @@ inline void store_words(void* to, I32 words) {
   _mm256_storeu_si256(static_cast<__m256i*>(to) + 1, words.high);
 }
 inline I32 add_ints(I32 a, I32 b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
+inline I32 subtract_ints(I32 a, I32 b) { return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)}; }
+inline I32 shift_left_8(I32 a) { return {_mm256_slli_epi32(a.low, 8), _mm256_slli_epi32(a.high, 8)}; }
+inline I32 shift_right_8(I32 a) { return {_mm256_srai_epi32(a.low, 8), _mm256_srai_epi32(a.high, 8)}; }
 inline std::int32_t sum_ints(I32 a) {
   std::int32_t lane[kCount];
   store_words(lane, a);

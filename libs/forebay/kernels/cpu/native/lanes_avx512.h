@@ -49,6 +49,10 @@ inline I32 broadcast_word(const void* from) {
 inline I32 load_words(const void* from) { return _mm512_loadu_si512(from); }
 inline void store_words(void* to, I32 words) { _mm512_storeu_si512(to, words); }
 inline I32 add_ints(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
+inline I32 subtract_ints(I32 a, I32 b) { return _mm512_sub_epi32(a, b); }
+inline I32 shift_left_8(I32 a) { return _mm512_slli_epi32(a, 8); }
+// The sign is kept.
+inline I32 shift_right_8(I32 a) { return _mm512_srai_epi32(a, 8); }
 inline std::int32_t sum_ints(I32 a) { return _mm512_reduce_add_epi32(a); }
 inline F32 to_float(I32 a) { return _mm512_cvtepi32_ps(a); }
 // Nearest integer, ties to even.

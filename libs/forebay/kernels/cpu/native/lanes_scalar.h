@@ -105,6 +105,15 @@ inline void store_words(void* to, I32 words) { std::memcpy(to, &words, sizeof wo
 inline I32 add_ints(I32 a, I32 b) {
   return each_int([&](int i) { return a.lane[i] + b.lane[i]; });
 }
+inline I32 subtract_ints(I32 a, I32 b) {
+  return each_int([&](int i) { return a.lane[i] - b.lane[i]; });
+}
+inline I32 shift_left_8(I32 a) {
+  return each_int([&](int i) { return a.lane[i] * 256; });
+}
+inline I32 shift_right_8(I32 a) {
+  return each_int([&](int i) { return a.lane[i] >> 8; });
+}
 inline std::int32_t sum_ints(I32 a) {
   std::int32_t result = 0;
   for (int i = 0; i < kCount; ++i) result += a.lane[i];

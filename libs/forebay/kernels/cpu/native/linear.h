@@ -20,9 +20,6 @@ namespace forebay {
 enum class Format : int { kF32 = 0, kBf16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ8_0 = 4 };
 constexpr int kTileOutputs = 16;
 
-inline Encoding encoding_for(Format format) {
-  return format == Format::kF32 ? Encoding::kF32 : format == Format::kBf16 ? Encoding::kBf16 : Encoding::kInt8;
-}
 
 // Bytes of quantised numbers and of scales that 16 outputs x 32 inputs take.
 inline std::size_t quants_bytes(Format format) {
@@ -53,9 +50,15 @@ struct Linear {
   Format format = Format::kF32;
   int outputs = 0;
   int inputs = 0;
+  bool has_wide_inputs = false;  // blocks of integers: inputs of 16 bits instead of 8
 
   int tile_count() const { return (outputs + kTileOutputs - 1) / kTileOutputs; }
   int groups() const { return groups_of(inputs); }
+  Encoding encoding() const {
+    if (format == Format::kF32) return Encoding::kF32;
+    if (format == Format::kBf16) return Encoding::kBf16;
+    return has_wide_inputs ? Encoding::kInt16 : Encoding::kInt8;
+  }
   const std::uint8_t* tile(int index) const {
     return tiles + static_cast<std::size_t>(index) * tile_bytes(format, groups());
   }
@@ -126,17 +129,30 @@ inline void prefetch_ahead(const std::uint8_t* quants) {
   for (int i = 0; i < kLines; ++i) __builtin_prefetch(quants + kPrefetchBytes + 64 * i);
 }
 
-// Weights of 4 or 8 bits times activations of 8 bits: exact integer sums within a group, floats between groups.
-template <Format kFormat, int Width>
+// Adds to `sums` the products of a group's weights with 32 bytes of one row.
+template <Format kFormat>
+inline I32 dot_plane(I32 sums, const I32 (&words)[8], const std::uint8_t* bytes, int width) {
+#pragma GCC unroll lanes::kUnroll
+  for (int word = 0; word < 8; ++word) {
+    const I32 inputs = broadcast_word(bytes + 4 * word * width);
+    sums = kFormat == Format::kQ8_0 ? dot4(sums, words[word], inputs) : dot4_nibbles(sums, words[word], inputs);
+  }
+  return sums;
+}
+
+// Weights of 4 or 8 bits times activations of 8 bits, or of 16 in two planes: exact integer sums within a group, floats
+// between groups.
+template <Format kFormat, int Width, int Planes>
 void integer_tile(const std::uint8_t* tile, int groups, const std::uint8_t* records, const TileOutput& out) {
   constexpr std::size_t kQuants = kFormat == Format::kQ8_0 ? 512 : 256;
   constexpr int kScales = kFormat == Format::kQ4_1 ? 32 : 16;
+  constexpr std::ptrdiff_t kPlane = 32 * Width, kRecord = Planes * kPlane + 12 * Width;
   const std::uint8_t* quants = tile;
   const auto* scales = reinterpret_cast<const std::uint16_t*>(tile + static_cast<std::size_t>(groups) * kQuants);
   F32 sums[Width];
 #pragma GCC unroll lanes::kUnroll
   for (int row = 0; row < Width; ++row) sums[row] = broadcast(0.0f);
-  for (int group = 0; group < groups; ++group, quants += kQuants, scales += kScales, records += 44 * Width) {
+  for (int group = 0; group < groups; ++group, quants += kQuants, scales += kScales, records += kRecord) {
     if (out.is_first_use) prefetch_ahead<kFormat>(quants);
     I32 words[8];
     unpack<kFormat>(quants, words);
@@ -145,16 +161,17 @@ void integer_tile(const std::uint8_t* tile, int groups, const std::uint8_t* reco
     if constexpr (kFormat == Format::kQ4_1) least = load_halves(scales + 16);
 #pragma GCC unroll lanes::kUnroll
     for (int row = 0; row < Width; ++row) {
-      I32 dot = offset_sum<kFormat>(records + 40 * Width + 4 * row);
-#pragma GCC unroll lanes::kUnroll
-      for (int word = 0; word < 8; ++word) {
-        const I32 inputs = broadcast_word(records + 4 * (word * Width + row));
-        dot = kFormat == Format::kQ8_0 ? dot4(dot, words[word], inputs) : dot4_nibbles(dot, words[word], inputs);
+      const std::uint8_t* const bytes = records + 4 * row;
+      const std::uint8_t* const row_scales = bytes + Planes * kPlane;
+      I32 dot = offset_sum<kFormat>(row_scales + 8 * Width);
+      if constexpr (Planes == 2) {
+        dot = add_ints(dot, shift_left_8(dot_plane<kFormat>(broadcast_int(0), words, bytes, Width)));
       }
-      const F32 scales_of_both = multiply(scale, broadcast_float(records + 32 * Width + 4 * row));
+      dot = dot_plane<kFormat>(dot, words, bytes + (Planes - 1) * kPlane, Width);
+      const F32 scales_of_both = multiply(scale, broadcast_float(row_scales));
       sums[row] = multiply_add(to_float(dot), scales_of_both, sums[row]);
       if constexpr (kFormat == Format::kQ4_1) {
-        sums[row] = multiply_add(least, broadcast_float(records + 36 * Width + 4 * row), sums[row]);
+        sums[row] = multiply_add(least, broadcast_float(row_scales + 4 * Width), sums[row]);
       }
     }
   }
@@ -187,13 +204,21 @@ void f32_tile(const std::uint8_t* tile, int groups, const std::uint8_t* records,
   finish<Width>(sums, out);
 }
 
+template <Format kFormat, int Width>
+void integer_tile(bool has_wide_inputs, const std::uint8_t* tile, int groups, const std::uint8_t* records,
+                  const TileOutput& out) {
+  if (has_wide_inputs) return integer_tile<kFormat, Width, 2>(tile, groups, records, out);
+  return integer_tile<kFormat, Width, 1>(tile, groups, records, out);
+}
+
 template <int Width>
-void tile_of_width(Format format, const std::uint8_t* tile, int groups, const std::uint8_t* records,
-                   const TileOutput& out) {
-  switch (format) {
-    case Format::kQ4_1: return integer_tile<Format::kQ4_1, Width>(tile, groups, records, out);
-    case Format::kQ4_0: return integer_tile<Format::kQ4_0, Width>(tile, groups, records, out);
-    case Format::kQ8_0: return integer_tile<Format::kQ8_0, Width>(tile, groups, records, out);
+void tile_of_width(const Linear& linear, const std::uint8_t* tile, const std::uint8_t* records, const TileOutput& out) {
+  const bool is_wide = linear.has_wide_inputs;
+  const int groups = linear.groups();
+  switch (linear.format) {
+    case Format::kQ4_1: return integer_tile<Format::kQ4_1, Width>(is_wide, tile, groups, records, out);
+    case Format::kQ4_0: return integer_tile<Format::kQ4_0, Width>(is_wide, tile, groups, records, out);
+    case Format::kQ8_0: return integer_tile<Format::kQ8_0, Width>(is_wide, tile, groups, records, out);
     case Format::kBf16: return bf16_tile<Width>(tile, groups, records, out);
     case Format::kF32: return f32_tile<Width>(tile, groups, records, out);
   }
@@ -208,11 +233,11 @@ inline void linear_tile(const Linear& linear, int index, Activations& inputs, co
   if (linear.bias != nullptr) out.bias = linear.bias + index * kTileOutputs;
   out.is_first_use = panel.first_row == 0;
   switch (panel.width) {
-    case 16: return tile_kernels::tile_of_width<16>(linear.format, tile, linear.groups(), records, out);
-    case 8: return tile_kernels::tile_of_width<8>(linear.format, tile, linear.groups(), records, out);
-    case 4: return tile_kernels::tile_of_width<4>(linear.format, tile, linear.groups(), records, out);
-    case 2: return tile_kernels::tile_of_width<2>(linear.format, tile, linear.groups(), records, out);
-    default: return tile_kernels::tile_of_width<1>(linear.format, tile, linear.groups(), records, out);
+    case 16: return tile_kernels::tile_of_width<16>(linear, tile, records, out);
+    case 8: return tile_kernels::tile_of_width<8>(linear, tile, records, out);
+    case 4: return tile_kernels::tile_of_width<4>(linear, tile, records, out);
+    case 2: return tile_kernels::tile_of_width<2>(linear, tile, records, out);
+    default: return tile_kernels::tile_of_width<1>(linear, tile, records, out);
   }
 }
 

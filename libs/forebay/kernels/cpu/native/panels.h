@@ -6,6 +6,7 @@
 //
 //   record(panel, group) holds 32 inputs of `width` rows:
 //     kInt8   [8][width][4] int8 | [width] scale f32 | [width] scale * sum f32 | [width] sum i32
+//     kInt16  as kInt8 with two planes: [8][width][4] high bytes | [8][width][4] low bytes | ...
 //     kBf16   [16][width][2] bf16
 //     kF32    [32][width] f32
 //
@@ -23,6 +24,7 @@ namespace forebay {
 constexpr int kGroup = 32;
 constexpr int kMaxPanelWidth = 16;
 constexpr float kLargestFinite = 3.40282347e38f;
+constexpr float kSmallest = 1e-30f;  // smaller numbers count as zero: dividing by them would overflow
 
 struct Panel {
   int first_row;
@@ -50,11 +52,13 @@ struct Panels {
   const Panel& holding(int row) const { return list[static_cast<std::size_t>(of_row[static_cast<std::size_t>(row)])]; }
 };
 
-enum class Encoding : int { kInt8 = 0, kBf16 = 1, kF32 = 2 };
-constexpr int kEncodings = 3;
+// A number of kInt16 is 256 * high + low, both signed: two byte products then give what one of 16 bits would.
+enum class Encoding : int { kInt8 = 0, kInt16 = 1, kBf16 = 2, kF32 = 3 };
+constexpr int kEncodings = 4;
 
 inline std::size_t group_bytes(Encoding encoding) {
-  return encoding == Encoding::kInt8 ? 44 : encoding == Encoding::kBf16 ? 64 : 128;
+  constexpr std::size_t kBytes[kEncodings] = {44, 76, 64, 128};
+  return kBytes[static_cast<std::size_t>(encoding)];
 }
 
 // Encoded activations: [row_count][inputs] in the record order above.
@@ -78,48 +82,54 @@ class Activations {
     std::uint8_t* const to = record(panel, group);
     const int width = panel.width, lane = row - panel.first_row;
     switch (encoding_) {
-      case Encoding::kInt8: return encode_int8(to, width, lane, first, second);
+      case Encoding::kInt8: return encode_integers<1>(to, width, lane, first, second);
+      case Encoding::kInt16: return encode_integers<2>(to, width, lane, first, second);
       case Encoding::kBf16: return encode_bf16(to, width, lane, first, second);
       case Encoding::kF32: return encode_f32(to, width, lane, first, second);
     }
   }
 
-  // What encode() of kInt8 made of 32 inputs of one row: [32].
-  void decode_int8(const Panel& panel, int row, int group, float* to) {
-    const std::uint8_t* const from = record(panel, group);
-    const int width = panel.width, lane = row - panel.first_row;
-    float scale;
-    std::memcpy(&scale, from + 32 * width + 4 * lane, 4);
-    for (int i = 0; i < kGroup; ++i) {
-      const auto number = static_cast<std::int8_t>(from[4 * (i / 4 * width + lane) + i % 4]);
-      to[i] = scale * static_cast<float>(number);
-    }
-  }
-
  private:
-  // scale = largest / 127, so that the largest magnitude becomes 127. The sum is that of the rounded numbers: the
-  // error of rounding then cancels between the products and the zero point (the sum of the true numbers gives 4 times
-  // the KL).
-  static void encode_int8(std::uint8_t* to, int width, int lane, lanes::F32 first, lanes::F32 second) {
+  // The largest magnitude becomes 127, or 127 * 256. The sum is that of the rounded numbers: the error of rounding then
+  // cancels between the products and the zero point (the sum of the true numbers gives 4 times the KL).
+  template <int Planes>
+  static void encode_integers(std::uint8_t* to, int width, int lane, lanes::F32 first, lanes::F32 second) {
     using namespace lanes;
+    constexpr float kMost = Planes == 1 ? 127.0f : 127.0f * 256.0f;
     float most = largest_magnitude(first, second);
-    float scale = most / 127.0f;
+    float scale = most / kMost;
     if (!(most <= kLargestFinite)) {  // makes every output of the row a NaN
       first = second = broadcast(0.0f);
       most = 0.0f;
       scale = __builtin_nanf("");
     }
-    const F32 inverse = broadcast(most > 0.0f ? 127.0f / most : 0.0f);
-    const I32 low = round_to_int(multiply(first, inverse)), high = round_to_int(multiply(second, inverse));
-    const std::int32_t total = sum_ints(add_ints(low, high));
-    std::int8_t quantised[kGroup];
-    store_bytes(quantised, low);
-    store_bytes(quantised + kCount, high);
-    for (int word = 0; word < 8; ++word) std::memcpy(to + 4 * (word * width + lane), quantised + 4 * word, 4);
+    const F32 inverse = broadcast(most > kSmallest ? kMost / most : 0.0f);
+    const I32 one = round_to_int(multiply(first, inverse)), other = round_to_int(multiply(second, inverse));
+    const std::int32_t total = sum_ints(add_ints(one, other));
+    if constexpr (Planes == 1) {
+      store_plane(to, width, lane, one, other);
+    } else {
+      const I32 one_high = high_byte(one), other_high = high_byte(other);
+      store_plane(to, width, lane, one_high, other_high);
+      store_plane(to + 32 * width, width, lane, low_byte(one, one_high), low_byte(other, other_high));
+    }
     const float scaled_sum = scale * static_cast<float>(total);
-    std::memcpy(to + 32 * width + 4 * lane, &scale, 4);
-    std::memcpy(to + 36 * width + 4 * lane, &scaled_sum, 4);
-    std::memcpy(to + 40 * width + 4 * lane, &total, 4);
+    std::uint8_t* const scales = to + Planes * 32 * width + 4 * lane;
+    std::memcpy(scales, &scale, 4);
+    std::memcpy(scales + 4 * width, &scaled_sum, 4);
+    std::memcpy(scales + 8 * width, &total, 4);
+  }
+
+  // n = 256 * high + low with low in -128 .. 127.
+  static lanes::I32 high_byte(lanes::I32 n) { return lanes::shift_right_8(lanes::add_ints(n, lanes::broadcast_int(128))); }
+  static lanes::I32 low_byte(lanes::I32 n, lanes::I32 high) {
+    return lanes::subtract_ints(n, lanes::shift_left_8(high));
+  }
+  static void store_plane(std::uint8_t* to, int width, int lane, lanes::I32 first, lanes::I32 second) {
+    std::int8_t bytes[kGroup];
+    lanes::store_bytes(bytes, first);
+    lanes::store_bytes(bytes + lanes::kCount, second);
+    for (int word = 0; word < 8; ++word) std::memcpy(to + 4 * (word * width + lane), bytes + 4 * word, 4);
   }
 
   static void encode_bf16(std::uint8_t* to, int width, int lane, lanes::F32 first, lanes::F32 second) {

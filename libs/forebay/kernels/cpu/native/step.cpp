@@ -22,8 +22,7 @@ void DecoderStep::prepare(const StepInput& input, int thread_count) {
   thread_count_ = thread_count;
   meeting_.open(thread_count);
   panels_.cut(input.row_count);
-  rows_per_sample_ = encoding_for(model_.head.format) == Encoding::kInt8 ? 2 : 1;
-  head_panels_.cut(input.sample_count * rows_per_sample_);
+  head_panels_.cut(input.sample_count);
   const int rows = input.row_count;
   hidden_stride_ = padded(model_.hidden, kGroup);
   x_.reserve(product(rows, hidden_stride_));
@@ -37,7 +36,7 @@ void DecoderStep::prepare(const StepInput& input, int thread_count) {
     attention_in_.reserve({&layer.output}, rows, model_.query_width());
     feed_forward_in_.reserve({&layer.down}, rows, model_.intermediate);
   }
-  head_in_.reserve({&model_.head}, input.sample_count * rows_per_sample_, model_.hidden);
+  head_in_.reserve({&model_.head}, input.sample_count, model_.hidden);
   cut_spans();
 }
 

@@ -64,7 +64,7 @@ class DecoderStep {
 
     void reserve(std::initializer_list<const Linear*> readers, int row_count, int inputs);
     void encode(const Panel& panel, int row, int group, lanes::F32 first, lanes::F32 second);
-    Activations& of(const Linear& linear) { return encoded[static_cast<std::size_t>(encoding_for(linear.format))]; }
+    Activations& of(const Linear& linear) { return encoded[static_cast<std::size_t>(linear.encoding())]; }
   };
 
   // Some groups of one row.
@@ -136,7 +136,6 @@ class DecoderStep {
   int thread_count_ = 1;
   Meeting meeting_;
   Panels panels_, head_panels_;
-  int rows_per_sample_ = 1;      // that the head computes
   std::vector<Span> spans_;
   bool is_split_ = false;        // attention: over segments too, because there are few (span, kv head) pairs
   std::vector<std::array<int, 3>> segment_items_;  // (span, kv head, segment) when split

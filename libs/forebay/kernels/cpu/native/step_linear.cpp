@@ -7,7 +7,7 @@ namespace forebay {
 
 void DecoderStep::Inputs::reserve(std::initializer_list<const Linear*> readers, int row_count, int inputs) {
   for (const Linear* reader : readers) {
-    const Encoding encoding = encoding_for(reader->format);
+    const Encoding encoding = reader->encoding();
     is_wanted[static_cast<std::size_t>(encoding)] = true;
     encoded[static_cast<std::size_t>(encoding)].reserve(encoding, row_count, inputs);
   }
@@ -88,37 +88,20 @@ void DecoderStep::gate_up(const Layer& layer) {
   });
 }
 
-// The final norm of the rows that are sampled. An 8-bit head gets a second row for each: what rounding took from the
-// first. The head is where rounding costs most accuracy (a third of the KL), and few rows reach it.
+// The final norm of the rows that are sampled.
 void DecoderStep::norm_samples() {
   for_each(input_.sample_count, 1, [&](int sample) {
     const float* const x = x_.data() + product(input_.sample_rows[sample], hidden_stride_);
-    const int row = sample * rows_per_sample_, groups = groups_of(model_.hidden);
-    norm_row(x, model_.final_norm, {head_panels_.holding(row), row, 0, groups}, head_in_);
-    if (rows_per_sample_ == 1) return;
-    const float inverse = inverse_rms(x, model_.hidden, model_.norm_epsilon);
-    for (int group = 0; group < groups; ++group) {
-      float kept[kGroup];
-      head_in_.of(model_.head).decode_int8(head_panels_.holding(row), row, group, kept);
-      const auto rest = [&](int i) {
-        return lanes::subtract(normed(x, model_.final_norm, inverse, group * kGroup + i), lanes::load(kept + i));
-      };
-      head_in_.encode(head_panels_.holding(row + 1), row + 1, group, rest(0), rest(lanes::kCount));
-    }
+    const Place place{head_panels_.holding(sample), sample, 0, groups_of(model_.hidden)};
+    norm_row(x, model_.final_norm, place, head_in_);
   });
 }
 
 void DecoderStep::head() {
   for_each(model_.head.tile_count(), chunk_of(model_.head.tile_count()), [&](int tile) {
-    alignas(64) float rows[kMaxPanelWidth][kTileOutputs];
     for (const Panel& panel : head_panels_.list) {
-      linear_tile(model_.head, tile, head_in_.of(model_.head), panel, {rows[0], kTileOutputs, false});
-      for (int i = 0; i < panel.width; i += rows_per_sample_) {
-        const int sample = (panel.first_row + i) / rows_per_sample_;
-        lanes::F32 logits = lanes::load(rows[i]);
-        if (rows_per_sample_ == 2) logits = lanes::add(logits, lanes::load(rows[i + 1]));
-        lanes::store(input_.logits + sample * input_.logits_stride + tile * kTileOutputs, logits);
-      }
+      float* const first = input_.logits + panel.first_row * input_.logits_stride + tile * kTileOutputs;
+      linear_tile(model_.head, tile, head_in_.of(model_.head), panel, {first, input_.logits_stride, false});
     }
   });
 }
