@@ -122,8 +122,8 @@ async def _running(
     try:
         rights = KvRights(link)
         rights.start()
-        most_cores = settings.threads or len(os.sched_getaffinity(0))
-        cores = CoreShare(segment_path(segment_name(attachment.node_id, "cores")), most_cores)
+        page = segment_path(segment_name(attachment.node_id, "cores"))
+        cores = CoreShare(page, len(os.sched_getaffinity(0)), settings.threads)
         # Only the thread holds the engine: when it takes another, the memory of a service that is gone is unmapped.
         thread = EngineThread(
             await asyncio.to_thread(loader.make_engine, attachment), Scheduler(limits), link.is_lease_valid, cores
