@@ -16,6 +16,7 @@ from forebay.errors import DuplicateRequestError, ForebayError
 DEFAULT_CHUNK_TOKENS = 256
 DEFAULT_MAX_SEQUENCES = 32
 DEFAULT_LOOKAHEAD_BLOCKS = 2
+DEFAULT_STEP_SLO_S = 0.05
 
 
 class FinishReason(Enum):
@@ -75,7 +76,8 @@ class Limits:
     """What bounds a step and a sequence.
 
     chunk_tokens: most prompt tokens of one step; max_sequences: most sequences in the batch; lookahead_blocks: how far
-    ahead of its last token a table is lengthened; context_tokens: most tokens of prompt and output together.
+    ahead of its last token a table is lengthened; context_tokens: most tokens of prompt and output together;
+    step_slo_s: seconds that a step with generating sequences should take at most.
     """
 
     block_tokens: int
@@ -83,6 +85,7 @@ class Limits:
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
     max_sequences: int = DEFAULT_MAX_SEQUENCES
     lookahead_blocks: int = DEFAULT_LOOKAHEAD_BLOCKS
+    step_slo_s: float = DEFAULT_STEP_SLO_S
 
     def most_written_tokens(self, sequence: Sequence) -> int:
         """How many positions can ever be written: all but the last token, whose KV nobody reads."""

@@ -113,6 +113,7 @@ async def _running(
         context_tokens=model.context_tokens,
         chunk_tokens=settings.chunk_tokens,
         max_sequences=settings.max_sequences,
+        step_slo_s=settings.step_slo_ms / 1e3,
     )
     patience = Patience(queue_length=settings.queue_length, blocks_s=settings.blocks_wait_s)
     runner = SequenceRunner(limits, patience, loader.make_engine)
