@@ -71,6 +71,20 @@ async def test_blocks_go_by_rank_whoever_asked_first_and_for_whatever() -> None:
     assert not supply.is_waiting(rank_of(1, 1))
 
 
+async def test_who_comes_later_does_not_take_the_few_that_the_first_cannot_use() -> None:
+    rights = FakeRights()
+    supply = supply_of(rights, blocks_s=60)
+    first = asyncio.create_task(supply.begin(wish(1, blocks=4)))
+    await until(lambda: supply.is_waiting(rank_of(1, 0)))
+    rights.free_blocks = 2
+    later = asyncio.create_task(supply.extend("later", rank_of(2, 0), 1))
+    await until(lambda: supply.is_waiting(rank_of(2, 0)))
+    assert ("later", 1) not in rights.asked
+    rights.free_blocks = 5
+    await asyncio.wait_for(asyncio.gather(first, later), 5)
+    assert rights.asked[-2:] == [("new-1", 4), ("later", 1)]
+
+
 async def test_the_first_takes_a_single_block_where_there_are_not_more() -> None:
     rights = FakeRights(free_blocks=1)
     supply = supply_of(rights)
