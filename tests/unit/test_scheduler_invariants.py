@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from forebay.engine.rank import OVERTAKEN_AT_MOST
 from forebay.engine.scheduler import BlocksFilled, Failed, Finished, Limits, NeedsBlocks, NewToken, Outcome, Scheduler
 from forebay.engine.types import Sampled, SamplingParams, Sequence, Slice
 
@@ -38,6 +39,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         super().__init__()
         self.scheduler = Scheduler(LIMITS)
         self.sequences: dict[str, Sequence] = {}
+        self.order: dict[str, tuple[int, int]] = {}
         self.live: set[str] = set()
         self.emitted: defaultdict[str, list[int]] = defaultdict(list)
         self.filled: defaultdict[str, list[int]] = defaultdict(list)
@@ -78,6 +80,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             computed_tokens=cached_blocks * LIMITS.block_tokens,
         )
         self.sequences[sequence.sequence_id] = sequence
+        arrival = len(self.sequences)
+        self.order[sequence.sequence_id] = (arrival + priority * OVERTAKEN_AT_MOST, arrival)
         self.live.add(sequence.sequence_id)
         self.filled[sequence.sequence_id] = list(range(cached_blocks))
         self.note(self.scheduler.add(sequence, priority))
@@ -96,10 +100,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.live.discard(sequence_id)
         self.asked.pop(sequence_id, None)
 
+    def room_tokens(self, sequence_id: str) -> int:
+        sequence = self.sequences[sequence_id]
+        return len(sequence.block_table) * LIMITS.block_tokens - sequence.computed_tokens
+
     @precondition(lambda self: self.planned is None)
-    @rule()
-    def plan(self) -> None:
-        self.planned = self.scheduler.plan_step()
+    @rule(chunk_tokens=st.none() | st.integers(1, 12))
+    def plan(self, chunk_tokens: int | None = None) -> None:
+        self.planned = self.scheduler.plan_step(chunk_tokens)
         ids = [part.sequence.sequence_id for part in self.planned]
         assert len(ids) == len(set(ids)) <= LIMITS.max_sequences
         assert set(ids) <= self.live
@@ -111,7 +119,20 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert end <= sequence.token_count
             assert end <= len(sequence.block_table) * LIMITS.block_tokens, "beyond the block table"
             prompt_tokens += 0 if sequence.output_token_ids else part.token_count
-        assert prompt_tokens <= LIMITS.chunk_tokens
+        most_tokens = min(chunk_tokens or LIMITS.chunk_tokens, LIMITS.chunk_tokens)
+        assert prompt_tokens <= most_tokens
+        self.check_that_the_urgent_go_first(most_tokens)
+
+    def check_that_the_urgent_go_first(self, most_tokens: int) -> None:
+        """Who is left out has no room, or the step is full of those who come before it."""
+        planned = {part.sequence.sequence_id: part for part in self.planned or []}
+        for left_out in self.live - planned.keys():
+            if self.room_tokens(left_out) <= 0:
+                continue
+            before = [part for one, part in planned.items() if self.order[one] < self.order[left_out]]
+            prompt_tokens = sum(part.token_count for part in before if not part.sequence.is_decoding)
+            is_chunk_full = not self.sequences[left_out].is_decoding and prompt_tokens == most_tokens
+            assert len(before) == LIMITS.max_sequences or is_chunk_full
 
     @precondition(lambda self: self.planned is not None)
     @rule()
@@ -173,3 +194,95 @@ def test_the_first_table_always_lets_the_prompt_be_computed(
     blocks = limits.first_table_blocks(sequence)
     assert blocks * 4 >= min(sequence.token_count, 63)
     assert (blocks - 1) * 4 < prompt + output + max_tokens
+
+
+def sequence_of(name: str, prompt: int, max_tokens: int, blocks: int = 16) -> Sequence:
+    return Sequence(name, [1] * prompt, SamplingParams(max_tokens=max_tokens, seed=0), list(range(blocks)))
+
+
+def step(scheduler: Scheduler) -> dict[str, int]:
+    """Computes one step; tokens of each sequence in it."""
+    slices = scheduler.plan_step()
+    reached = [part for part in slices if part.token_count == part.sequence.pending_tokens]
+    shares = {part.sequence.sequence_id: part.token_count for part in slices}
+    scheduler.complete(slices, [Sampled(part.sequence.sequence_id, 1) for part in reached])
+    return shares
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    patient=st.tuples(st.integers(1, 30), st.integers(1, 20)),
+    priority=st.integers(0, 2),
+    flood=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 12), st.integers(0, 2)), min_size=1, max_size=7),
+    arrivals_a_step=st.integers(1, 3),
+)
+def test_every_sequence_ends_within_bounded_steps_whatever_arrives(
+    patient: tuple[int, int], priority: int, flood: list[tuple[int, int, int]], arrivals_a_step: int
+) -> None:
+    """While it does not advance, one of those before it does; and they are boundedly many."""
+    scheduler = Scheduler(LIMITS)
+    scheduler.add(sequence_of("patient", *patient), priority)
+    overtaking = max(prompt + max_tokens for prompt, max_tokens, _ in flood) * OVERTAKEN_AT_MOST * priority
+    number = 0
+    for _ in range(overtaking + sum(patient)):
+        for _ in range(arrivals_a_step):
+            prompt, max_tokens, urgency = flood[number % len(flood)]
+            scheduler.add(sequence_of(f"f{number}", prompt, max_tokens), urgency)
+            number += 1
+        step(scheduler)
+        if "patient" not in scheduler:
+            return
+    raise AssertionError("it starved")
+
+
+@settings(deadline=None)
+@given(
+    prompts=st.lists(st.integers(1, 40), min_size=2, max_size=LIMITS.max_sequences),
+    chunk_tokens=st.integers(2, 16),
+)
+def test_equals_are_served_alike(prompts: list[int], chunk_tokens: int) -> None:
+    """Prompts first-come, so that the first never wait for the later; then a token each in every step."""
+    scheduler = Scheduler(Limits(block_tokens=4, context_tokens=400, chunk_tokens=chunk_tokens, max_sequences=3))
+    sequences = {f"s{number}": sequence_of(f"s{number}", tokens, 300, 100) for number, tokens in enumerate(prompts)}
+    for sequence in sequences.values():
+        scheduler.add(sequence)
+    ends: list[int] = []
+    step_number = 0
+    while len(ends) < len(prompts):
+        step_number += 1
+        decoding = [name for name, sequence in sequences.items() if sequence.is_decoding]
+        shares = step(scheduler)
+        assert all(shares[name] == 1 for name in decoding), "a prompt never keeps a generating sequence waiting"
+        ends += [step_number] * (sum(sequence.is_decoding for sequence in sequences.values()) - len(ends))
+    assert ends == [-(-sum(prompts[: place + 1]) // chunk_tokens) for place in range(len(prompts))]
+    before = {name: len(sequence.output_token_ids) for name, sequence in sequences.items()}
+    for _ in range(5):
+        assert step(scheduler) == dict.fromkeys(sequences, 1)
+    after = {name: len(sequence.output_token_ids) for name, sequence in sequences.items()}
+    assert after == {name: count + 5 for name, count in before.items()}
+
+
+@settings(deadline=None)
+@given(
+    running=st.integers(1, 3),
+    urgent=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 8)), min_size=1, max_size=6),
+    steps_before=st.integers(0, 12),
+)
+def test_a_pause_costs_nothing_but_time(running: int, urgent: list[tuple[int, int]], steps_before: int) -> None:
+    """What is computed of a paused sequence is not computed again, and its tokens are those it has alone."""
+    scheduler = Scheduler(LIMITS)
+    sequences = [sequence_of(f"batch-{number}", 10, 20) for number in range(running)]
+    for sequence in sequences:
+        scheduler.add(sequence, priority=1)
+    computed: Counter[str] = Counter()
+    for _ in range(steps_before):
+        computed.update(step(scheduler))
+    for number, (prompt, max_tokens) in enumerate(urgent):
+        scheduler.add(sequence_of(f"urgent-{number}", prompt, max_tokens))
+    while len(scheduler):
+        shares = step(scheduler)
+        assert shares
+        computed.update(shares)
+    for sequence in sequences:
+        assert sequence.output_token_ids == [1] * 20
+        assert computed[sequence.sequence_id] == sequence.computed_tokens == 29

@@ -86,6 +86,63 @@ def test_a_less_urgent_prompt_is_overtaken_but_not_for_ever() -> None:
     assert order.index("patient") == 63
 
 
+def test_a_more_urgent_sequence_pauses_the_last_of_the_least_urgent_and_it_goes_on_where_it_was() -> None:
+    scheduler = Scheduler(limits(max_sequences=2, chunk_tokens=32))
+    scheduler.add(sequence("first", prompt=3), priority=1)
+    scheduler.add(sequence("second", prompt=3), priority=1)
+    slices = scheduler.plan_step()
+    scheduler.complete(slices, sampled(slices))
+    scheduler.add(sequence("urgent", prompt=20, max_tokens=2))
+    for urgent_tokens in (20, 1):
+        slices = scheduler.plan_step()
+        assert shares(slices) == {"urgent": urgent_tokens, "first": 1}
+        scheduler.complete(slices, sampled(slices))
+    slices = scheduler.plan_step()
+    assert shares(slices) == {"first": 1, "second": 1}
+    second = next(one.sequence for one in slices if one.sequence.sequence_id == "second")
+    assert (second.computed_tokens, second.output_token_ids, len(second.block_table)) == (3, [7], 50)
+
+
+def test_an_equal_pauses_nobody() -> None:
+    scheduler = Scheduler(limits(max_sequences=1))
+    scheduler.add(sequence("first", prompt=3), priority=1)
+    scheduler.add(sequence("second", prompt=3), priority=1)
+    for _ in range(5):
+        slices = scheduler.plan_step()
+        assert set(shares(slices)) == {"first"}
+        scheduler.complete(slices, sampled(slices))
+
+
+def test_a_sequence_without_blocks_holds_no_place_in_the_batch() -> None:
+    scheduler = Scheduler(limits(max_sequences=1, chunk_tokens=16))
+    scheduler.add(sequence("poor", prompt=10, blocks=0))
+    scheduler.add(sequence("rich", prompt=10))
+    slices = scheduler.plan_step()
+    assert shares(slices) == {"rich": 10}
+    scheduler.complete(slices, sampled(slices))
+    scheduler.grant_blocks("poor", [1, 2, 3, 4, 5])
+    assert shares(scheduler.plan_step()) == {"poor": 10}
+
+
+def test_a_step_may_be_given_fewer_prompt_tokens_but_not_more() -> None:
+    scheduler = Scheduler(limits())
+    scheduler.add(sequence(prompt=20))
+    assert shares(scheduler.plan_step(chunk_tokens=3)) == {"a": 3}
+    assert shares(scheduler.plan_step(chunk_tokens=99)) == {"a": 8}
+
+
+def test_a_step_is_as_urgent_as_its_most_urgent_sequence() -> None:
+    scheduler = Scheduler(limits(chunk_tokens=32))
+    scheduler.add(sequence("a"), priority=2)
+    assert scheduler.most_urgent(scheduler.plan_step()) == 2
+    scheduler.add(sequence("b"), priority=1)
+    assert scheduler.most_urgent(scheduler.plan_step()) == 1
+    assert not scheduler.is_decoding
+    slices = scheduler.plan_step()
+    scheduler.complete(slices, sampled(slices))
+    assert scheduler.is_decoding
+
+
 def test_a_sequence_waits_at_the_end_of_its_table() -> None:
     scheduler = Scheduler(limits())
     asked = scheduler.add(sequence(prompt=10, blocks=1))

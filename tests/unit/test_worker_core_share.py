@@ -1,4 +1,4 @@
-"""Workers of a node share its cores: alone each has all, together an equal part; the dead are forgotten."""
+"""Workers of a node share its cores: alone each has all, together a part by urgency; the dead are forgotten."""
 
 import subprocess
 import sys
@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.errors import StartError
+from forebay.worker.core_division import StepWork
 from forebay.worker.core_share import SLOT_COUNT, CoreShare
 
 SECOND_NS = 1_000_000_000
@@ -19,11 +20,14 @@ SECOND_NS = 1_000_000_000
 OTHER_WORKER = """
 import sys
 from pathlib import Path
+from forebay.worker.core_division import StepWork
 from forebay.worker.core_share import CoreShare
 share = CoreShare(Path(sys.argv[1]), core_count=8)
+works = {"enter": StepWork(), "batch": StepWork(1), "decode": StepWork(0, 0.05), "slow decode": StepWork(1, 1.5)}
 print(share.enter(), flush=True)
 for line in sys.stdin:
-    print(share.enter() if line == "enter\\n" else share.leave(), flush=True)
+    work = works.get(line.strip())
+    print(share.enter(work) if work else share.leave(), flush=True)
 """
 
 
@@ -74,6 +78,40 @@ def test_two_busy_workers_have_half_each(page: Path, other: Other) -> None:
     assert other.say("enter") == "8", "an idle worker leaves its cores to others"
     other.say("leave")
     assert share.enter() == 8
+
+
+def test_cores_follow_what_each_computes_now(page: Path, other: Other) -> None:
+    share = CoreShare(page, core_count=8)
+    assert other.say("batch") == "8"
+    assert share.enter(StepWork(priority=0)) == 6
+    assert other.say("batch") == "2"
+    assert share.enter(StepWork(priority=1)) == 4
+    assert other.say("enter") == "6"
+    assert share.enter(StepWork(priority=2)) == 1
+
+
+def test_a_worker_uses_no_more_cores_than_it_may(page: Path, other: Other) -> None:
+    share = CoreShare(page, core_count=8, most_cores=3)
+    other.say("leave")
+    assert share.enter() == 3
+    assert other.say("batch") == "2"
+    assert share.enter() == 3
+
+
+def test_a_decode_step_s_slo_is_seen_while_it_is_busy(page: Path, other: Other) -> None:
+    share = CoreShare(page, core_count=8)
+    share.enter(StepWork(0, 0.01))
+    assert share.step_slo_of_others_s() is None, "the other computes prompts, and one's own SLO is not another's"
+    other.say("slow decode")
+    assert share.step_slo_of_others_s() == 1.5
+    third = Other(page)
+    third.say("decode")
+    assert share.step_slo_of_others_s() == 0.05
+    third.say("leave")
+    assert share.step_slo_of_others_s() == 1.5
+    other.say("enter")
+    assert share.step_slo_of_others_s() is None
+    third.kill()
 
 
 def test_a_worker_that_died_in_a_step_is_forgotten_and_its_slot_is_free(page: Path, other: Other) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from forebay.engine.scheduler import Failed, Finished, Limits, NewToken, Scheduler
+from forebay.engine.scheduler import Failed, Finished, FinishReason, Limits, NewToken, Scheduler
 from forebay.engine.types import Sampled, SamplingParams, Sequence, Slice
-from forebay.errors import WorkerLostError
+from forebay.errors import NumericFailureError, WorkerLostError
 from forebay.testing.fake_engine import FixedCores
 from forebay.testing.waiting import until
+from forebay.worker.core_division import StepWork
 from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, Report, Share, UseEngine
 
 
@@ -25,6 +26,9 @@ class CountingEngine:
     cores: list[int] = field(default_factory=list)
     steps: int = 0
     is_broken: bool = False
+    poisoned: frozenset[str] = frozenset()
+    now_s: float = 0.0
+    """A step takes 10 ms, and 1 ms for each token of a prompt."""
 
     def use_threads(self, threads: int) -> None:
         self.cores.append(threads)
@@ -35,10 +39,14 @@ class CountingEngine:
         self.gate.wait()
         if self.is_broken:
             raise RuntimeError("secret")
+        prompt_tokens = sum(one.token_count for one in slices if not one.sequence.is_decoding)
+        self.now_s += 0.01 + 0.001 * prompt_tokens
         return [
-            Sampled(one.sequence.sequence_id, len(one.sequence.output_token_ids) + 1)
+            Sampled(one.sequence.sequence_id, None, error=NumericFailureError("NaN"))
+            if one.sequence.sequence_id in self.poisoned
+            else Sampled(one.sequence.sequence_id, len(one.sequence.output_token_ids) + 1)
             for one in slices
-            if one.sequence.computed_tokens + one.token_count == one.sequence.token_count
+            if one.token_count == one.sequence.pending_tokens
         ]
 
 
@@ -53,12 +61,15 @@ class Rig:
         return [one for report in self.reports for one in report.outcomes if isinstance(one, kind)]
 
 
+LIMITS = Limits(block_tokens=4, context_tokens=100)
+
+
 @asynccontextmanager
-async def started(may_write: Callable[[], bool] = lambda: True) -> AsyncIterator[Rig]:
+async def started(may_write: Callable[[], bool] = lambda: True, limits: Limits = LIMITS) -> AsyncIterator[Rig]:
     engine, reports = CountingEngine(), []
     engine.gate.set()
     cores = FixedCores(3)
-    thread = EngineThread(engine, Scheduler(Limits(block_tokens=4, context_tokens=100)), may_write, cores)
+    thread = EngineThread(engine, Scheduler(limits), may_write, cores, clock=lambda: engine.now_s)
     thread.start(reports.append)
     try:
         yield Rig(thread, engine, reports, cores)
@@ -67,8 +78,8 @@ async def started(may_write: Callable[[], bool] = lambda: True) -> AsyncIterator
         await thread.stop()
 
 
-def sequence(sequence_id: str = "a", blocks: int = 10, max_tokens: int = 3) -> Sequence:
-    return Sequence(sequence_id, [5] * 6, SamplingParams(max_tokens=max_tokens, seed=0), list(range(blocks)))
+def sequence(sequence_id: str = "a", blocks: int = 10, max_tokens: int = 3, prompt: int = 6) -> Sequence:
+    return Sequence(sequence_id, [5] * prompt, SamplingParams(max_tokens=max_tokens, seed=0), list(range(blocks)))
 
 
 async def test_each_step_has_its_share_of_cores_and_gives_them_back() -> None:
@@ -81,6 +92,62 @@ async def test_each_step_has_its_share_of_cores_and_gives_them_back() -> None:
         await until(lambda: rig.outcomes(Finished))
         await until(lambda: not rig.cores.is_busy)
         assert rig.engine.cores == [3] * rig.engine.steps
+
+
+async def test_the_node_is_told_what_each_step_computes() -> None:
+    async with started() as rig:
+        rig.thread.submit(Add(sequence(), 1))
+        await until(lambda: rig.outcomes(Finished))
+        assert rig.cores.works == [StepWork(1), StepWork(1, 0.05), StepWork(1, 0.05)]
+
+
+async def test_a_prompt_is_computed_in_chunks_that_keep_the_steps_of_others_within_their_slo() -> None:
+    limits = Limits(block_tokens=4, context_tokens=10_000, chunk_tokens=100, step_slo_s=0.0505)
+    async with started(limits=limits) as rig:
+        rig.engine.gate.clear()
+        rig.thread.submit(Add(sequence("generating", blocks=2000, max_tokens=5000), 0))
+        await until(lambda: rig.engine.steps == 1)
+        rig.thread.submit(Add(sequence("prompt", blocks=2000, prompt=4000, max_tokens=1), 0))
+        rig.engine.gate.set()
+        await until(lambda: Finished("prompt", FinishReason.LENGTH) in rig.outcomes(Finished))
+        chunks = [one.token_count for report in rig.reports for one in report.shares if one.sequence_id == "prompt"]
+        assert chunks[0] == 18, "its own prompt of 6 tokens took 2.7 ms a token"
+        assert max(chunks) <= 40, "what 10 of 50 ms leave"
+        assert chunks[-2] >= 38
+        assert all(any(one.sequence_id == "generating" for one in report.shares) for report in rig.reports)
+
+
+async def test_chunks_are_whole_alone_and_short_while_another_worker_generates() -> None:
+    limits = Limits(block_tokens=4, context_tokens=10_000, chunk_tokens=100)
+    async with started(limits=limits) as rig:
+        rig.thread.submit(Add(sequence("alone", blocks=500, prompt=1000, max_tokens=1), 0))
+        await until(lambda: len(rig.outcomes(Finished)) == 1)
+        rig.cores.others_step_slo_s = 0.0225
+        rig.thread.submit(Add(sequence("beside", blocks=500, prompt=100, max_tokens=1), 0))
+        await until(lambda: len(rig.outcomes(Finished)) == 2)
+        chunks = {name: [] for name in ("alone", "beside")}
+        for share in (share for report in rig.reports for share in report.shares):
+            chunks[share.sequence_id].append(share.token_count)
+        assert chunks["alone"] == [100] * 10
+        assert chunks["beside"][0] == 20, "a chunk of 100 took 1.1 ms a token"
+        assert max(chunks["beside"]) == 20
+
+
+async def test_a_sequence_with_bad_logits_fails_alone_and_the_thread_lives() -> None:
+    async with started() as rig:
+        rig.engine.poisoned = frozenset({"bad"})
+        rig.engine.gate.clear()
+        for name in ("bad", "good"):
+            rig.thread.submit(Add(sequence(name), 0))
+        rig.engine.gate.set()
+        await until(lambda: rig.outcomes(Finished))
+        (failed,) = rig.outcomes(Failed)
+        assert (failed.sequence_id, failed.error.reason) == ("bad", "NUMERIC_FAILURE")
+        assert [one.token_id for one in rig.outcomes(NewToken) if one.sequence_id == "good"] == [1, 2, 3]
+        rig.thread.submit(Add(sequence("bad"), 0))
+        rig.thread.submit(Add(sequence("later"), 0))
+        await until(lambda: len(rig.outcomes(Finished)) == 2)
+        assert len(rig.outcomes(Failed)) == 2
 
 
 async def test_each_step_is_one_report_and_the_loop_never_calls_the_engine() -> None:

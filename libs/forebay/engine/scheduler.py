@@ -1,22 +1,22 @@
-"""Which tokens the next step computes: continuous batching with chunked prefill.
+"""Which tokens the next step computes: continuous batching with chunked prefill, the most urgent first.
 
 Knows sequences, their block tables and how a generation ends. Pure: it plans and returns effects, and knows nothing of
 tensors, clocks, or where blocks come from. One thread owns a scheduler.
 """
 
-from collections import deque
+from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from forebay.engine.rank import Rank, rank_of
 from forebay.engine.types import Sampled, Sequence, Slice, TokenLogprobs
 from forebay.errors import DuplicateRequestError, ForebayError
 
 DEFAULT_CHUNK_TOKENS = 256
 DEFAULT_MAX_SEQUENCES = 32
 DEFAULT_LOOKAHEAD_BLOCKS = 2
-OVERTAKEN_AT_MOST = 64
-"""One step of priority moves a sequence ahead of at most so many that came earlier, so that none starves."""
+DEFAULT_STEP_SLO_S = 0.05
 
 
 class FinishReason(Enum):
@@ -76,7 +76,8 @@ class Limits:
     """What bounds a step and a sequence.
 
     chunk_tokens: most prompt tokens of one step; max_sequences: most sequences in the batch; lookahead_blocks: how far
-    ahead of its last token a table is lengthened; context_tokens: most tokens of prompt and output together.
+    ahead of its last token a table is lengthened; context_tokens: most tokens of prompt and output together;
+    step_slo_s: seconds that a step with generating sequences should take at most.
     """
 
     block_tokens: int
@@ -84,6 +85,7 @@ class Limits:
     chunk_tokens: int = DEFAULT_CHUNK_TOKENS
     max_sequences: int = DEFAULT_MAX_SEQUENCES
     lookahead_blocks: int = DEFAULT_LOOKAHEAD_BLOCKS
+    step_slo_s: float = DEFAULT_STEP_SLO_S
 
     def most_written_tokens(self, sequence: Sequence) -> int:
         """How many positions can ever be written: all but the last token, whose KV nobody reads."""
@@ -102,18 +104,18 @@ class Limits:
 @dataclass(slots=True, eq=False)
 class _Entry:
     sequence: Sequence
-    rank: int  # lower runs first; arrival number, moved back by priority
+    priority: int
+    rank: Rank
     reported_blocks: int  # full blocks already told, or sealed by someone before us
     is_asking: bool = False  # NeedsBlocks is out and not yet answered
-
-    @property
-    def is_prompt(self) -> bool:
-        """Whether more than the last sampled token is still to be computed."""
-        return not self.sequence.output_token_ids or self.sequence.token_count - self.sequence.computed_tokens > 1
 
 
 class Scheduler:
     """Decides steps over its sequences.
+
+    The batch is made anew for each step: the first max_sequences, by rank, of those that can compute something. One
+    that waits for its table holds no place in it; one that a more urgent one keeps out is paused: it keeps its blocks
+    and what it has computed.
 
     Invariants: a slice never reaches beyond its sequence's table; at most max_sequences sequences are in the batch;
     computed_tokens only grows; every sampled token and every full block is told exactly once.
@@ -122,19 +124,28 @@ class Scheduler:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._arrivals = 0
-        self._waiting: list[_Entry] = []  # sorted by rank
-        self._running: dict[str, _Entry] = {}
+        self._entries: dict[str, _Entry] = {}
+        self._in_order: list[_Entry] = []  # the same, by rank
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._running)
+        return len(self._entries)
 
     def __contains__(self, sequence_id: str) -> bool:
-        return self._find(sequence_id) is not None
+        return sequence_id in self._entries
 
     @property
     def sequence_ids(self) -> list[str]:
-        """All sequences, running ones first."""
-        return [*self._running, *(entry.sequence.sequence_id for entry in self._waiting)]
+        """All sequences, by rank."""
+        return [entry.sequence.sequence_id for entry in self._in_order]
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether some sequence can generate its next token."""
+        return any(entry.sequence.is_decoding and self._room_tokens(entry.sequence) > 0 for entry in self._in_order)
+
+    def most_urgent(self, slices: list[Slice]) -> int:
+        """The lowest priority number of a planned step."""
+        return min(self._entries[part.sequence.sequence_id].priority for part in slices)
 
     def add(self, sequence: Sequence, priority: int = 0) -> list[Outcome]:
         """Takes a sequence in. Its first computed_tokens // block_tokens blocks count as sealed.
@@ -149,60 +160,61 @@ class Scheduler:
         self._arrivals += 1
         entry = _Entry(
             sequence=sequence,
-            rank=self._arrivals + priority * OVERTAKEN_AT_MOST,
+            priority=priority,
+            rank=rank_of(self._arrivals, priority),
             reported_blocks=sequence.computed_tokens // self.limits.block_tokens,
         )
-        self._waiting.append(entry)
-        self._waiting.sort(key=lambda waiting: waiting.rank)
+        self._entries[sequence.sequence_id] = entry
+        insort(self._in_order, entry, key=lambda one: one.rank)
         return list(self._ask(entry))
 
     def cancel(self, sequence_id: str) -> bool:
         """Forgets a sequence at any moment, also between plan_step and complete. Returns whether it was here."""
-        entry = self._find(sequence_id)
+        entry = self._entries.get(sequence_id)
         if entry is not None:
             self._forget(entry)
         return entry is not None
 
     def grant_blocks(self, sequence_id: str, block_ids: Iterable[int]) -> list[Outcome]:
         """Appends blocks to a sequence's table; ignored when it has ended."""
-        entry = self._find(sequence_id)
+        entry = self._entries.get(sequence_id)
         if entry is None:
             return []
         entry.sequence.block_table.extend(block_ids)
         entry.is_asking = False
         return list(self._ask(entry))
 
-    def plan_step(self) -> list[Slice]:
-        """One token of every running sequence, then prompts, first-come, up to chunk_tokens together.
+    def plan_step(self, chunk_tokens: int | None = None) -> list[Slice]:
+        """By rank: one token of each generating sequence, and of prompts as much as chunk_tokens together allow.
 
-        A sequence without room in its table waits. Empty: nothing can run until blocks or sequences come.
+        Args: chunk_tokens: fewer prompt tokens in this step than the limit. A sequence without room in its table waits.
+        Empty: nothing can run until blocks or sequences come.
         """
-        while self._waiting and len(self._running) < self.limits.max_sequences:
-            entry = self._waiting.pop(0)
-            self._running[entry.sequence.sequence_id] = entry
-        prompts: deque[_Entry] = deque()
-        slices = []
-        for entry in self._running.values():
-            if entry.is_prompt:
-                prompts.append(entry)
-            elif self._room_tokens(entry.sequence) > 0:
-                slices.append(Slice(entry.sequence, 1))
-        budget_tokens = self.limits.chunk_tokens
-        for entry in sorted(prompts, key=lambda prompt: prompt.rank):
+        most_tokens = self.limits.chunk_tokens
+        left_tokens = most_tokens if chunk_tokens is None else min(chunk_tokens, most_tokens)
+        decodes: list[Slice] = []
+        prompts: list[Slice] = []
+        for entry in self._in_order:
+            if len(decodes) + len(prompts) == self.limits.max_sequences:
+                break
             sequence = entry.sequence
-            pending_tokens = sequence.token_count - sequence.computed_tokens
-            token_count = min(pending_tokens, self._room_tokens(sequence), budget_tokens)
+            room_tokens = self._room_tokens(sequence)
+            if sequence.is_decoding:
+                if room_tokens > 0:
+                    decodes.append(Slice(sequence, 1))
+                continue
+            token_count = min(sequence.pending_tokens, room_tokens, left_tokens)
             if token_count > 0:
-                slices.append(Slice(sequence, token_count))
-                budget_tokens -= token_count
-        return slices
+                prompts.append(Slice(sequence, token_count))
+                left_tokens -= token_count
+        return decodes + prompts
 
     def complete(self, slices: list[Slice], sampled: list[Sampled]) -> list[Outcome]:
         """Takes in what a planned step computed. Sequences cancelled meanwhile are passed over."""
         by_id = {one.sequence_id: one for one in sampled}
         outcomes: list[Outcome] = []
         for part in slices:
-            entry = self._running.get(part.sequence.sequence_id)
+            entry = self._entries.get(part.sequence.sequence_id)
             if entry is not None and entry.sequence is part.sequence:
                 outcomes.extend(self._advance(entry, part, by_id.get(part.sequence.sequence_id)))
         return outcomes
@@ -211,7 +223,7 @@ class Scheduler:
         """The step broke as a whole: its sequences end with this error."""
         outcomes: list[Outcome] = []
         for part in slices:
-            entry = self._running.get(part.sequence.sequence_id)
+            entry = self._entries.get(part.sequence.sequence_id)
             if entry is not None and entry.sequence is part.sequence:
                 self._forget(entry)
                 outcomes.append(Failed(part.sequence.sequence_id, error))
@@ -257,15 +269,9 @@ class Scheduler:
     def _room_tokens(self, sequence: Sequence) -> int:
         return len(sequence.block_table) * self.limits.block_tokens - sequence.computed_tokens
 
-    def _find(self, sequence_id: str) -> _Entry | None:
-        running = self._running.get(sequence_id)
-        if running is not None:
-            return running
-        return next((entry for entry in self._waiting if entry.sequence.sequence_id == sequence_id), None)
-
     def _forget(self, entry: _Entry) -> None:
-        if self._running.pop(entry.sequence.sequence_id, None) is None:
-            self._waiting.remove(entry)
+        del self._entries[entry.sequence.sequence_id]
+        self._in_order.remove(entry)
 
 
 def finish_reason(sequence: Sequence, context_tokens: int) -> FinishReason | None:

@@ -42,6 +42,16 @@ class Sequence:
         """Prompt and output tokens together."""
         return len(self.prompt_token_ids) + len(self.output_token_ids)
 
+    @property
+    def pending_tokens(self) -> int:
+        """Tokens whose KV is not computed yet, the last one among them."""
+        return self.token_count - self.computed_tokens
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether nothing but the last sampled token is still to be computed."""
+        return bool(self.output_token_ids) and self.pending_tokens <= 1
+
 
 @dataclass(frozen=True, slots=True)
 class Slice:

@@ -14,6 +14,7 @@ from forebay.errors import NumericFailureError
 from forebay.kv.layout import KvDtype, KvLayout
 from forebay.worker.arena_map import map_segment
 from forebay.worker.attachment import Attachment
+from forebay.worker.core_division import StepWork
 
 VOCABULARY_SIZE: Final = 1000
 POISON: Final = 666
@@ -89,15 +90,21 @@ def _tokens(sequence: Sequence) -> list[int]:
 
 
 class FixedCores:
-    """As forebay.worker.engine_thread.Cores, on a host where nobody else computes."""
+    """As forebay.worker.engine_thread.Cores, on a host where others compute only if told so."""
 
     def __init__(self, count: int = 1) -> None:
         self.count = count
         self.is_busy = False
+        self.works: list[StepWork] = []
+        self.others_step_slo_s: float | None = None
 
-    def enter(self) -> int:
+    def enter(self, work: StepWork) -> int:
         self.is_busy = True
+        self.works.append(work)
         return self.count
+
+    def step_slo_of_others_s(self) -> float | None:
+        return self.others_step_slo_s
 
     def leave(self) -> None:
         self.is_busy = False

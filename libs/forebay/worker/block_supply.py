@@ -1,4 +1,4 @@
-"""Where a sequence's first blocks come from, and who waits how long when there are none.
+"""Where a sequence's blocks come from, and who waits how long when there are none.
 
 Knows the KV rights; knows nothing of the engine.
 """
@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from forebay.engine.rank import Rank
 from forebay.errors import (
     RETRY_AFTER_S,
     InvalidFieldError,
@@ -18,6 +19,7 @@ from forebay.errors import (
     WriterActiveError,
 )
 from forebay.worker.kv_rights import BlockGrant, KvRights
+from forebay.worker.line import Line
 from forebay.worker.places import DEFAULT_QUEUE_LENGTH
 from forebay.worker.running_sequence import Offer
 
@@ -31,7 +33,7 @@ class Patience:
     """How many may wait, and for how long.
 
     queue_length: sequences before the batch; blocks_s: most seconds a new sequence waits for KV blocks; stuck_s:
-    seconds in which no sequence of the worker has room to go on, until the youngest fails; writer_s: most seconds a
+    seconds in which no sequence of the worker has room to go on, until the last by rank fails; writer_s: most seconds a
     sequence waits for its last writer to be gone.
     """
 
@@ -46,19 +48,30 @@ class Wish:
     """Blocks a sequence would begin with: `wanted` if it can be had, never less than `needed`."""
 
     sequence_id: str
+    rank: Rank
     prefix_hashes: list[bytes]
     wanted_blocks: int
     needed_blocks: int
 
 
 class BlockSupply:
-    """First come, first served, once blocks are short."""
+    """First by rank, first served, once blocks are short: what becomes free goes to nobody who comes later.
 
-    def __init__(self, rights: KvRights, patience: Patience, block_tokens: int) -> None:
+    `on_refusal` is called whenever one is refused.
+    """
+
+    def __init__(
+        self, rights: KvRights, patience: Patience, block_tokens: int, on_refusal: Callable[[], None] = lambda: None
+    ) -> None:
         self._rights = rights
         self._patience = patience
         self._block_tokens = block_tokens
-        self._queue = asyncio.Lock()
+        self._on_refusal = on_refusal
+        self._line = Line()
+
+    def is_waiting(self, rank: Rank) -> bool:
+        """Whether a wish of this one was refused, or is not even asked for because of those before it."""
+        return self._line.is_standing(rank)
 
     async def begin(self, wish: Wish) -> BlockGrant:
         """Blocks of a new sequence.
@@ -77,25 +90,29 @@ class BlockSupply:
         async def acquire() -> BlockGrant:
             return await self._rights.acquire(wish.sequence_id, wish.prefix_hashes, block_count)
 
-        if not self._queue.locked():
-            try:
-                return await self._after_writer(acquire)
-            except KvExhaustedError:
-                _log.debug("a sequence waits for KV blocks")
         try:
-            async with asyncio.timeout(self._patience.blocks_s), self._queue:
-                while True:
-                    try:
-                        return await self._after_writer(acquire)
-                    except KvExhaustedError:
-                        await asyncio.sleep(RETRY_INTERVAL_S)
+            async with asyncio.timeout(self._patience.blocks_s):
+                return await self._in_turn(wish.rank, lambda: self._after_writer(acquire))
         except TimeoutError:
             raise KvExhaustedError(
                 f"no {block_count} KV blocks became free in {self._patience.blocks_s:g} s", retry_after_s=RETRY_AFTER_S
             ) from None
 
+    async def extend(self, sequence_id: str, rank: Rank, block_count: int) -> BlockGrant:
+        """So many blocks more, or one where there are not so many, however long that takes. Raises WorkerLostError."""
+
+        async def extend() -> BlockGrant:
+            try:
+                return await self._rights.extend(sequence_id, block_count)
+            except KvExhaustedError:
+                if block_count == 1:
+                    raise
+                return await self._rights.extend(sequence_id, 1)
+
+        return await self._in_turn(rank, extend)
+
     async def take_over(self, sequence_id: str, offer: Offer, wanted_blocks: int) -> BlockGrant:
-        """Blocks of an offered sequence: when no further ones can be had now, those it has.
+        """Blocks of an offered sequence: when no further ones can be had now, or others wait for some, those it has.
 
         Raises UnknownSequenceError; WorkerLostError when the offer went to another worker, or its last writer is not
         gone after `writer_s`; InvalidFieldError when it has fewer than the offer's tokens fill.
@@ -103,7 +120,8 @@ class BlockSupply:
 
         async def take_over() -> BlockGrant:
             try:
-                return await self._rights.take_over(sequence_id, offer.epoch, wanted_blocks)
+                block_count = wanted_blocks if self._line.is_empty else 0
+                return await self._rights.take_over(sequence_id, offer.epoch, block_count)
             except KvExhaustedError:
                 return await self._rights.take_over(sequence_id, offer.epoch, 0)
 
@@ -116,6 +134,22 @@ class BlockSupply:
         if len(grant.block_ids) * self._block_tokens < offer.token_count:
             raise InvalidFieldError("the sequence has fewer blocks than its tokens fill", field="manifest.token_count")
         return grant
+
+    async def _in_turn(self, rank: Rank, ask: Callable[[], Awaitable[BlockGrant]]) -> BlockGrant:
+        """Asks at once if nobody waits who comes before, then whenever it is the first that waits."""
+        if self._line.is_first(rank):
+            try:
+                return await ask()
+            except KvExhaustedError:
+                _log.debug("a sequence waits for KV blocks")
+        with self._line.stand(rank) as turn:
+            while True:
+                await turn.wait()
+                try:
+                    return await ask()
+                except KvExhaustedError:
+                    self._on_refusal()
+                    await asyncio.sleep(RETRY_INTERVAL_S)
 
     async def _after_writer(self, ask: Callable[[], Awaitable[BlockGrant]]) -> BlockGrant:
         """Asks until the sequence's last writer is gone, which takes a moment after it was killed."""

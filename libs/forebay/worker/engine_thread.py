@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from forebay.engine.chunk_budget import ChunkBudget
 from forebay.engine.scheduler import Failed, Outcome, Scheduler
 from forebay.engine.types import Engine, Sequence, Slice
 from forebay.errors import RETRY_AFTER_S, ForebayError, WorkerLostError
+from forebay.worker.core_division import StepWork
 
 _log = logging.getLogger(__name__)
 
@@ -77,14 +79,18 @@ class Report:
 
 
 class Cores(Protocol):
-    """Says how many cores a step may use."""
+    """Says how many cores a step may use, and who else wants them."""
 
-    def enter(self) -> int:
+    def enter(self, work: StepWork) -> int:
         """A step begins; the cores it may use, >= 1."""
         ...
 
     def leave(self) -> None:
         """No step follows for now."""
+        ...
+
+    def step_slo_of_others_s(self) -> float | None:
+        """The tightest step-time SLO of other workers that generate on these cores now, seconds; None: none does."""
         ...
 
 
@@ -107,6 +113,8 @@ class EngineThread:
         self._scheduler = scheduler
         self._may_write = may_write
         self._cores = cores
+        limits = scheduler.limits
+        self._budget = ChunkBudget(limits.block_tokens, limits.chunk_tokens, limits.step_slo_s)
         self._clock = clock
         self._commands: deque[Command] = deque()
         self._news = threading.Condition()
@@ -166,7 +174,7 @@ class EngineThread:
         removed: list[str] = []
         for command in commands:
             self._obey(command, outcomes, removed)
-        slices = self._scheduler.plan_step()
+        slices = self._scheduler.plan_step(self._chunk_tokens())
         shares: tuple[Share, ...] = ()
         if slices and not self._may_write():
             outcomes += self._fail_all()
@@ -193,10 +201,19 @@ class EngineThread:
             case UseEngine(engine):
                 self._engine = engine
 
+    def _chunk_tokens(self) -> int:
+        return self._budget.chunk_tokens(self._scheduler.is_decoding, self._cores.step_slo_of_others_s())
+
     def _step(self, slices: list[Slice]) -> list[Outcome]:
-        self._engine.use_threads(self._cores.enter())
+        prompt_tokens = sum(part.token_count for part in slices if not part.sequence.is_decoding)
+        is_decoding = any(part.sequence.is_decoding for part in slices)
+        step_slo_s = self._scheduler.limits.step_slo_s if is_decoding else None
+        cores = self._cores.enter(StepWork(self._scheduler.most_urgent(slices), step_slo_s))
+        self._engine.use_threads(cores)
+        began_s = self._clock()
         try:
             sampled = self._engine.step(slices)
+            self._budget.learn(prompt_tokens, is_decoding, self._clock() - began_s)
             return self._scheduler.complete(slices, sampled) if self._may_write() else self._fail_all()
         except Exception:
             _log.exception("a step of %d sequences failed", len(slices))

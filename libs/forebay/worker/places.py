@@ -1,63 +1,77 @@
-"""Who may run now, who waits, and who is sent away: so many places, and a bounded queue before them.
+"""Who may be in the engine now, who waits, and who is sent away: so many places, and a bounded queue before them.
 
 Knows no sequences, only their priority. Used on one event loop.
 """
 
 import asyncio
 import heapq
+from bisect import bisect_left, insort
 from contextlib import suppress
 
+from forebay.engine.rank import Rank, rank_of
 from forebay.errors import RETRY_AFTER_S, QueueFullError
 
 DEFAULT_QUEUE_LENGTH = 256
 
 
 class Places:
-    """Invariant: nobody waits while a place is free; among equals, first come first served."""
+    """Places of a batch, and as many beside it for those that more urgent ones have pushed out.
 
-    def __init__(self, places: int, queue_length: int = DEFAULT_QUEUE_LENGTH) -> None:
+    Invariants: whoever comes in is among the first `places`, by rank, of those inside; nobody waits who may come in; at
+    most places + pushed_out_at_most are inside.
+    """
+
+    def __init__(self, places: int, queue_length: int = DEFAULT_QUEUE_LENGTH, pushed_out_at_most: int = 0) -> None:
         self._places = places
         self._queue_length = queue_length
-        self._running = 0
+        self._most_inside = places + pushed_out_at_most
         self._arrivals = 0
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # heap of (priority, arrival, place)
+        self._inside: list[Rank] = []  # sorted
+        self._waiting: list[tuple[Rank, asyncio.Future[None]]] = []  # heap
 
     @property
     def running_count(self) -> int:
         """Places taken."""
-        return self._running
+        return min(len(self._inside), self._places)
 
     @property
     def queued_count(self) -> int:
-        """How many wait."""
-        return len(self._waiting)
+        """How many wait, those pushed out included."""
+        return len(self._waiting) + len(self._inside) - self.running_count
 
-    async def enter(self, priority: int) -> None:
-        """Waits for a place; `leave` must follow. Raises QueueFullError. A cancelled wait holds no place."""
-        if self._running < self._places:
-            self._running += 1
-            return
+    async def enter(self, priority: int) -> Rank:
+        """Waits for a place; `leave` with it must follow. Raises QueueFullError. A cancelled wait holds no place."""
+        self._arrivals += 1
+        rank = rank_of(self._arrivals, priority)
+        if self._may_enter(rank):
+            insort(self._inside, rank)
+            return rank
         if len(self._waiting) >= self._queue_length:
             raise QueueFullError(f"{len(self._waiting)} sequences wait for this worker", retry_after_s=RETRY_AFTER_S)
-        self._arrivals += 1
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        ticket = (priority, self._arrivals, place)
-        heapq.heappush(self._waiting, ticket)
+        heapq.heappush(self._waiting, (rank, place))
         try:
             await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
-                self.leave()  # the place came in the same turn of the loop as the cancel
+                self.leave(rank)  # the place came in the same turn of the loop as the cancel
             with suppress(ValueError):
-                self._waiting.remove(ticket)
+                self._waiting.remove((rank, place))
                 heapq.heapify(self._waiting)
             raise
+        return rank
 
-    def leave(self) -> None:
-        """Gives the place to whoever waits first."""
+    def leave(self, rank: Rank) -> None:
+        """Gives a place to whoever waits first."""
+        self._inside.remove(rank)
         while self._waiting:
-            place = heapq.heappop(self._waiting)[2]
+            first, place = self._waiting[0]
             if not place.done():
+                if not self._may_enter(first):
+                    return  # and so may none behind it
+                insort(self._inside, first)
                 place.set_result(None)
-                return
-        self._running -= 1
+            heapq.heappop(self._waiting)
+
+    def _may_enter(self, rank: Rank) -> bool:
+        return bisect_left(self._inside, rank) < self._places and len(self._inside) < self._most_inside

@@ -24,7 +24,7 @@ from forebay.worker.running_sequence import Offer
 
 MAX_ID_CHARACTERS: Final = 128
 
-_PRIORITIES: Final = {common_pb2.QOS_TIER_BATCH: 1}
+_PRIORITIES: Final = {common_pb2.QOS_TIER_BATCH: 1, common_pb2.QOS_TIER_BACKUP: 2}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 
+from forebay.engine.rank import Rank
 from forebay.engine.scheduler import FinishReason
 from forebay.engine.types import SamplingParams, TokenLogprobs
 from forebay.errors import ForebayError
@@ -89,16 +90,14 @@ class RunningSequence:
     chain: HashChain
     cost: SequenceCost
     end: "asyncio.Future[FinishReason]"
-    arrival: int
     new_token_ids: list[int] = field(default_factory=list)
     written_tokens: int = 0  # positions whose KV is found or computed
     table_blocks: int = 0
     sealed_blocks: int = 0
-    has_place: bool = False
+    place: Rank | None = None
     is_in_engine: bool = False
     is_cancel_sent: bool = False
     is_closed: bool = False
-    is_starved: bool = False  # its last wish for blocks was not met
     extension: "asyncio.Task[None] | None" = None
     context: Context = field(default_factory=copy_context)  # of whoever opened it: what is done for it is in its trace
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from forebay.engine.rank import Rank
 from forebay.engine.scheduler import (
     BlocksFilled,
     Failed,
@@ -31,11 +32,12 @@ from forebay.errors import (
 )
 from forebay.kv.hashing import HashChain, reusable_block_count
 from forebay.worker.attachment import Attachment
-from forebay.worker.block_supply import RETRY_INTERVAL_S, BlockSupply, Patience, Wish
+from forebay.worker.block_supply import BlockSupply, Patience, Wish
 from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, Report, UseEngine
 from forebay.worker.kv_rights import BlockGrant, KvRights, lost
 from forebay.worker.places import Places
 from forebay.worker.running_sequence import RunningSequence, SequenceCost, SequenceSpec, TokenSink
+from forebay.worker.standstill import Standstill
 
 _log = logging.getLogger(__name__)
 
@@ -55,18 +57,17 @@ class SequenceRunner:
         self._patience = patience
         self._make_engine = make_engine
         self._clock = clock
-        self._places = Places(limits.max_sequences, patience.queue_length)
+        # So many sequences of less urgent tiers may be paused, and keep their blocks, as there are places in the batch.
+        self._places = Places(limits.max_sequences, patience.queue_length, pushed_out_at_most=limits.max_sequences)
         self._sequences: dict[str, RunningSequence] = {}
-        self._arrivals = 0
-        self._stuck: frozenset[str] = frozenset()
-        self._stuck_since_s = 0.0
+        self._standstill = Standstill(patience.stuck_s)
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
     def connect(self, rights: KvRights, thread: EngineThread) -> None:
         """Joins both halves. To be called once, on the loop, before the first sequence."""
         self._rights = rights
-        self._supply = BlockSupply(rights, self._patience, self.limits.block_tokens)
+        self._supply = BlockSupply(rights, self._patience, self.limits.block_tokens, self._relieve)
         self._thread = thread
         thread.start(self._on_report)
 
@@ -82,7 +83,7 @@ class SequenceRunner:
 
     @property
     def queued_count(self) -> int:
-        """Sequences before it."""
+        """Sequences before it, paused ones included."""
         return self._places.queued_count
 
     async def wait_idle(self) -> None:
@@ -142,14 +143,12 @@ class SequenceRunner:
     def _register(self, spec: SequenceSpec, on_token: TokenSink) -> RunningSequence:
         end = asyncio.get_running_loop().create_future()
         end.add_done_callback(lambda done: done.cancelled() or done.exception())  # not an error if nobody asks
-        self._arrivals += 1
         running = RunningSequence(
             spec=spec,
             on_token=on_token,
             chain=HashChain(spec.hash_root, self.limits.block_tokens),
             cost=SequenceCost(opened_s=self._clock()),
             end=end,
-            arrival=self._arrivals,
         )
         self._sequences[spec.sequence_id] = running
         self._is_idle.clear()
@@ -169,11 +168,11 @@ class SequenceRunner:
         wanted_blocks = self.limits.first_table_blocks(sequence)
         # Before waiting for a place: an offer that nobody takes runs out.
         grant = await self._take_over(running, wanted_blocks)
-        await self._enter(running)
+        running.place = await self._places.enter(spec.priority)
         if spec.offer is not None and grant is not None:
             sequence.computed_tokens = spec.offer.token_count
         else:
-            grant = await self._supply.begin(self._wish(running, sequence, wanted_blocks))
+            grant = await self._supply.begin(self._wish(running, running.place, sequence))
             sequence.computed_tokens = grant.cached_block_count * self.limits.block_tokens
         running.written_tokens = sequence.computed_tokens
         running.sealed_blocks = grant.cached_block_count
@@ -196,16 +195,13 @@ class SequenceRunner:
         running.cost.transfer_bytes = grant.copied_bytes
         return grant
 
-    async def _enter(self, running: RunningSequence) -> None:
-        await self._places.enter(running.spec.priority)
-        running.has_place = True
-
-    def _wish(self, running: RunningSequence, sequence: Sequence, wanted_blocks: int) -> Wish:
+    def _wish(self, running: RunningSequence, place: Rank, sequence: Sequence) -> Wish:
         reusable_blocks = reusable_block_count(sequence.token_count, self.limits.block_tokens)
         return Wish(
             sequence_id=running.sequence_id,
+            rank=place,
             prefix_hashes=running.chain.hashes[:reusable_blocks],
-            wanted_blocks=wanted_blocks,
+            wanted_blocks=self.limits.first_table_blocks(sequence),
             needed_blocks=self.limits.table_blocks(sequence, 0),
         )
 
@@ -233,8 +229,7 @@ class SequenceRunner:
             running = self._sequences.get(sequence_id)
             if running is not None:
                 self._leave_engine(running)
-        if report.stuck != self._stuck:
-            self._stuck, self._stuck_since_s = report.stuck, self._clock()
+        self._standstill.note(report.stuck, self._clock())
 
     def _take_in(self, running: RunningSequence, outcome: Outcome) -> None:
         match outcome:
@@ -244,8 +239,8 @@ class SequenceRunner:
                 hashes = running.chain.hashes[outcome.first_index : outcome.first_index + outcome.block_count]
                 running.sealed_blocks = outcome.first_index + outcome.block_count
                 self._rights.seal(running.sequence_id, outcome.first_index, hashes)
-            case NeedsBlocks() if not running.is_closed:
-                extending = self._extend(running, outcome.block_count)
+            case NeedsBlocks() if running.place is not None and not running.is_closed:
+                extending = self._extend(running, running.place, outcome.block_count)
                 running.extension = asyncio.create_task(extending, context=running.context)
             case Finished():
                 running.finish(outcome.reason)
@@ -254,36 +249,31 @@ class SequenceRunner:
                 running.fail(outcome.error)
                 self._leave_by_itself(running)
 
-    async def _extend(self, running: RunningSequence, block_count: int) -> None:
+    async def _extend(self, running: RunningSequence, place: Rank, block_count: int) -> None:
         """Gets further blocks, however long that takes while the sequence lives."""
-        while True:
-            try:
-                grant = await self._rights.extend(running.sequence_id, block_count)
-                break
-            except KvExhaustedError:
-                running.is_starved = True
-                self._relieve()
-                await asyncio.sleep(RETRY_INTERVAL_S)
-            except ForebayError as error:
-                self._abort(running, error)
-                return
-        running.is_starved = False
+        try:
+            grant = await self._supply.extend(running.sequence_id, place, block_count)
+        except ForebayError as error:
+            self._abort(running, error)
+            return
         self._thread.submit(MoreBlocks(running.sequence_id, grant.block_ids[running.table_blocks :]))
         running.table_blocks = len(grant.block_ids)
 
     def _relieve(self) -> None:
-        """When every sequence of the engine is stuck for want of blocks, and stays so, the youngest makes room."""
-        inside = [one for one in self._sequences.values() if one.is_in_engine and not one.is_cancel_sent]
-        is_stuck = all(one.is_starved and one.sequence_id in self._stuck for one in inside)
-        if is_stuck and self._clock() - self._stuck_since_s >= self._patience.stuck_s:
-            self._stuck_since_s = self._clock()  # what the youngest holds takes a moment to come back
-            youngest = max(inside, key=lambda one: one.arrival)
+        """Somebody was refused blocks: when nobody gets on any more, one fails to make room."""
+        inside = {
+            one.place: one.sequence_id
+            for one in self._sequences.values()
+            if one.place is not None and one.is_in_engine and not one.is_cancel_sent
+        }
+        last = self._standstill.who_gives_way(inside, self._supply.is_waiting, self._clock())
+        if last is not None:
             exhausted = KvExhaustedError(
                 "no KV blocks became free to go on; lower max_tokens, send fewer requests at once, or raise"
                 " --device-bytes of the KV-cache service",
                 retry_after_s=RETRY_AFTER_S,
             )
-            self._abort(youngest, exhausted)
+            self._abort(self._sequences[last], exhausted)
 
     def _abort(self, running: RunningSequence, error: ForebayError) -> None:
         """Takes a sequence out of the engine and fails it."""
@@ -319,7 +309,7 @@ class SequenceRunner:
     def _give_up(self, running: RunningSequence) -> None:
         del self._sequences[running.sequence_id]
         self._rights.release(running.sequence_id)
-        if running.has_place:
-            self._places.leave()
+        if running.place is not None:
+            self._places.leave(running.place)
         if not self._sequences:
             self._is_idle.set()

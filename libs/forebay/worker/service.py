@@ -117,6 +117,7 @@ async def _running(
         context_tokens=model.context_tokens,
         chunk_tokens=settings.chunk_tokens or chip_class_named(settings.chip_class).chunk_tokens,
         max_sequences=settings.max_sequences,
+        step_slo_s=settings.step_slo_ms / 1e3,
     )
     patience = Patience(queue_length=settings.queue_length, blocks_s=settings.blocks_wait_s)
     runner = SequenceRunner(limits, patience, loader.make_engine)
@@ -127,7 +128,7 @@ async def _running(
         rights = KvRights(link)
         rights.start()
         page = segment_path(segment_name(attachment.node_id, "cores"))
-        cores = CoreShare(page, _most_cores(settings))
+        cores = CoreShare(page, usable_cores(), _most_cores(settings))
         # Only the thread holds the engine: when it takes another, the memory of a service that is gone is unmapped.
         thread = EngineThread(
             await asyncio.to_thread(loader.make_engine, attachment), Scheduler(limits), link.is_lease_valid, cores

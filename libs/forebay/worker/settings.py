@@ -4,7 +4,7 @@ from pydantic import Field
 
 from forebay import ports
 from forebay.chips.chip_class import DECODE_DEFAULT
-from forebay.engine.scheduler import DEFAULT_MAX_SEQUENCES
+from forebay.engine.scheduler import DEFAULT_MAX_SEQUENCES, DEFAULT_STEP_SLO_S
 from forebay.rpc.settings import ServiceSettings
 from forebay.worker.places import DEFAULT_QUEUE_LENGTH
 
@@ -23,6 +23,12 @@ class WorkerSettings(ServiceSettings):
     max_sequences: int = Field(DEFAULT_MAX_SEQUENCES, ge=1, le=4096, description="most sequences in one batch")
     chunk_tokens: int | None = Field(
         None, ge=1, le=65_536, description="most prompt tokens of one step; default: the chip class's"
+    )
+    step_slo_ms: float = Field(
+        DEFAULT_STEP_SLO_S * 1e3,
+        gt=0,
+        le=3_600_000,
+        description="milliseconds a step that generates should take at most; smaller prompt chunks keep it so",
     )
     threads: int | None = Field(None, ge=1, le=1024, description="most cores a step may use; default: all")
     queue_length: int = Field(DEFAULT_QUEUE_LENGTH, ge=0, description="most sequences that wait; more are refused")

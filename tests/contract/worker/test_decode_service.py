@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from forebay.testing.fake_engine import POISON, FakeEngine, continuation
 from forebay.testing.waiting import until
 from forebay.v1 import common_pb2, decode_pb2, decode_pb2_grpc
 from forebay.wire.layout import layout_to_proto
+from forebay.worker.attachment import Attachment
 from forebay.worker.block_supply import Patience
 from forebay.worker.running_sequence import SequenceSpec
 from forebay.worker.service import load_of
@@ -126,8 +128,13 @@ class StepwiseEngine(FakeEngine):
 
     is_stepwise = False
 
+    def __init__(self, attachment: Attachment) -> None:
+        super().__init__(attachment)
+        self.batches: list[set[str]] = []
+
     def step(self, slices: list[Slice]) -> list[Sampled]:
         sampled = super().step(slices)
+        self.batches.append({one.sequence.sequence_id for one in slices})
         if self.is_stepwise:
             self.gate.clear()
         return sampled
@@ -512,7 +519,7 @@ async def test_what_a_step_may_still_write_is_named_however_long_that_takes(star
 
 async def test_batch_waits_behind_realtime(start: Start) -> None:
     realtime, batch = common_pb2.QOS_TIER_REALTIME, common_pb2.QOS_TIER_BATCH
-    tiers = {"holder": batch, "batch": batch, "realtime": realtime, "unsaid": common_pb2.QOS_TIER_UNSPECIFIED}
+    tiers = {"holder": realtime, "batch": batch, "realtime": realtime, "unsaid": common_pb2.QOS_TIER_UNSPECIFIED}
     async with start(limits=dataclasses.replace(LIMITS, max_sequences=1)) as rig:
         rig.worker.engine.gate.clear()
         for waiting, (request_id, qos_tier) in enumerate(tiers.items()):
@@ -523,6 +530,49 @@ async def test_batch_waits_behind_realtime(start: Start) -> None:
         for request_id in tiers:
             await rig.link.end_of(request_id)
         assert list(rig.link.heard) == ["holder", "realtime", "unsaid", "batch"]
+
+
+async def test_realtime_pauses_batch_which_goes_on_where_it_was(start: Start) -> None:
+    batch, limits = common_pb2.QOS_TIER_BATCH, dataclasses.replace(LIMITS, max_sequences=1)
+    async with start(limits=limits, make_engine=StepwiseEngine) as rig:
+        engine, runner = rig.worker.engines[0], rig.worker.runner
+        engine.is_stepwise = True
+        await rig.link.start("batch", qos_tier=batch, sampling=common_pb2.SamplingParams(max_tokens=60))
+        await until(lambda: engine.gate.set() or "batch" in rig.link.heard)
+        await rig.link.start("urgent", tenant="other")
+        await until(lambda: len(runner.sequences) == 2 and all(one.is_in_engine for one in runner.sequences))
+        assert (runner.running_count, runner.queued_count) == (1, 1)
+        engine.is_stepwise = False
+        engine.gate.set()
+        assert (await rig.link.end_of("urgent")).tokens == continuation(PROMPT, 10)
+        assert (await rig.link.end_of("batch")).tokens == continuation(PROMPT, 60)
+        assert [names for names, _ in groupby(engine.batches)] == [{"batch"}, {"urgent"}, {"batch"}]
+        assert engine.computed_tokens["batch"] == len(PROMPT) + 59, "nothing is computed twice"
+        await until(rig.kvcache.is_all_released)
+
+
+async def test_what_blocks_become_free_goes_to_the_urgent_and_the_last_makes_room(start: Start) -> None:
+    """Each of four needs all blocks of the node in the end."""
+    tiers = {"first": 2, "second": 2, "urgent": 1, "late": 1}
+    async with start(blocks=16, patience=Patience(blocks_s=60, stuck_s=0.1)) as rig:
+        for name, qos_tier in tiers.items():
+            await rig.link.start(
+                name,
+                prompt_token_ids=[3],
+                tenant=name,
+                sampling=common_pb2.SamplingParams(max_tokens=60),
+                qos_tier=qos_tier,
+            )
+            await until(lambda name=name: any(one.sequence_id == name for one in rig.worker.runner.sequences))
+        heard = {name: await rig.link.end_of(name) for name in tiers}
+        assert heard["urgent"].tokens == continuation([3], 60)
+        for name in ("first", "second", "late"):
+            if heard[name].last.HasField("error"):
+                failure = from_failure(heard[name].last.error)
+                assert (failure.reason, failure.retry_after_s) == ("KV_EXHAUSTED", 1.0)
+            else:
+                assert heard[name].tokens == continuation([3], 60)
+        await until(rig.kvcache.is_all_released)
 
 
 async def test_a_draining_worker_refuses_streams_and_sequences(start: Start) -> None:

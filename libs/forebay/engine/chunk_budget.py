@@ -1,0 +1,74 @@
+"""How many prompt tokens the next step may compute, so that steps stay short where somebody generates.
+
+Learns from how long steps took. Pure: told times in seconds, holds no clock. Decides speed only, never a result: the
+engine's bits do not depend on how a prompt is chunked.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+_LEARNING_RATE: Final = 0.25
+_OUTLIER_FACTOR: Final = 4.0
+"""A sample counts as at most so many times the average and at least that part of it: one stall moves
+the average by a factor of 1.75 and no more."""
+_SHORTEST_STEP_S: Final = 1e-6
+"""No step is shorter; a clock that says so has stood still."""
+
+
+@dataclass(slots=True)
+class _Average:
+    """Exponentially weighted; None before the first sample."""
+
+    value: float | None = None
+
+    def take(self, sample: float) -> None:
+        if self.value is None:
+            self.value = sample
+            return
+        bounded = min(max(sample, self.value / _OUTLIER_FACTOR), self.value * _OUTLIER_FACTOR)
+        self.value += _LEARNING_RATE * (bounded - self.value)
+
+
+@dataclass(slots=True)
+class ChunkBudget:
+    """Splits a step's time, seconds = decode + prompt_tokens * token, and gives prompts what decode leaves of the SLO.
+
+    least_tokens: given in any case, so that prompts do not starve; fewer tokens teach nothing. most_tokens: given where
+    nobody generates. step_slo_s: how long a step that generates should take at most.
+    """
+
+    least_tokens: int
+    most_tokens: int
+    step_slo_s: float
+    _decode_s: _Average = field(default_factory=_Average)
+    _token_s: _Average = field(default_factory=_Average)
+
+    def chunk_tokens(self, is_decoding: bool, others_step_slo_s: float | None = None) -> int:
+        """Prompt tokens of the next step.
+
+        is_decoding: whether it generates too. others_step_slo_s: of another worker that generates on the same cores and
+        gets its part of them back when this step ends.
+        """
+        if not is_decoding and others_step_slo_s is None:
+            return self.most_tokens
+        least_tokens = min(self.least_tokens, self.most_tokens)
+        if self._token_s.value is None:
+            return least_tokens
+        left_s = self.step_slo_s if others_step_slo_s is None else others_step_slo_s
+        if is_decoding:
+            left_s = min(left_s, self.step_slo_s) - (self._decode_s.value or 0.0)
+        return max(least_tokens, min(self.most_tokens, int(left_s / self._token_s.value)))
+
+    def learn(self, prompt_tokens: int, is_decoding: bool, step_s: float) -> None:
+        """A step of so many prompt tokens, beside generating ones or alone, took step_s seconds."""
+        if step_s < _SHORTEST_STEP_S:
+            return
+        if prompt_tokens == 0:
+            self._decode_s.take(step_s)
+            return
+        decode_s = (self._decode_s.value or 0.0) if is_decoding else 0.0
+        if is_decoding and step_s < decode_s:
+            self._decode_s.take(step_s)  # an upper bound, also while no step comes without prompts
+        if prompt_tokens >= self.least_tokens:
+            # Some of it is the prompt's in any case, however the rest was misjudged.
+            self._token_s.take(max(step_s - decode_s, step_s / _OUTLIER_FACTOR) / prompt_tokens)
