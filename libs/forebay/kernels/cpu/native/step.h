@@ -107,6 +107,7 @@ class DecoderStep {
   Context<Numbers> context_of(const Span& span, int kv_head, int index) const;
   template <class Numbers>
   Query<Numbers> query_of(const Span& span, int kv_head, int i);
+  template <class Numbers>
   void join(const Span& span);
   void join_and_encode();
   void encode_attention(const Place& place);
