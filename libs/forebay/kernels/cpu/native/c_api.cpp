@@ -73,7 +73,7 @@ void attention(const float* queries, int query_count, const float* keys, const f
   }
   std::vector<Query<Numbers>> list;
   for (int i = 0; i < query_count; ++i) {
-    convert(queries + i * head_dim, 1.0f / std::sqrt(static_cast<float>(head_dim)), numbers.data() + i * head_dim);
+    convert(queries + i * head_dim, query_scale<Numbers>(head_dim), numbers.data() + i * head_dim);
     list.push_back({numbers.data() + i * head_dim, position});
   }
   const Context<Numbers> context{arena, stride, block_table, 0, shape, position / shape.block_tokens};
@@ -81,7 +81,7 @@ void attention(const float* queries, int query_count, const float* keys, const f
   attend_segment(context, list.data(), query_count, 0, total);
   for (int segment = 1; segment <= position / kSegmentTokens; ++segment) {
     attend_segment(context, list.data(), query_count, segment, later);
-    for (int i = 0; i < query_count; ++i) fold(total[i], later[i], head_dim);
+    for (int i = 0; i < query_count; ++i) fold<Numbers>(total[i], later[i], head_dim);
   }
   for (int i = 0; i < query_count; ++i) finish(total[i], head_dim, y + i * head_dim);
 }

@@ -23,6 +23,19 @@ inline lanes::F32 exponential(lanes::F32 x) {
   return multiply(sum, power_of_two(n));
 }
 
+// 2^x for x <= 0, within 1.1e-4 of itself: a twentieth of what rounding to bf16 takes. Exactly 1 at 0; x is bounded
+// to >= -125; a NaN stays one.
+inline lanes::F32 short_power_of_two(lanes::F32 x) {
+  using namespace lanes;
+  x = maximum(broadcast(-125.0f), x);
+  const I32 n = round_to_int(x);
+  const F32 rest = subtract(x, to_float(n));
+  F32 sum = multiply_add(broadcast(0.0550089329f), rest, broadcast(0.242210969f));  // minimax on [-1/2, 1/2]
+  sum = multiply_add(sum, rest, broadcast(0.693282902f));
+  sum = multiply_add(sum, rest, broadcast(1.0f));
+  return scale_by_power_of_two(sum, n);
+}
+
 // x / (1 + e^-x)
 inline lanes::F32 silu(lanes::F32 x) {
   using namespace lanes;

@@ -8,7 +8,7 @@
 // 16.
 #pragma once
 
-#include "lanes.h"
+#include "functions.h"
 
 namespace forebay {
 
@@ -25,9 +25,11 @@ struct KvShape {
   std::ptrdiff_t head_numbers() const { return std::ptrdiff_t{block_tokens} * head_dim; }
 };
 
-// bf16 numbers; products are exact, sums are float32.
+// bf16 numbers; products are exact, sums are float32. Scores are in units of ln 2.
 struct Bf16Numbers {
   using Number = std::uint16_t;
+  static constexpr float kQueryScale = 1.44269504f;
+  static lanes::F32 power(lanes::F32 score) { return short_power_of_two(score); }
   // 16 sums += 16 pairs . one pair
   static lanes::F32 add_products(lanes::F32 sums, const Number* pairs, const Number* pair) {
     return lanes::dot2(sums, lanes::load_words(pairs), lanes::broadcast_word(pair));
@@ -38,6 +40,8 @@ struct Bf16Numbers {
 // float32 numbers, for models that are to be computed exactly rather than fast.
 struct F32Numbers {
   using Number = float;
+  static constexpr float kQueryScale = 1.0f;
+  static lanes::F32 power(lanes::F32 score) { return exponential(score); }
   static lanes::F32 add_products(lanes::F32 sums, const Number* pairs, const Number* pair) {
     using namespace lanes;
     float even[kCount], odd[kCount];

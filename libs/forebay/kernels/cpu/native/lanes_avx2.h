@@ -93,6 +93,10 @@ inline F32 power_of_two(I32 a) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(biased.low, 23)),
           _mm256_castsi256_ps(_mm256_slli_epi32(biased.high, 23))};
 }
+inline F32 scale_by_power_of_two(F32 a, I32 n) {
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.low), _mm256_slli_epi32(n.low, 23))),
+          _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.high), _mm256_slli_epi32(n.high, 23)))};
+}
 inline void store_bytes(std::int8_t* to, I32 a) {
   // Packing works within 128-bit halves: [low0 high0 | low1 high1], put right by the permutation.
   const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.low, a.high), 0xd8);

@@ -61,6 +61,10 @@ inline I32 round_to_int(F32 a) { return _mm512_cvtps_epi32(a); }
 inline F32 power_of_two(I32 a) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(a, _mm512_set1_epi32(127)), 23));
 }
+// a * 2^n where both a and the result are normal numbers.
+inline F32 scale_by_power_of_two(F32 a, I32 n) {
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_slli_epi32(n, 23)));
+}
 // 16 integers to 16 bytes, saturated.
 inline void store_bytes(std::int8_t* to, I32 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtsepi32_epi8(a));

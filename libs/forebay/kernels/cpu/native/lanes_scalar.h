@@ -137,6 +137,16 @@ inline F32 power_of_two(I32 a) {
     return value;
   });
 }
+inline F32 scale_by_power_of_two(F32 a, I32 n) {
+  return each([&](int i) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &a.lane[i], sizeof bits);
+    bits += static_cast<std::uint32_t>(n.lane[i]) << 23;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  });
+}
 inline void store_bytes(std::int8_t* to, I32 a) {
   for (int i = 0; i < kCount; ++i) {
     const std::int32_t value = a.lane[i];

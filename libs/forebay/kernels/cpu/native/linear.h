@@ -64,13 +64,17 @@ struct Linear {
   }
 };
 
+// Whether the next tile is fetched from memory while one is computed, and to which cache: the first, or the second when
+// tiles of another matrix are computed in between, which would not leave it there.
+enum class Fetch { kNot, kNear, kFar };
+
 // Where 16 outputs of each row of a panel go: row i of the panel to first + i * row_stride.
 struct TileOutput {
   float* first;
   std::ptrdiff_t row_stride;
   bool is_added;               // to what is there (a residual) instead of replacing it
   const float* bias = nullptr;  // [16] or null
-  bool is_first_use = true;     // of the tile in this step: it comes from memory, not from the cache
+  Fetch fetch = Fetch::kNear;
 };
 
 namespace tile_kernels {
@@ -119,14 +123,16 @@ inline F32 broadcast_float(const std::uint8_t* from) {
   return broadcast(value);
 }
 
-// With few rows a step is bound by reading weights. What is needed next lies behind what is read now, mostly on
-// another page, where the hardware does not look ahead.
-constexpr std::ptrdiff_t kPrefetchBytes = 4096;
-
+// With few rows a step is bound by reading weights: while one tile is computed, the same group of the next is fetched.
 template <Format kFormat>
-inline void prefetch_ahead(const std::uint8_t* quants) {
-  constexpr int kLines = kFormat == Format::kQ8_0 ? 9 : 5;
-  for (int i = 0; i < kLines; ++i) __builtin_prefetch(quants + kPrefetchBytes + 64 * i);
+inline void prefetch_next(const std::uint8_t* next_tile, int group, Fetch fetch) {
+  constexpr int kBytes = kFormat == Format::kQ8_0 ? 544 : kFormat == Format::kQ4_1 ? 320 : 288;
+  const std::uint8_t* const from = next_tile + static_cast<std::ptrdiff_t>(group) * kBytes;
+  if (fetch == Fetch::kNear) {
+    for (int i = 0; i < (kBytes + 63) / 64; ++i) __builtin_prefetch(from + 64 * i, 0, 3);
+  } else {
+    for (int i = 0; i < (kBytes + 63) / 64; ++i) __builtin_prefetch(from + 64 * i, 0, 2);
+  }
 }
 
 // Adds to `sums` the products of a group's weights with 32 bytes of one row.
@@ -149,11 +155,12 @@ void integer_tile(const std::uint8_t* tile, int groups, const std::uint8_t* reco
   constexpr std::ptrdiff_t kPlane = 32 * Width, kRecord = Planes * kPlane + 12 * Width;
   const std::uint8_t* quants = tile;
   const auto* scales = reinterpret_cast<const std::uint16_t*>(tile + static_cast<std::size_t>(groups) * kQuants);
+  const std::size_t next = tile_bytes(kFormat, groups);
   F32 sums[Width];
 #pragma GCC unroll lanes::kUnroll
   for (int row = 0; row < Width; ++row) sums[row] = broadcast(0.0f);
   for (int group = 0; group < groups; ++group, quants += kQuants, scales += kScales, records += kRecord) {
-    if (out.is_first_use) prefetch_ahead<kFormat>(quants);
+    if (out.fetch != Fetch::kNot) prefetch_next<kFormat>(tile + next, group, out.fetch);
     I32 words[8];
     unpack<kFormat>(quants, words);
     const F32 scale = load_halves(scales);
@@ -231,7 +238,7 @@ inline void linear_tile(const Linear& linear, int index, Activations& inputs, co
   const std::uint8_t* const tile = linear.tile(index);
   const std::uint8_t* const records = inputs.record(panel, 0);
   if (linear.bias != nullptr) out.bias = linear.bias + index * kTileOutputs;
-  out.is_first_use = panel.first_row == 0;
+  if (panel.first_row > 0) out.fetch = Fetch::kNot;  // tiles are in the cache since the first panel
   switch (panel.width) {
     case 16: return tile_kernels::tile_of_width<16>(linear, tile, records, out);
     case 8: return tile_kernels::tile_of_width<8>(linear, tile, records, out);

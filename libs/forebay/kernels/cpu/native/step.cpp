@@ -74,7 +74,10 @@ void DecoderStep::cut_spans() {
   partials_.reserve(static_cast<std::size_t>(partial_count));
 }
 
+thread_local int DecoderStep::this_thread = 0;
+
 void DecoderStep::run(int thread) {
+  this_thread = thread;
   if (is_timed && thread == 0) phase_start_s_ = now_s();
   const int layer_count = static_cast<int>(model_.layers.size());
   embed();

@@ -72,6 +72,7 @@ class DecoderStep {
     const Panel& panel;
     int row, first_group, end_group;
   };
+  static thread_local int this_thread;  // its number in the step that it computes
   static constexpr int kAloneRows = 2;
   static constexpr int kPartsBelow = 8;  // panels
   static constexpr int kParts = 4;
@@ -80,9 +81,8 @@ class DecoderStep {
   // Computes items 0 .. count - 1 together with the other threads, `chunk` at a time.
   template <class Compute>
   void for_each(int count, int chunk, Compute compute) {
-    for (int first; (first = meeting_.take(chunk)) < count;) {
-      const int end = first + chunk < count ? first + chunk : count;
-      for (int item = first; item < end; ++item) compute(item);
+    for (Items some; (some = meeting_.take(this_thread, count, chunk)).first < some.end;) {
+      for (int item = some.first; item < some.end; ++item) compute(item);
     }
   }
   template <class Compute>
@@ -107,6 +107,7 @@ class DecoderStep {
   Context<Numbers> context_of(const Span& span, int kv_head, int index) const;
   template <class Numbers>
   Query<Numbers> query_of(const Span& span, int kv_head, int i);
+  template <class Numbers>
   void join(const Span& span);
   void join_and_encode();
   void encode_attention(const Place& place);

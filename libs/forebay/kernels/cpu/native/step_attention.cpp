@@ -6,6 +6,11 @@
 #include "step.h"
 
 namespace forebay {
+namespace {
+
+constexpr int kQueriesTogether = 8 * kMaxQueries;
+
+}  // namespace
 
 // Writes keys and values of all rows, then attends. When each sequence has one row, a row reads nothing of this step
 // but its own key and value: the thread that wrote them goes on without waiting for the others.
@@ -51,7 +56,7 @@ void DecoderStep::rope_head(const Span& span, int row, int kv_head, const Layer&
     rotate(head, rotation, head_dim / 2);
     for (int i = 0; i < head_dim; i += kCount) Numbers::store(to + i, multiply(load(head + i), broadcast(scale)));
   };
-  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  const float scale = query_scale<Numbers>(head_dim);
   for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
     const std::size_t offset = product(row, model_.query_width()) + product(head, head_dim);
     turn(query_.data() + offset, layer.query_norm, scale, reinterpret_cast<Number*>(query_numbers_.data()) + offset);
@@ -105,31 +110,36 @@ void DecoderStep::attend_segments(int index) {
   });
 }
 
+// Segment by segment for many queries, so that keys and values are read from afar once.
 template <class Numbers>
 void DecoderStep::attend_whole(const Span& span, int kv_head, int index) {
   const Context<Numbers> context = context_of<Numbers>(span, kv_head, index);
   const int group = model_.queries_per_kv_head(), queries = span.row_count * group, head_dim = model_.kv.head_dim;
-  for (int first = 0; first < queries; first += kMaxQueries) {
-    const int count = queries - first < kMaxQueries ? queries - first : kMaxQueries;
-    Query<Numbers> some[kMaxQueries];
-    for (int i = 0; i < count; ++i) some[i] = query_of<Numbers>(span, kv_head, first + i);
-    Partial total[kMaxQueries], later[kMaxQueries];
-    attend_segment(context, some, count, 0, total);
-    const int last_segment = some[count - 1].position / kSegmentTokens;
-    for (int segment = 1; segment <= last_segment; ++segment) {
-      attend_segment(context, some, count, segment, later);
-      for (int i = 0; i < count; ++i) {
-        if (some[i].position >= segment * kSegmentTokens) fold(total[i], later[i], head_dim);
+  for (int first = 0; first < queries; first += kQueriesTogether) {
+    const int end = first + kQueriesTogether < queries ? first + kQueriesTogether : queries;
+    Partial total[kQueriesTogether], later[kMaxQueries];
+    const int last_segment = (span.position + (end - 1) / group) / kSegmentTokens;
+    for (int segment = 0; segment <= last_segment; ++segment) {
+      for (int some = first; some < end; some += kMaxQueries) {
+        const int count = end - some < kMaxQueries ? end - some : kMaxQueries;
+        Query<Numbers> queries_of[kMaxQueries];
+        for (int i = 0; i < count; ++i) queries_of[i] = query_of<Numbers>(span, kv_head, some + i);
+        Partial* const to = total + some - first;
+        attend_segment(context, queries_of, count, segment, segment == 0 ? to : later);
+        for (int i = 0; segment > 0 && i < count; ++i) {
+          if (queries_of[i].position >= segment * kSegmentTokens) fold<Numbers>(to[i], later[i], head_dim);
+        }
       }
     }
-    for (int i = 0; i < count; ++i) {
-      const int row = span.first_row + (first + i) / group, head = kv_head * group + (first + i) % group;
-      finish(total[i], head_dim, query_.data() + product(row, model_.query_width()) + product(head, head_dim));
+    for (int i = first; i < end; ++i) {
+      const int row = span.first_row + i / group, head = kv_head * group + i % group;
+      finish(total[i - first], head_dim, query_.data() + product(row, model_.query_width()) + product(head, head_dim));
     }
   }
 }
 
 // Folds the partial results of one span, when attention was split.
+template <class Numbers>
 void DecoderStep::join(const Span& span) {
   const int head_dim = model_.kv.head_dim, group = model_.queries_per_kv_head(), kv_heads = model_.kv.kv_heads;
   for (int item = 0; item < span.row_count * model_.query_heads; ++item) {
@@ -140,7 +150,7 @@ void DecoderStep::join(const Span& span) {
     };
     Partial& total = partial(0);
     const int last_segment = (span.position + i) / kSegmentTokens;
-    for (int segment = 1; segment <= last_segment; ++segment) fold(total, partial(segment), head_dim);
+    for (int segment = 1; segment <= last_segment; ++segment) fold<Numbers>(total, partial(segment), head_dim);
     float* const row = query_.data() + product(span.first_row + i, model_.query_width());
     finish(total, head_dim, row + product(head, head_dim));
   }
@@ -150,7 +160,7 @@ void DecoderStep::join_and_encode() {
   if (is_split_) {
     for_each(static_cast<int>(spans_.size()), 1, [this](int item) {
       const Span& span = spans_[static_cast<std::size_t>(item)];
-      join(span);
+      model_.is_kv_float32 ? join<F32Numbers>(span) : join<Bf16Numbers>(span);
       for (int row = span.first_row; row < span.first_row + span.row_count; ++row) {
         encode_attention({panels_.holding(row), row, 0, groups_of(model_.query_width())});
       }

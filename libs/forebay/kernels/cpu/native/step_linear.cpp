@@ -71,7 +71,7 @@ void DecoderStep::gate_up(const Layer& layer) {
       const auto project = [&](const Linear& linear, float* to) {
         for (int half = 0; half < 2 && 2 * group + half < tiles; ++half) {
           float* const first = to + half * kTileOutputs;
-          linear_tile(linear, 2 * group + half, hidden_in_.of(linear), panel, {first, kGroup, false});
+          linear_tile(linear, 2 * group + half, hidden_in_.of(linear), panel, {first, kGroup, false, nullptr, Fetch::kFar});
         }
       };
       project(layer.gate, gate[0]);

@@ -45,17 +45,25 @@ class Patience {
   std::condition_variable wake_;
 };
 
+// Items first .. end - 1 of a phase.
+struct Items {
+  int first, end;
+};
+
 constexpr int kMeetingSpins = 2000;
 constexpr int kWorkSpins = 6000;  // the caller's own work lies between two steps
 
-// Threads meet here. The last to arrive clears the work counter, so that the next phase starts at its first item.
+// Threads meet here. The last to arrive clears the work counters, so that the next phase starts at its first items.
 class Meeting {
  public:
   void open(int thread_count) {
     thread_count_ = thread_count;
-    while (static_cast<int>(core_of_.size()) < thread_count) core_of_.emplace_back(-1);
+    while (static_cast<int>(core_of_.size()) < thread_count) {
+      core_of_.emplace_back(-1);
+      taken_.emplace_back();
+    }
     arrived_.store(0, std::memory_order_relaxed);
-    taken_.store(0, std::memory_order_relaxed);
+    clear_taken();
   }
   // Returns when all have arrived and the last of them has done `alone`.
   template <class Work>
@@ -63,9 +71,9 @@ class Meeting {
     const std::uint32_t round = round_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == thread_count_) {
       arrived_.store(0, std::memory_order_relaxed);
-      taken_.store(0, std::memory_order_relaxed);
+      clear_taken();
       alone();
-      taken_.store(0, std::memory_order_relaxed);
+      clear_taken();
       round_.store(round + 1, std::memory_order_release);
       if (thread_count_ > 1) patience_.notify();
     } else {
@@ -73,10 +81,31 @@ class Meeting {
       patience_.wait_until([&] { return round_.load(std::memory_order_acquire) != round; }, spins);
     }
   }
-  // The first of the next `count` items that nobody has taken.
-  int take(int count) { return taken_.fetch_add(count, std::memory_order_relaxed); }
+  // The next `most` or fewer of `count` items that nobody has taken, none when all are. A thread is given neighbours in
+  // its own part of the items, whose weights follow each other in memory, and then helps with the parts of the others.
+  Items take(int thread, int count, int most) {
+    for (int i = 0; i < thread_count_; ++i) {
+      const int owner = thread + i < thread_count_ ? thread + i : thread + i - thread_count_;
+      const int start = part_start(owner, count), end = part_start(owner + 1, count);
+      Counter& taken = taken_[static_cast<std::size_t>(owner)];
+      if (start + taken.value.load(std::memory_order_relaxed) >= end) continue;
+      const int first = start + taken.value.fetch_add(most, std::memory_order_relaxed);
+      if (first < end) return {first, first + most < end ? first + most : end};
+    }
+    return {0, 0};
+  }
+  // Where the part of a thread starts among so many items.
+  int part_start(int thread, int count) const {
+    return static_cast<int>(static_cast<std::int64_t>(count) * thread / thread_count_);
+  }
 
  private:
+  struct alignas(64) Counter {
+    std::atomic<int> value{0};
+  };
+  void clear_taken() {
+    for (Counter& taken : taken_) taken.value.store(0, std::memory_order_relaxed);
+  }
   // Whether another of these threads was last seen on the core of this one: then it cannot arrive while this one
   // spins. It happens when other processes keep the other cores busy.
   bool shares_core(int thread);
@@ -85,7 +114,7 @@ class Meeting {
   std::deque<std::atomic<int>> core_of_;  // of each thread when it last waited
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<std::uint32_t> round_{0};
-  alignas(64) std::atomic<int> taken_{0};
+  std::deque<Counter> taken_;  // of each thread's part
   Patience patience_;
 };
 
