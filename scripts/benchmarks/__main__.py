@@ -2,11 +2,11 @@
 
 import argparse
 
-from scripts.benchmarks import engine, mesh, startup
+from scripts.benchmarks import engine, mesh, sharing, startup
 from scripts.benchmarks.options import Options
 from scripts.benchmarks.peer_packages import PEERS
 
-BENCHMARKS = {"startup": startup, "mesh": mesh, "engine": engine}
+BENCHMARKS = {"startup": startup, "mesh": mesh, "engine": engine, "sharing": sharing}
 _PEERS_OF = {"engine": tuple(PEERS)}
 
 
