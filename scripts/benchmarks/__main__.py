@@ -2,12 +2,12 @@
 
 import argparse
 
-from scripts.benchmarks import engine, mesh, sharing, startup
+from scripts.benchmarks import accuracy, engine, mesh, sharing, startup
 from scripts.benchmarks.options import Options
 from scripts.benchmarks.peer_packages import PEERS
 
-BENCHMARKS = {"startup": startup, "mesh": mesh, "engine": engine, "sharing": sharing}
-_PEERS_OF = {"engine": tuple(PEERS)}
+BENCHMARKS = {"startup": startup, "mesh": mesh, "engine": engine, "accuracy": accuracy, "sharing": sharing}
+_PEERS_OF = {"engine": tuple(PEERS), "accuracy": ("llama.cpp",)}
 
 
 def main() -> None:
