@@ -2,9 +2,13 @@
 
 import argparse
 
-from scripts.benchmarks import accuracy, engine, mesh, sharing, startup
-from scripts.benchmarks.options import Options
-from scripts.benchmarks.peer_packages import PEERS
+from forebay.worker.openmp import spin_briefly
+
+spin_briefly()  # as workers do; torch, which the benchmarks import, reads it once
+
+from scripts.benchmarks import accuracy, engine, mesh, sharing, startup  # noqa: E402
+from scripts.benchmarks.options import Options  # noqa: E402
+from scripts.benchmarks.peer_packages import PEERS  # noqa: E402
 
 BENCHMARKS = {"startup": startup, "mesh": mesh, "engine": engine, "accuracy": accuracy, "sharing": sharing}
 _PEERS_OF = {"engine": tuple(PEERS), "accuracy": ("llama.cpp",)}
