@@ -49,6 +49,8 @@ class SharingWorker:
         self._random, self._numbers = random.Random(0), itertools.count()
         self._slots: dict[str, int] = {}
         self._reports: list[Report] = []
+        self._leaving: set[str] = set()  # cancelled, and perhaps still in a step
+        self._are_gone = asyncio.Event()
 
     async def start(self) -> None:
         """Starts the engine's thread; nothing runs yet."""
@@ -60,17 +62,20 @@ class SharingWorker:
         for slot in range(self._workload.sequences):
             self._add(slot)
         await asyncio.sleep(seconds)
-        running = set(self._slots)
+        self._leaving = set(self._slots)
         self._slots.clear()
-        for sequence_id in running:
+        self._are_gone.clear()
+        for sequence_id in tuple(self._leaving):
             self._thread.submit(Cancel(sequence_id))
-        while not running <= {one for report in self._reports for one in report.removed}:
-            await asyncio.sleep(_PATIENCE_S)
+        await self._are_gone.wait()
         await asyncio.sleep(_PATIENCE_S)  # until the thread sleeps, and has said that the cores are the other's
         return _decode_answer(self._reports) if self._workload is DECODE else _prefill_answer(self._reports)
 
     def _on_report(self, report: Report) -> None:
         self._reports.append(report)
+        self._leaving.difference_update(report.removed)
+        if not self._leaving:
+            self._are_gone.set()
         for outcome in report.outcomes:
             if isinstance(outcome, Finished) and (slot := self._slots.pop(outcome.sequence_id, None)) is not None:
                 self._add(slot)
