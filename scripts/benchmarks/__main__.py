@@ -2,23 +2,53 @@
 
 import argparse
 
-from scripts.benchmarks import engine, mesh, startup
+from forebay.worker.openmp import spin_briefly
 
-BENCHMARKS = {"startup": startup, "mesh": mesh, "engine": engine}
+spin_briefly()  # as workers do; torch, which the benchmarks import, reads it once
+
+from scripts.benchmarks import accuracy, engine, mesh, sharing, startup  # noqa: E402
+from scripts.benchmarks.options import Options  # noqa: E402
+from scripts.benchmarks.peer_packages import PEERS  # noqa: E402
+
+BENCHMARKS = {"startup": startup, "mesh": mesh, "engine": engine, "accuracy": accuracy, "sharing": sharing}
+_PEERS_OF = {"engine": tuple(PEERS), "accuracy": ("llama.cpp",)}
 
 
 def main() -> None:
     """Runs the benchmark named on the command line."""
-    names = "\n".join(f"  {name:10} {(module.__doc__ or '').splitlines()[0]}" for name, module in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
-        prog="scripts/bench",
-        description=f"Measures, prints a table with the machine, writes .bench/NAME.json.\n\n{names}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="scripts/bench", description="Measures, prints a table with the machine, writes .bench/NAME.json."
     )
-    parser.add_argument("name", choices=sorted(BENCHMARKS), metavar="NAME", help="which benchmark")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each figure; the median counts (5)")
+    commands = parser.add_subparsers(
+        dest="name", metavar="NAME", required=True, help="scripts/bench NAME --help says more"
+    )
+    for name, module in BENCHMARKS.items():
+        text = module.__doc__ or ""
+        command = commands.add_parser(
+            name,
+            help=text.splitlines()[0],
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument("--rounds", type=int, default=5, help="measurements of each figure; the median counts (5)")
+        command.set_defaults(peers=())
+        if peers := _PEERS_OF.get(name):
+            _add_peers(command, peers)
     arguments = parser.parse_args()
-    BENCHMARKS[arguments.name].run(arguments.rounds)
+    BENCHMARKS[arguments.name].run(Options(arguments.rounds, tuple(arguments.peers)))
+
+
+def _add_peers(command: argparse.ArgumentParser, names: tuple[str, ...]) -> None:
+    choice = command.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--peers",
+        nargs="+",
+        choices=names,
+        default=names,
+        metavar="PEER",
+        help=f"which other engines to measure beside ours, installed on first use (all: {', '.join(names)})",
+    )
+    choice.add_argument("--no-peers", dest="peers", action="store_const", const=(), help="ours alone")
 
 
 if __name__ == "__main__":

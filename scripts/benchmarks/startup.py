@@ -12,17 +12,18 @@ import psutil
 from forebay.host.shared_memory import segments_of
 from forebay.mesh.port import free_port_base
 from forebay.mesh.record import read_record
+from scripts.benchmarks.options import Options
 from scripts.benchmarks.report import Figure, median, report
 
 PROMPT = "What is the capital of France?"
 _FIRST_PORT_BASE = 18_400
 
 
-def run(rounds: int) -> None:
+def run(options: Options) -> None:
     """One unmeasured start fills the caches; then `rounds` starts are measured."""
     seconds: list[float] = []
     memory: list[tuple[int, int]] = []
-    for number in range(rounds + 1):
+    for number in range(options.rounds + 1):
         began_s = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="forebay-bench-") as folder:
             port_base = str(free_port_base(_FIRST_PORT_BASE))

@@ -1,0 +1,15 @@
+"""What the command line of a benchmark can say."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a benchmark is run.
+
+    rounds: measurements of each figure; their median counts. peers: names of other engines to run beside ours, for
+    the benchmarks that know some.
+    """
+
+    rounds: int
+    peers: tuple[str, ...] = ()
