@@ -2,7 +2,7 @@
 
 import argparse
 
-from forebay.worker.openmp import spin_briefly
+from forebay.engine.openmp import spin_briefly
 
 spin_briefly()  # as workers do; torch, which the benchmarks import, reads it once
 
@@ -31,11 +31,22 @@ def main() -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_argument("--rounds", type=int, default=5, help="measurements of each figure; the median counts (5)")
-        command.set_defaults(peers=())
+        command.set_defaults(peers=(), activation_bits=16)
         if peers := _PEERS_OF.get(name):
             _add_peers(command, peers)
+        if name == "engine":
+            _add_activation_bits(command)
     arguments = parser.parse_args()
-    BENCHMARKS[arguments.name].run(Options(arguments.rounds, tuple(arguments.peers)))
+    BENCHMARKS[arguments.name].run(Options(arguments.rounds, tuple(arguments.peers), arguments.activation_bits))
+
+
+def _add_activation_bits(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--activation-bits",
+        type=int,
+        choices=(8, 16),
+        help="of our engine: 16 as chip classes cpu-compute and cpu-bandwidth (default), 8 as their -a8 forms",
+    )
 
 
 def _add_peers(command: argparse.ArgumentParser, names: tuple[str, ...]) -> None:

@@ -22,6 +22,7 @@ Examples:
   scripts/bench engine                          everything: two minutes to load, then about a minute a round
   scripts/bench engine --no-peers --rounds 1    ours alone, in half a minute
   scripts/bench engine --peers llama.cpp        beside llama.cpp only
+  scripts/bench engine --activation-bits 8      the faster, less exact -a8 chip classes (.bench/engine-a8.json)
 """
 
 import os
@@ -60,7 +61,7 @@ def run(options: Options) -> None:
     library = load_library(progress=print)
     model = open_model(resolve_model(None, print))
     with ExitStack() as open_peers:
-        native = NativeContestant(model, threads)
+        native = NativeContestant(model, threads, options.activation_bits)
         peers, absent = _start_peers(options.peers, model, open_peers)
         contestants: dict[str, Contestant] = {OURS: native, TORCH: TorchContestant(model, threads), **peers}
         rounds = EngineRounds(contestants, absent)
@@ -72,7 +73,7 @@ def run(options: Options) -> None:
             rounds.run_round()
     starts = start_figures(model.path, options.rounds)
     report(
-        "engine",
+        "engine" if options.activation_bits == 16 else "engine-a8",
         [
             *peak_figures(peaks),
             *decode_figures(rounds, peaks, native),

@@ -17,9 +17,10 @@ LINEARS = ("qkv", "output", "gate_up", "down", "head")
 class NativeContestant:
     """The model over private memory; every generation takes it from the start."""
 
-    def __init__(self, model: ModelFile, threads: int) -> None:
+    def __init__(self, model: ModelFile, threads: int, activation_bits: int) -> None:
         self._config: DecoderConfig = model.config
-        self._run = native_run(model, _BLOCK_COUNT, NativeSettings(threads=threads))
+        self._run = native_run(model, _BLOCK_COUNT, NativeSettings(threads=threads, activation_bits=activation_bits))
+        self._byte_planes = activation_bits // 8
         self._packed_bytes = self._run.engine.weight_bytes
         self.packed_share = self._packed_bytes / model.path.stat().st_size
 
@@ -57,9 +58,12 @@ class NativeContestant:
         return self._packed_bytes + sequences * context_tokens * kv_bytes
 
     def linear_operations(self, token_count: int) -> float:
-        """Multiplications and additions in the linear layers of a prompt; only the last token reaches the head."""
+        """Byte products and their additions in the linear layers of a prompt; only the last token reaches the head.
+
+        An activation of 16 bits takes two byte products; those of the head always have 16.
+        """
         config = self._config
         attention = (2 * config.query_heads + 2 * config.kv_heads) * config.head_dim * config.hidden_size
         feed_forward = 3 * config.intermediate_size * config.hidden_size
         head = config.vocabulary_size * config.hidden_size
-        return 2.0 * (token_count * config.layers * (attention + feed_forward) + head)
+        return 2.0 * (self._byte_planes * token_count * config.layers * (attention + feed_forward) + 2 * head)

@@ -13,3 +13,4 @@ class Options:
 
     rounds: int
     peers: tuple[str, ...] = ()
+    activation_bits: int = 16  # of our native engine

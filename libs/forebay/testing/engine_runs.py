@@ -70,4 +70,4 @@ def engine_run(model: ModelFile, chip_class: ChipClass, block_count: int, block_
     layout = layout_for(model.config, chip_class, block_tokens)
     memory = private_memory(layout, block_count)
     arena = KvArena(memory.buffer, layout, block_count)
-    return EngineRun(load_torch_engine(model, chip_class, memory, threads=1), arena)
+    return EngineRun(load_torch_engine(model, chip_class, memory, chip_class.threads or 1), arena)
