@@ -20,7 +20,8 @@ from forebay.models.default_model import resolve_model
 from forebay.models.model_file import open_model
 from forebay.role import Role
 from forebay.worker.core_share import CoreShare
-from forebay.worker.engine_thread import Add, Cancel, EngineThread, Report
+from forebay.worker.engine_thread import Add, Cancel, EngineThread
+from forebay.worker.step_report import Report
 from scripts.benchmarks.answering import Answer, answer_all, claim_stdout
 from scripts.benchmarks.generation import Workload
 

@@ -14,7 +14,8 @@ from forebay.errors import NumericFailureError, WorkerLostError
 from forebay.testing.fake_engine import FixedCores
 from forebay.testing.waiting import until
 from forebay.worker.core_division import StepWork
-from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, Report, Share, UseEngine
+from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, UseEngine
+from forebay.worker.step_report import Report, Share
 
 
 @dataclass

@@ -11,10 +11,11 @@ from forebay.engine.types import SamplingParams
 from forebay.errors import WorkerLostError
 from forebay.testing.waiting import until
 from forebay.worker.block_supply import Patience
-from forebay.worker.engine_thread import Add, Cancel, Command, Report
+from forebay.worker.engine_thread import Add, Cancel, Command
 from forebay.worker.kv_rights import BlockGrant
 from forebay.worker.running_sequence import Offer, SequenceSpec
 from forebay.worker.sequence_runner import SequenceRunner
+from forebay.worker.step_report import Report
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The one thread that calls the engine. The event loop gives it commands and gets one report per step.
+"""The one thread that calls the engine. The event loop gives it commands and gets reports of its steps.
 
 Knows the scheduler and the engine; knows nothing of gRPC, requests or KV rights but the question "may I write now?".
 """
@@ -17,6 +17,7 @@ from forebay.engine.scheduler import Failed, Outcome, Scheduler
 from forebay.engine.types import Engine, Sequence, Slice
 from forebay.errors import RETRY_AFTER_S, ForebayError, WorkerLostError
 from forebay.worker.core_division import StepWork
+from forebay.worker.step_report import Report, ReportGathering, Share
 
 _log = logging.getLogger(__name__)
 
@@ -54,30 +55,6 @@ class UseEngine:
 Command = Add | Cancel | MoreBlocks | UseEngine
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What a step computed of one sequence: token_count positions from first_position on."""
-
-    sequence_id: str
-    first_position: int
-    token_count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """News of one step, or of commands alone: then there are no shares.
-
-    removed: cancelled sequences that are written to no more. stuck: sequences when none of them has room to go on.
-    """
-
-    outcomes: tuple[Outcome, ...]
-    removed: tuple[str, ...]
-    shares: tuple[Share, ...]
-    stuck: frozenset[str]
-    began_s: float
-    ended_s: float
-
-
 class Cores(Protocol):
     """Says how many cores a step may use, and who else wants them."""
 
@@ -107,8 +84,11 @@ class EngineThread:
         scheduler: Scheduler,
         may_write: Callable[[], bool],
         cores: Cores,
+        *,
+        gather_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Args: gather_s: see `ReportGathering`."""
         self._engine = engine
         self._scheduler = scheduler
         self._may_write = may_write
@@ -116,17 +96,22 @@ class EngineThread:
         limits = scheduler.limits
         self._budget = ChunkBudget(limits.block_tokens, limits.chunk_tokens, limits.step_slo_s)
         self._clock = clock
+        self._gathering = ReportGathering(gather_s)
         self._commands: deque[Command] = deque()
         self._news = threading.Condition()
         self._is_stopping = False
         self._thread: threading.Thread | None = None
 
     def start(self, on_report: Callable[[Report], None]) -> None:
-        """Starts the thread; `on_report` is called on the running loop, once per step."""
+        """Starts the thread; `on_report` is called on the running loop, once for each step, perhaps some together."""
         loop = asyncio.get_running_loop()
 
-        def post(report: Report) -> None:
-            loop.call_soon_threadsafe(on_report, report)
+        def take(reports: list[Report]) -> None:
+            for report in reports:
+                on_report(report)
+
+        def post(reports: list[Report]) -> None:
+            loop.call_soon_threadsafe(take, reports)
 
         self._thread = threading.Thread(target=self._run, args=(post,), name="engine", daemon=True)
         self._thread.start()
@@ -145,16 +130,17 @@ class EngineThread:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
 
-    def _run(self, post: Callable[[Report], None]) -> None:
+    def _run(self, post: Callable[[list[Report]], None]) -> None:
         can_go_on = False
         while True:
             commands = self._wait(can_go_on)
             if commands is None:
+                post(self._gathering.take())
                 return
             report = self._turn(commands)
             can_go_on = bool(report.shares)
-            if report.outcomes or report.removed or report.shares or report.stuck:
-                post(report)
+            if self._gathering.add(report):
+                post(self._gathering.take())
 
     def _wait(self, can_go_on: bool) -> list[Command] | None:
         """Commands given since the last turn; sleeps until there are some, unless a step can go on. None: stop."""

@@ -33,11 +33,12 @@ from forebay.errors import (
 from forebay.kv.hashing import HashChain, reusable_block_count
 from forebay.worker.attachment import Attachment
 from forebay.worker.block_supply import BlockSupply, Patience, Wish
-from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, Report, UseEngine
+from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, UseEngine
 from forebay.worker.kv_rights import BlockGrant, KvRights, lost
 from forebay.worker.places import Places
 from forebay.worker.running_sequence import RunningSequence, SequenceCost, SequenceSpec, TokenSink
 from forebay.worker.standstill import Standstill
+from forebay.worker.step_report import Report
 
 _log = logging.getLogger(__name__)
 

@@ -131,7 +131,11 @@ async def _running(
         cores = CoreShare(page, usable_cores(), _most_cores(settings))
         # Only the thread holds the engine: when it takes another, the memory of a service that is gone is unmapped.
         thread = EngineThread(
-            await asyncio.to_thread(loader.make_engine, attachment), Scheduler(limits), link.is_lease_valid, cores
+            await asyncio.to_thread(loader.make_engine, attachment),
+            Scheduler(limits),
+            link.is_lease_valid,
+            cores,
+            gather_s=settings.gather_ms / 1e3,
         )
         runner.connect(rights, thread)
         try:

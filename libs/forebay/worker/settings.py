@@ -7,6 +7,7 @@ from forebay.chips.chip_class import DECODE_DEFAULT
 from forebay.engine.scheduler import DEFAULT_MAX_SEQUENCES, DEFAULT_STEP_SLO_S
 from forebay.rpc.settings import ServiceSettings
 from forebay.worker.places import DEFAULT_QUEUE_LENGTH
+from forebay.worker.step_report import DEFAULT_GATHER_S
 
 CHIP_CLASS_HELP = (
     "device, kernels, precision and KV format: cpu-compute or cpu-bandwidth (native kernels), with -a8 behind it"
@@ -31,5 +32,11 @@ class WorkerSettings(ServiceSettings):
         description="milliseconds a step that generates should take at most; smaller prompt chunks keep it so",
     )
     threads: int | None = Field(None, ge=1, le=1024, description="most cores a step may use; default: all")
+    gather_ms: float = Field(
+        DEFAULT_GATHER_S * 1e3,
+        ge=0,
+        le=1_000,
+        description="milliseconds for which tokens are gathered into one message; first and last ones go at once",
+    )
     queue_length: int = Field(DEFAULT_QUEUE_LENGTH, ge=0, description="most sequences that wait; more are refused")
     blocks_wait_s: float = Field(5.0, gt=0, description="seconds a sequence waits for KV blocks before it is refused")

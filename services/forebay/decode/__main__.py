@@ -3,7 +3,7 @@
 import asyncio
 
 from forebay.decode.config import DecodeSettings
-from forebay.decode.kind import decode_kind
+from forebay.decode.kind import KIND
 from forebay.rpc.service import run
 from forebay.telemetry import spans
 from forebay.worker.service import serve_worker
@@ -11,7 +11,7 @@ from forebay.worker.service import serve_worker
 
 async def serve(settings: DecodeSettings, stop: asyncio.Event) -> None:
     """Builds the worker and serves."""
-    await serve_worker(decode_kind(settings.gather_ms / 1e3), settings, stop)
+    await serve_worker(KIND, settings, stop)
 
 
 if __name__ == "__main__":

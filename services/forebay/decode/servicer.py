@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 
-from forebay.decode.gathering import DEFAULT_GATHER_S
 from forebay.decode.stream import DecodeStream
 from forebay.errors import RETRY_AFTER_S, DrainingError
 from forebay.v1 import decode_pb2, decode_pb2_grpc
@@ -13,20 +12,17 @@ from forebay.worker.sequence_runner import SequenceRunner
 class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
     """Serves the streams of one worker on one node."""
 
-    def __init__(
-        self, runner: SequenceRunner, model: ServedModel, node_id: str, gather_s: float = DEFAULT_GATHER_S
-    ) -> None:
+    def __init__(self, runner: SequenceRunner, model: ServedModel, node_id: str) -> None:
         self._runner = runner
         self._model = model
         self._node_id = node_id
-        self._gather_s = gather_s
 
     async def Decode(
         self, request_iterator: AsyncIterator[decode_pb2.DecodeRequest], context: object
     ) -> AsyncIterator[decode_pb2.DecodeResponse]:
         if self._runner.is_draining:
             raise DrainingError("the worker is draining", retry_after_s=RETRY_AFTER_S)
-        stream = DecodeStream(self._runner, self._model, self._node_id, self._gather_s)
+        stream = DecodeStream(self._runner, self._model, self._node_id)
         try:
             async for response in stream.responses(request_iterator):
                 yield response

@@ -1,4 +1,4 @@
-"""One Decode stream: its sequences, and their news gathered into few messages.
+"""One Decode stream: its sequences, and their news gathered into one message per step.
 
 A slow reader costs memory for its own tokens only: what cannot be written yet is merged into the next message.
 """
@@ -8,7 +8,6 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Final
 
-from forebay.decode.gathering import DEFAULT_GATHER_S, Gathering
 from forebay.decode.sequence import generate
 from forebay.engine.types import TokenLogprobs
 from forebay.errors import DuplicateRequestError, ForebayError, InvalidFieldError
@@ -26,16 +25,14 @@ SERVICE_NAME: Final = decode_pb2.DESCRIPTOR.services_by_name["DecodeService"].fu
 class DecodeStream:
     """Invariant: every sequence started here gets exactly one last output, unless the stream ends before."""
 
-    def __init__(
-        self, runner: SequenceRunner, model: ServedModel, node_id: str, gather_s: float = DEFAULT_GATHER_S
-    ) -> None:
+    def __init__(self, runner: SequenceRunner, model: ServedModel, node_id: str) -> None:
         self._runner = runner
         self._model = model
         self._node_id = node_id
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._outputs: dict[str, decode_pb2.SequenceOutput] = {}  # news not yet written, by request id
         self._refusals: list[decode_pb2.SequenceOutput] = []  # of ids that run already: never merged with theirs
-        self._news = Gathering(gather_s)
+        self._news = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
 
     async def responses(
@@ -44,7 +41,10 @@ class DecodeStream:
         """What to write, until the caller has said all and every sequence has ended."""
         self._reading = asyncio.create_task(self._read(commands), name="decode-commands")
         while True:
-            await self._news.ready()
+            await self._news.wait()
+            # One turn of the loop, so that sequences which this step has ended can add their last word.
+            await asyncio.sleep(0)
+            self._news.clear()
             while self._outputs or self._refusals:
                 yield decode_pb2.DecodeResponse(outputs=self._take())
             if self._reading.done():
@@ -77,14 +77,14 @@ class DecodeStream:
                 else:
                     raise InvalidFieldError("a command is neither start nor cancel", field="command")
         finally:
-            self._news.add(is_urgent=True)
+            self._news.set()
 
     def _start(self, start: decode_pb2.StartSequence) -> None:
         request_id = start.request_id
         if request_id in self._tasks or request_id in self._outputs:
             error = DuplicateRequestError("a request with this id is running", field="request_id")
             self._refusals.append(decode_pb2.SequenceOutput(request_id=request_id, error=to_failure(error)))
-            self._news.add(is_urgent=True)
+            self._news.set()
             return
         task = asyncio.create_task(self._run(start), name=f"decode-{request_id}")
         self._tasks[request_id] = task
@@ -98,12 +98,8 @@ class DecodeStream:
         """One sequence from its start to its last output."""
         request_id = start.request_id
 
-        is_first = True
-
         def on_token(token_id: int, logprobs: TokenLogprobs | None) -> None:
-            nonlocal is_first
-            output = self._output(request_id, is_urgent=is_first)
-            is_first = False
+            output = self._output(request_id)
             output.token_ids.append(token_id)
             if logprobs is not None:
                 output.logprobs.append(logprobs_to_proto(token_id, logprobs))
@@ -120,25 +116,25 @@ class DecodeStream:
         except Exception:
             _log.exception("a sequence failed")
             failure = ForebayError("internal error; the worker's log says more")
-        output = self._output(request_id, is_urgent=True)
+        output = self._output(request_id)
         output.finish_reason = reason
         output.summary.CopyFrom(summary)
         if failure is not None:
             output.error.CopyFrom(to_failure(located(failure, SERVICE_NAME)))
 
-    def _output(self, request_id: str, *, is_urgent: bool) -> decode_pb2.SequenceOutput:
-        """The sequence's news that is not yet written: something will be added."""
+    def _output(self, request_id: str) -> decode_pb2.SequenceOutput:
+        """The sequence's news that is not yet written."""
         output = self._outputs.get(request_id)
         if output is None:
             output = self._outputs[request_id] = decode_pb2.SequenceOutput(request_id=request_id)
-        self._news.add(is_urgent=is_urgent)
+        self._news.set()
         return output
 
     def _forget(self, start: decode_pb2.StartSequence, task: "asyncio.Task[None]") -> None:
         del self._tasks[start.request_id]
         if task.cancelled():  # before it had begun
-            self._output(start.request_id, is_urgent=True).finish_reason = common_pb2.FINISH_REASON_CANCELLED
+            self._output(start.request_id).finish_reason = common_pb2.FINISH_REASON_CANCELLED
         if start.HasField("manifest") and start.manifest.node_id == self._node_id:
             # Whatever went wrong before the take-over, the offer is not left to run out. A taken one has a new epoch.
             self._runner.decline(start.request_id, start.manifest.epoch)
-        self._news.add(is_urgent=True)  # it may have been the last
+        self._news.set()  # it may have been the last

@@ -1,0 +1,80 @@
+"""What the engine's thread tells of its steps, and when. Knows no thread and no loop."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from forebay.engine.scheduler import BlocksFilled, Failed, Finished, NewToken, Outcome
+
+DEFAULT_GATHER_S: Final = 0.02
+"""Fifty messages a second look as smooth to a reader as one for every token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a step computed of one sequence: token_count positions from first_position on."""
+
+    sequence_id: str
+    first_position: int
+    token_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """News of one step, or of commands alone: then there are no shares.
+
+    removed: cancelled sequences that are written to no more. stuck: sequences when none of them has room to go on.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    removed: tuple[str, ...]
+    shares: tuple[Share, ...]
+    stuck: frozenset[str]
+    began_s: float
+    ended_s: float
+
+
+class ReportGathering:
+    """Holds reports back while they can wait.
+
+    Each time the event loop wakes, and each message on its way to the client, costs the cores that a fast engine's next
+    step computes with: on two cores a step of 3.8 ms takes 4.7. What a client or a sequence waits for goes at once:
+    first tokens, ends, failures, blocks to be asked for, the answer to a cancel.
+    """
+
+    def __init__(self, gather_s: float) -> None:
+        """Args: gather_s: how long later tokens are held back at most; 0: not at all."""
+        self._gather_s = gather_s
+        self._held: list[Report] = []
+        self._started: set[str] = set()  # sequences whose first token has been told
+        self._told_s = float("-inf")
+
+    def add(self, report: Report) -> bool:
+        """Takes a report in. Returns whether all that are held should be told now."""
+        if report.outcomes or report.removed or report.shares or report.stuck:
+            self._held.append(report)
+        if not self._held:
+            return False
+        is_due = report.ended_s - self._told_s >= self._gather_s
+        if not (self._is_urgent(report) or is_due):
+            return False
+        self._told_s = report.ended_s
+        return True
+
+    def take(self) -> list[Report]:
+        """The reports held, which are held no more."""
+        held, self._held = self._held, []
+        return held
+
+    def _is_urgent(self, report: Report) -> bool:
+        """Nothing follows by itself, or more than another token of a sequence that has had its first."""
+        is_urgent = not report.shares or bool(report.removed)
+        self._started.difference_update(report.removed)
+        for outcome in report.outcomes:
+            if not isinstance(outcome, NewToken):
+                is_urgent = is_urgent or not isinstance(outcome, BlocksFilled)
+                if isinstance(outcome, Finished | Failed):
+                    self._started.discard(outcome.sequence_id)
+            elif outcome.sequence_id not in self._started:
+                self._started.add(outcome.sequence_id)
+                is_urgent = True
+        return is_urgent
