@@ -40,7 +40,7 @@ async def _router_for(fleet: ScriptedFleet, max_request_s: float = 3600.0) -> As
     connection = Connection()  # never opened: members come from the fleet directly
     links, index, loads = FleetLinks(), PrefixIndex(), LoadView(connection)
     links.update(fleet.members)
-    generations = Generations(links, Planner(index, loads, lambda: links.snapshot))
+    generations = Generations(links, Planner(index, loads, lambda: links.snapshot, alone_tokens=0))
     servicer = RouterServicer(generations, FleetView(connection), loads)
     server = Server("127.0.0.1:0", max_call_s=max_request_s)
     server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, "forebay.v1.RouterService")

@@ -76,7 +76,7 @@ class Fleet(ScriptedFleet):
 
 @asynccontextmanager
 async def running_router(url: str, port: int):  # type: ignore[no-untyped-def]
-    settings = RouterSettings(_cli_parse_args=[], nats_url=url, listen=f"127.0.0.1:{port}", drain_s=1.0)
+    settings = RouterSettings(_cli_parse_args=[], nats_url=url, listen=f"127.0.0.1:{port}", drain_s=1.0, alone_tokens=0)
     stop = asyncio.Event()
     serving = asyncio.create_task(serve(settings, stop))
     async with open_channel(f"127.0.0.1:{port}") as channel:

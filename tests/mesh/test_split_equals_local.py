@@ -1,5 +1,6 @@
 """SPLIT and LOCAL give the same tokens and log-probabilities, bit for bit, and SPLIT really is one."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 import pytest
@@ -8,7 +9,7 @@ from forebay.client import Client, Completion, ExecutionMode
 from forebay.rpc.channel import open_channel
 from forebay.telemetry import spans
 from forebay.telemetry.span_store import StoredSpan
-from forebay.testing.mesh import RunningMesh
+from forebay.testing.mesh import RunningMesh, running_mesh
 from forebay.testing.prompts import PROMPTS
 from forebay.testing.traces import stored_trace
 from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
@@ -43,7 +44,20 @@ def test_split_equals_local(mesh: RunningMesh, client: Client, number: int) -> N
     assert len(split.logprobs) == len(split.token_ids) == 24
 
 
-async def test_split_recomputes_and_copies_nothing(mesh: RunningMesh, client: Client) -> None:
+@pytest.fixture
+def fresh_mesh() -> Iterator[RunningMesh]:
+    """With room for new blocks: where there is none, taking some moves others to the next tier, which is a copy."""
+    with running_mesh() as running:
+        yield running
+
+
+async def test_split_recomputes_and_copies_nothing(fresh_mesh: RunningMesh) -> None:
+    mesh = fresh_mesh
+    with Client(mesh.router_address) as client:
+        await split_copies_nothing(mesh, client)
+
+
+async def split_copies_nothing(mesh: RunningMesh, client: Client) -> None:
     before = await kv_stats(mesh)
     split = run(client, PROMPTS[-1], "split", "witness")
     after = await kv_stats(mesh)

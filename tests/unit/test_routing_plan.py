@@ -49,7 +49,10 @@ fleets = st.builds(
     st.lists(st.tuples(nodes, st.booleans()), max_size=4),
 )
 requests = st.builds(
-    PlanRequest, prompt_tokens=st.integers(1, 300), forced_mode=st.sampled_from([None, Mode.LOCAL, Mode.SPLIT])
+    PlanRequest,
+    prompt_tokens=st.integers(1, 300),
+    forced_mode=st.sampled_from([None, Mode.LOCAL, Mode.SPLIT]),
+    alone_tokens=st.sampled_from([0, 32, 64, 100]),
 )
 all_matches = st.dictionaries(nodes, st.integers(0, 12).map(held))
 all_loads = st.dictionaries(
@@ -92,6 +95,8 @@ def test_every_plan_can_be_carried_out(request, fleet, matches, loads, tie_break
     if chosen.mode is Mode.RESUME:
         assert chosen.matched_tokens > 0
         assert rest_tokens <= RESUME_MAX_TOKENS
+    if chosen.mode is Mode.SPLIT and request.forced_mode is None:
+        assert rest_tokens > request.alone_tokens
     assert chosen.reason.startswith(chosen.mode.value)
     assert chosen == plan(request, fleet, matches, loads, tie_break), "same input, same plan"
 
@@ -131,14 +136,26 @@ def test_ties_are_broken_by_the_number_given(tie_break: float, expected: str) ->
     [
         (33, 1, Mode.RESUME),  # the last block is partial
         (64, 2, Mode.RESUME),  # all blocks are full: the last is computed again
-        (65, 1, Mode.SPLIT),  # a full block is missing
-        (32, 1, Mode.SPLIT),  # nothing can be reused
-        (10, 0, Mode.SPLIT),
+        (65, 1, Mode.LOCAL),  # a full block is missing, but little in all
+        (96, 1, Mode.LOCAL),
+        (97, 1, Mode.SPLIT),  # more than the decode worker computes alone
+        (32, 1, Mode.LOCAL),  # nothing can be reused
+        (64, 0, Mode.LOCAL),
+        (65, 0, Mode.SPLIT),
     ],
 )
-def test_resume_follows_from_the_cache(prompt_tokens: int, blocks: int, mode: Mode) -> None:
+def test_the_mode_follows_from_the_cache_and_from_what_is_left(prompt_tokens: int, blocks: int, mode: Mode) -> None:
     fleet = FleetSnapshot((prefill("p1"),), (decode("d1"),))
     assert made(PlanRequest(prompt_tokens), fleet, {"n1": held(blocks)}).mode is mode
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "blocks", "mode"),
+    [(64, 2, Mode.RESUME), (65, 1, Mode.SPLIT), (32, 1, Mode.SPLIT), (10, 0, Mode.SPLIT)],
+)
+def test_a_router_may_leave_no_prompt_to_decode_workers(prompt_tokens: int, blocks: int, mode: Mode) -> None:
+    fleet = FleetSnapshot((prefill("p1"),), (decode("d1"),))
+    assert made(PlanRequest(prompt_tokens, alone_tokens=0), fleet, {"n1": held(blocks)}).mode is mode
 
 
 def test_resume_only_when_little_is_left() -> None:
@@ -174,6 +191,8 @@ def test_the_reason_says_what_decided() -> None:
     assert "64 of 100 prompt tokens are cached on n1" in text
     assert "2 options" in text
     assert "as was asked for" in made(PlanRequest(100, Mode.LOCAL), fleet).reason
+    assert "too little" in text
+    assert "no prefill worker" in made(PlanRequest(100), FleetSnapshot((), (decode("d1"),))).reason
 
 
 def test_a_burst_between_two_reports_spreads() -> None:

@@ -59,7 +59,7 @@ class BlockingStream(Iterator[Chunk]):
             self.close()
 
     def __next__(self) -> Chunk:
-        chunk = self._loop.run(self._next_or_none())
+        chunk = self._loop.run(self._next_or_none)
         if chunk is None:
             raise StopIteration
         return chunk

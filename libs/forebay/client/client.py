@@ -36,11 +36,11 @@ class Client:
         **options: Unpack[RequestOptions],
     ) -> Completion:
         """See `AsyncClient.generate`."""
-        return self._loop.run(self._client.generate(prompt, messages=messages, **options))
+        return self._loop.run(lambda: self._client.generate(prompt, messages=messages, **options))
 
     def chat(self, messages: Iterable[Message], **options: Unpack[RequestOptions]) -> Completion:
         """See `AsyncClient.chat`."""
-        return self._loop.run(self._client.chat(messages, **options))
+        return self._loop.run(lambda: self._client.chat(messages, **options))
 
     def stream(
         self,
@@ -54,16 +54,16 @@ class Client:
 
     def cancel(self, request_id: str, *, timeout_s: float = 10.0) -> None:
         """See `AsyncClient.cancel`."""
-        self._loop.run(self._client.cancel(request_id, timeout_s=timeout_s))
+        self._loop.run(lambda: self._client.cancel(request_id, timeout_s=timeout_s))
 
     def fleet(self, *, timeout_s: float = 10.0) -> Fleet:
         """See `AsyncClient.fleet`."""
-        return self._loop.run(self._client.fleet(timeout_s=timeout_s))
+        return self._loop.run(lambda: self._client.fleet(timeout_s=timeout_s))
 
     def close(self) -> None:
         """Closes the connection and ends the thread; running streams end as cancelled. Idempotent."""
         if self._loop.is_running:
-            self._loop.run(self._client.aclose())
+            self._loop.run(self._client.aclose)
             self._loop.stop()
 
     def __enter__(self) -> Self:

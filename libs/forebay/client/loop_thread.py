@@ -3,9 +3,36 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
 
 _Result = TypeVar("_Result")
+
+
+class _Call(Generic[_Result]):
+    """One coroutine on the loop; all but `result` belongs to the loop's thread."""
+
+    def __init__(self, start: Callable[[], Coroutine[Any, Any, _Result]]) -> None:
+        self.result: Future[_Result] = Future()
+        self._start = start
+        self._task: asyncio.Task[_Result] | None = None
+
+    def begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._start())
+        self._task.add_done_callback(self._tell)
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _tell(self, task: asyncio.Task[_Result]) -> None:
+        if task.cancelled():
+            self.result.cancel()
+            self.result.set_running_or_notify_cancel()
+        elif (error := task.exception()) is not None:
+            self.result.set_exception(error)
+        else:
+            self.result.set_result(task.result())
 
 
 class LoopThread:
@@ -21,16 +48,19 @@ class LoopThread:
         """Whether `stop` has not been called."""
         return not self._loop.is_closed()
 
-    def run(self, coroutine: Coroutine[Any, Any, _Result]) -> _Result:
-        """Waits for the result. Ctrl-C here cancels the coroutine."""
+    def run(self, start: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
+        """Waits for the result of the coroutine that `start` makes. Ctrl-C at any moment cancels it.
+
+        It is made on the loop's thread: an interrupt between making and starting it here would leave it behind.
+        """
         if self._loop.is_closed():
-            coroutine.close()
             raise RuntimeError("the client is closed")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        call = _Call(start)
         try:
-            return future.result()
+            self._loop.call_soon_threadsafe(call.begin)
+            return call.result.result()
         except BaseException:
-            future.cancel()
+            self.post(call.cancel)
             raise
 
     def post(self, callback: Callable[[], None]) -> None:

@@ -1,6 +1,7 @@
 """Choosing prefill worker, decode worker and mode of one request, together. Pure.
 
-First policy: the longest cached prefix, then the least load. Both workers are on one node, whose memory they share.
+First policy: the longest cached prefix, then the least load; a prefill worker only where there is enough for it to do.
+Both workers are on one node, whose memory they share.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,9 @@ from forebay.routing.in_flight import WorkerLoad
 from forebay.routing.prefix_index import NO_MATCH, PrefixMatch
 
 RESUME_MAX_TOKENS: Final = 64  # one chunk: computing so little delays the decode worker's other sequences by one step
+DEFAULT_ALONE_TOKENS: Final = 64
+"""Prompt tokens that a decode worker computes itself, though there is a prefill worker: they delay its other sequences
+by a step or two, which is less than a hand-over costs (docs/adr/009)."""
 
 _IDLE: Final = WorkerLoad()
 
@@ -33,6 +37,7 @@ class PlanRequest:
 
     prompt_tokens: int
     forced_mode: Mode | None = None  # LOCAL or SPLIT; RESUME follows from the cache
+    alone_tokens: int = DEFAULT_ALONE_TOKENS  # most that the decode worker computes alone unless told to; 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +108,8 @@ def _options(
         return
     rest_tokens = request.prompt_tokens - matched_tokens
     is_held = matched_blocks == reusable > 0 and rest_tokens <= RESUME_MAX_TOKENS
-    if is_held and request.forced_mode is None:
-        yield _Option(Mode.RESUME, decode, None, matched_tokens)
+    if request.forced_mode is None and (is_held or rest_tokens <= request.alone_tokens):
+        yield _Option(Mode.RESUME if is_held else Mode.LOCAL, decode, None, matched_tokens)
         return
     partners = [prefill for prefill in fleet.prefill if _can_share(prefill, decode)]
     for prefill in partners:
@@ -145,11 +150,17 @@ def _reason(request: PlanRequest, option: _Option, option_count: int) -> str:
         case Mode.SPLIT:
             what = "a prefill worker computes the rest"
         case Mode.LOCAL:
-            what = "the decode worker computes the rest, " + (
-                "as was asked for" if request.forced_mode is Mode.LOCAL else "since its node has no prefill worker"
-            )
+            what = f"the decode worker computes the rest, {_why_alone(request, option)}"
     choice = "the only option" if option_count == 1 else f"longest prefix, then least load, of {option_count} options"
     return f"{option.mode.value}: {cached}; {what}; {choice}."
+
+
+def _why_alone(request: PlanRequest, option: _Option) -> str:
+    if request.forced_mode is Mode.LOCAL:
+        return "as was asked for"
+    if request.prompt_tokens - option.matched_tokens <= request.alone_tokens:
+        return "too little to be worth a hand-over"
+    return "since its node has no prefill worker"
 
 
 def _no_worker(request: PlanRequest, fleet: FleetSnapshot) -> NoWorkerError:

@@ -5,8 +5,8 @@ from typing import Final
 
 from forebay.engine.scheduler import BlocksFilled, Failed, Finished, NewToken, Outcome
 
-DEFAULT_GATHER_S: Final = 0.02
-"""Fifty messages a second look as smooth to a reader as one for every token."""
+DEFAULT_GATHER_S: Final = 0.05
+"""Twenty messages a second read as smoothly as one for every token."""
 
 
 @dataclass(frozen=True, slots=True)

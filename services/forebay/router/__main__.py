@@ -60,7 +60,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
             closing.push_async_callback(close)
         closing.push_async_callback(links.close)
 
-        generations = Generations(links, Planner(index, loads, lambda: links.snapshot))
+        generations = Generations(links, Planner(index, loads, lambda: links.snapshot, settings.alone_tokens))
         servicer = RouterServicer(generations, fleet, loads)
         server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, SERVICE)
         address = await server.start()

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from forebay import ports
+from forebay.routing.plan import DEFAULT_ALONE_TOKENS
 from forebay.routing.prefix_index import DEFAULT_CAPACITY
 from forebay.rpc.settings import ServiceSettings
 
@@ -18,4 +19,9 @@ class RouterSettings(ServiceSettings):
     )
     max_request_s: float = Field(
         3600.0, gt=0, le=86_400, description="seconds after which a request is ended, whatever its own deadline"
+    )
+    alone_tokens: int = Field(
+        DEFAULT_ALONE_TOKENS,
+        ge=0,
+        description="most prompt tokens that a decode worker computes alone although there is a prefill worker",
     )

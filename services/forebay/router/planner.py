@@ -13,14 +13,21 @@ from forebay.kv.hashing import block_hashes, reusable_block_count, root_hash
 from forebay.router.request import Request
 from forebay.routing.fleet import FleetSnapshot
 from forebay.routing.in_flight import InFlight, WorkerLoad
-from forebay.routing.plan import Plan, PlanRequest, plan
+from forebay.routing.plan import DEFAULT_ALONE_TOKENS, Plan, PlanRequest, plan
 from forebay.routing.prefix_index import PrefixIndex
 
 
 class Planner:
-    """`loads` is what workers report, `snapshot` the fleet at the moment of planning."""
+    """`loads`: what workers report; `snapshot`: the fleet when planning; `alone_tokens`: see PlanRequest."""
 
-    def __init__(self, index: PrefixIndex, loads: LoadView, snapshot: Callable[[], FleetSnapshot]) -> None:
+    def __init__(
+        self,
+        index: PrefixIndex,
+        loads: LoadView,
+        snapshot: Callable[[], FleetSnapshot],
+        alone_tokens: int = DEFAULT_ALONE_TOKENS,
+    ) -> None:
+        self._alone_tokens = alone_tokens
         self._index = index
         self._loads = loads
         self._snapshot = snapshot
@@ -40,7 +47,7 @@ class Planner:
         reported = {worker_id: _worker_load(load) for worker_id, load in self._loads.loads.items()}
         counts = {worker_id: self._loads.report_count(worker_id) for worker_id in reported}
         return plan(
-            PlanRequest(prompt_tokens=len(token_ids), forced_mode=request.forced_mode),
+            PlanRequest(len(token_ids), request.forced_mode, self._alone_tokens),
             fleet,
             matches,
             self._in_flight.loads(reported, counts),
