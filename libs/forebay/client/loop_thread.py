@@ -18,12 +18,15 @@ class _Call(Generic[_Result]):
         self._task: asyncio.Task[_Result] | None = None
 
     def begin(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._start())
+        self._task = asyncio.get_running_loop().create_task(self._invoke())
         self._task.add_done_callback(self._tell)
 
     def cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
+
+    async def _invoke(self) -> _Result:
+        return await self._start()
 
     def _tell(self, task: asyncio.Task[_Result]) -> None:
         if task.cancelled():
