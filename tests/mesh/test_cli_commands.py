@@ -123,10 +123,19 @@ def test_a_second_up_keeps_what_runs_and_finds_the_prefix(shell: Shell) -> None:
 def test_up_refuses_another_mesh_in_the_same_place(shell: Shell, tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(b"GGUF")
-    for arguments in (("--model", str(other)), ("--decode", "2"), ("--port-base", "9000")):
+    for arguments in (
+        ("--model", str(other)),
+        ("--decode", "2"),
+        ("--port-base", "9000"),
+        ("--chip-class", "cpu-f32"),
+        ("--threads", "1"),
+        ("--device-bytes", "64M"),
+    ):
         refused = shell.run("up", *arguments)
         assert refused.returncode == 2
-        assert re.fullmatch(rf"forebay: a mesh with {arguments[0]} .* down, or .*\n", refused.stderr)
+        assert re.fullmatch(
+            rf"forebay: the mesh that is up has .* for {arguments[0]}, not .* down, or .*\n", refused.stderr
+        )
 
 
 def test_status_tells_of_every_service(shell: Shell) -> None:
@@ -279,8 +288,10 @@ def test_a_killed_service_is_seen_and_up_starts_anew(shell: Shell) -> None:
     status = shell.run("status")
     assert status.returncode == 1
     assert re.search(r"^decode-0 .* gone", status.stdout, re.MULTILINE)
-    anew = shell.up(QUESTION)
+    assert re.search(r"starts them anew: .* up$", status.stderr.strip())
+    anew = shell.run("up", QUESTION)  # on the ports and with all else that the mesh was started with
     assert anew.returncode == 0, anew.stderr
+    assert shell.record.port_base == before.port_base
     assert "not healthy (decode-0 gone): starting it anew" in anew.stderr
     assert "Paris" in anew.stdout
     assert not [service.name for service in before.services if service.process.is_running()]
@@ -299,3 +310,24 @@ def test_down_twice_and_commands_without_a_mesh(tmp_path: Path) -> None:
     refused = shell.run("generate", "x", "--target", f"127.0.0.1:{shell.port_base}")
     assert refused.returncode == 1
     assert "is the mesh up? ./scripts/up" in refused.stderr
+
+
+def test_wrong_usage_is_told_before_anything_is_started(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "none", free_port_base(47_400))
+    refused = shell.up("--chip-class", "abacus")
+    assert refused.returncode == 2
+    assert re.fullmatch(r"forebay: unknown chip class 'abacus'; choose one of: .*\n", refused.stderr)
+    assert not (shell.state_dir / "logs").exists()
+    for arguments in (("trace", "--limit", "0"), ("trace", "abc", "--last")):
+        assert shell.run(*arguments).returncode == 2
+    assert re.fullmatch(r"forebay \d+\.\d+\.\d+\n", shell.run("--version").stdout)
+
+
+def test_input_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"Once \xff\xfe")
+    command = [sys.executable, "-m", "forebay.cli", "generate", "-"]
+    with binary.open("rb") as stdin:
+        done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "forebay: standard input is not UTF-8 text: byte 5 (INVALID_FIELD, field text)\n"

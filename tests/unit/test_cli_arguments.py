@@ -75,12 +75,18 @@ def test_flags_arrive_in_the_request() -> None:
     assert request.mode != 0
 
 
-def test_flags_not_given_leave_the_field_out() -> None:
+def test_flags_not_given_sample_carefully_with_an_end_and_leave_all_else_out() -> None:
     parser = argparse.ArgumentParser()
     add_request_flags(parser)
     request = build_request("x", None, request_options(parser.parse_args([])))
-    assert not request.HasField("sampling")
+    set_here = {field.name for field, _ in request.sampling.ListFields()}
+    assert set_here == {"max_tokens", "temperature", "top_p"}
+    assert request.sampling.max_tokens == 512
+    assert 0 < request.sampling.temperature < 1
+    assert 0 < request.sampling.top_p < 1
     assert request.WhichOneof("input") == "text"
+    assert not request.HasField("slo")
+    assert request.qos_tier == request.mode == 0
 
 
 @pytest.mark.parametrize(("text", "count"), [("5", 5), ("2K", 2048), ("3m", 3 << 20), ("1G", 1 << 30)])

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Final, Protocol, cast
 
 from forebay.errors import ForebayError, RemoteError, StartError
@@ -35,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(given: Sequence[str]) -> int:
     if not given or given[0] in {"-h", "--help", "help"}:
         print(_overview())
+        return 0
+    if given[0] == "--version":
+        print(f"forebay {version('forebay')}")
         return 0
     name, *rest = given
     if name not in _SUMMARIES:

@@ -12,6 +12,7 @@ from forebay.cli.program import program_name
 from forebay.cli.request_flags import add_request_flags, request_options
 from forebay.cli.target import add_target_flag, target_of
 from forebay.client import Client
+from forebay.errors import InvalidFieldError
 
 _EXAMPLES: Final = """\
   forebay generate "Once upon a time" --max-tokens 50
@@ -29,7 +30,7 @@ def run(arguments: Sequence[str]) -> int:
     add_target_flag(parser)
     add_request_flags(parser)
     given = parser.parse_args(arguments)
-    prompt = sys.stdin.read() if given.prompt == "-" else given.prompt
+    prompt = _standard_input() if given.prompt == "-" else given.prompt
     with Client(target_of(given)) as client:
         if given.json:
             completion = client.generate(prompt, **request_options(given))
@@ -42,3 +43,10 @@ def run(arguments: Sequence[str]) -> int:
             completion = show_answer(client.stream(prompt, **request_options(given)), sys.stdout)
     show_figures(completion, program_name())
     return 0
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidFieldError(f"standard input is not UTF-8 text: byte {error.start}", field="text") from error

@@ -6,9 +6,9 @@ from typing import cast
 from forebay.client import RequestOptions
 
 _SAMPLING: dict[str, tuple[type, str]] = {
-    "max_tokens": (int, "most tokens to generate (default: what is left of the context)"),
-    "temperature": (float, "0 is greedy (default: 1)"),
-    "top_p": (float, "only the likeliest tokens that together have this probability (default: 1, off)"),
+    "max_tokens": (int, "most tokens to generate (default: 512)"),
+    "temperature": (float, "0 is greedy (default: 0.2)"),
+    "top_p": (float, "only the likeliest tokens that together have this probability (default: 0.9; 1: off)"),
     "top_k": (int, "only the K likeliest tokens (default: 0, off)"),
     "min_p": (float, "least probability relative to the likeliest token (default: 0, off)"),
     "repetition_penalty": (float, "> 1 makes seen tokens less likely (default: 1, off)"),
@@ -17,6 +17,7 @@ _SAMPLING: dict[str, tuple[type, str]] = {
     "seed": (int, "makes sampling repeatable (default: random)"),
     "logprobs": (int, "log-probabilities of the chosen tokens and this many others, 0..20; shown by --json"),
 }
+_DEFAULTS: dict[str, float] = {"max_tokens": 512, "temperature": 0.2, "top_p": 0.9}
 _TREATMENT: dict[str, str] = {
     "model": "model name (default: the one that is served)",
     "tenant": "who asks; prefixes are shared only within a tenant",
@@ -27,10 +28,15 @@ _TREATMENT: dict[str, str] = {
 
 
 def add_request_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds all flags. None of them has a default here: what is not said is the router's to choose."""
+    """Adds all flags.
+
+    For a person at a terminal: careful sampling and an end, where the API's own defaults are the model's whole
+    distribution and its whole context. What else is not said is the router's to choose.
+    """
     sampling = parser.add_argument_group("how tokens are chosen")
     for name, (kind, text) in _SAMPLING.items():
-        sampling.add_argument(_flag(name), type=kind, metavar=_letter(kind), help=text)
+        default = _DEFAULTS.get(name)
+        sampling.add_argument(_flag(name), type=kind, default=default, metavar=_letter(kind), help=text)
     sampling.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
     sampling.add_argument(
         "--stop-token-id", action="append", type=int, dest="stop_token_ids", metavar="N", help="end after this token"

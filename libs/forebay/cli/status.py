@@ -1,6 +1,7 @@
 """`forebay status`: how the services of the local mesh are."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Final
@@ -33,6 +34,8 @@ def run(arguments: Sequence[str]) -> int:
     statuses = [] if record is None else inspect_mesh(record)
     is_healthy = record is not None and record.is_complete and all(status.is_healthy for status in statuses)
     print(_as_json(record, statuses, is_healthy=is_healthy) if given.json else _as_table(statuses))
+    if record is not None and not is_healthy and not given.json:
+        print(f"not all services are healthy; this starts them anew: {program_name()} up", file=sys.stderr)
     return 0 if is_healthy else 1
 
 

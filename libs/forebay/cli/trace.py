@@ -37,6 +37,10 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--all", action="store_true", help="list also what belongs to no request, such as upkeep")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
+    if given.limit < 1:
+        parser.error("--limit must be at least 1")
+    if given.last and given.trace_id is not None:
+        parser.error("give either an ID or --last")
     store = SpanStore(store_path(current_state_dir()))
     trace_id = _last_id(store) if given.last else given.trace_id
     if trace_id is None:

