@@ -75,15 +75,14 @@ def test_flags_arrive_in_the_request() -> None:
     assert request.mode != 0
 
 
-def test_flags_not_given_sample_carefully_with_an_end_and_leave_all_else_out() -> None:
+def test_flags_not_given_ask_for_the_likeliest_answer_with_an_end_and_leave_all_else_out() -> None:
     parser = argparse.ArgumentParser()
     add_request_flags(parser)
     request = build_request("x", None, request_options(parser.parse_args([])))
     set_here = {field.name for field, _ in request.sampling.ListFields()}
-    assert set_here == {"max_tokens", "temperature", "top_p"}
+    assert set_here == {"max_tokens", "temperature"}
     assert request.sampling.max_tokens == 512
-    assert 0 < request.sampling.temperature < 1
-    assert 0 < request.sampling.top_p < 1
+    assert request.sampling.temperature == 0
     assert request.WhichOneof("input") == "text"
     assert not request.HasField("slo")
     assert request.qos_tier == request.mode == 0

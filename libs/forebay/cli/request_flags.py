@@ -7,8 +7,8 @@ from forebay.client import RequestOptions
 
 _SAMPLING: dict[str, tuple[type, str]] = {
     "max_tokens": (int, "most tokens to generate (default: 512)"),
-    "temperature": (float, "0 is greedy (default: 0.2)"),
-    "top_p": (float, "only the likeliest tokens that together have this probability (default: 0.9; 1: off)"),
+    "temperature": (float, "0 is greedy and repeatable (default: 0)"),
+    "top_p": (float, "only the likeliest tokens that together have this probability (default: 1, off)"),
     "top_k": (int, "only the K likeliest tokens (default: 0, off)"),
     "min_p": (float, "least probability relative to the likeliest token (default: 0, off)"),
     "repetition_penalty": (float, "> 1 makes seen tokens less likely (default: 1, off)"),
@@ -17,7 +17,7 @@ _SAMPLING: dict[str, tuple[type, str]] = {
     "seed": (int, "makes sampling repeatable (default: random)"),
     "logprobs": (int, "log-probabilities of the chosen tokens and this many others, 0..20; shown by --json"),
 }
-_DEFAULTS: dict[str, float] = {"max_tokens": 512, "temperature": 0.2, "top_p": 0.9}
+_DEFAULTS: dict[str, float] = {"max_tokens": 512, "temperature": 0.0}
 _TREATMENT: dict[str, str] = {
     "model": "model name (default: the one that is served)",
     "tenant": "who asks; prefixes are shared only within a tenant",
@@ -30,7 +30,7 @@ _TREATMENT: dict[str, str] = {
 def add_request_flags(parser: argparse.ArgumentParser) -> None:
     """Adds all flags.
 
-    For a person at a terminal: careful sampling and an end, where the API's own defaults are the model's whole
+    For a person at a terminal: the likeliest answer and an end, where the API's own defaults are the model's whole
     distribution and its whole context. What else is not said is the router's to choose.
     """
     sampling = parser.add_argument_group("how tokens are chosen")

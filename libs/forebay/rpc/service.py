@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -50,14 +50,36 @@ def run(
         telemetry.shutdown()
 
 
+class _Stop(asyncio.Event):
+    """Knows whether the service waits for it already: one that still starts has nothing to drain and is cancelled."""
+
+    is_awaited = False
+
+    async def wait(self) -> Literal[True]:
+        self.is_awaited = True
+        return await super().wait()
+
+
 async def _until_stopped(settings: S, serve: Callable[[S, asyncio.Event], Awaitable[None]]) -> None:
-    stop = asyncio.Event()
+    stop = _Stop()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     # What is loaded by now lives as long as the process: the collector need not look at it again.
     gc.freeze()
-    await serve(settings, stop)
+    serving = asyncio.ensure_future(serve(settings, stop))
+
+    def end() -> None:
+        stop.set()
+        if not stop.is_awaited:
+            serving.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+        _log.info("stopped before it served")
 
 
 def _usage(name: str, error: ValidationError) -> int:
