@@ -30,7 +30,7 @@ from forebay.kv.tier import Tier
 from forebay.kvcache.arena import Arena
 from forebay.kvcache.mover import BlockMover
 from forebay.kvcache.node import KvNode
-from forebay.kvcache.process_watch import is_alive
+from forebay.kvcache.process_watch import ProcessWatch
 from forebay.kvcache.servicer import KvCacheServicer, NodeIdentity
 from forebay.role import Role
 from forebay.rpc.channel import open_channel
@@ -81,7 +81,7 @@ class Service:
             BlockMover({arena.tier: arena.view for arena in arenas}, stride_bytes, LAYOUT.block_bytes),
             self.follower,
             lambda: self.now_s,
-            is_alive,
+            ProcessWatch().is_alive,
         )
         segments = tuple(arena.segment for arena in arenas)
         identity = NodeIdentity("node", 7, "digest", LAYOUT, LEASE_S, segments)

@@ -19,7 +19,8 @@ BLOCK_TOKENS = 4
 
 
 def limits(**changes: int) -> Limits:
-    return Limits(**({"block_tokens": BLOCK_TOKENS, "context_tokens": 1000, "chunk_tokens": 8} | changes))
+    defaults = {"block_tokens": BLOCK_TOKENS, "context_tokens": 1000, "chunk_tokens": 8, "lookahead_blocks": 2}
+    return Limits(**(defaults | changes))
 
 
 def sequence(

@@ -47,8 +47,8 @@ class FakeThread:
 
     commands: list[Command] = field(default_factory=list)
 
-    def start(self, on_report: Callable[[Report], None]) -> None:
-        self.on_report = on_report
+    def start(self, on_report: Callable[[Report], None], on_due: Callable[[], None]) -> None:
+        self.on_report, self.on_due = on_report, on_due
 
     def submit(self, command: Command) -> None:
         self.commands.append(command)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from forebay.engine.scheduler import BlocksFilled, Failed, Finished, FinishReason, NeedsBlocks, NewToken, Outcome
 from forebay.errors import ForebayError
-from forebay.worker.step_report import Report, ReportGathering, Share
+from forebay.worker.step_report import Report, ReportGathering, Share, Telling
 
 GATHER_S = 1.0
 
@@ -28,15 +28,13 @@ def gathering() -> ReportGathering:
     """Has told the first token of "a" at 0 s."""
     gathering = ReportGathering(GATHER_S)
     assert gathering.add(step(0.0, token("a")))
-    gathering.take()
     return gathering
 
 
 def test_later_tokens_wait_and_are_told_together(gathering: ReportGathering) -> None:
     reports = [step(0.1 * number, token("a")) for number in range(1, 11)]
 
-    assert [gathering.add(report) for report in reports] == [False] * 9 + [True]
-    assert gathering.take() == reports
+    assert [gathering.add(report) for report in reports] == [None] * 9 + [Telling(reports, is_due=True)]
 
 
 @pytest.mark.parametrize(
@@ -56,20 +54,35 @@ def test_what_somebody_waits_for_is_told_at_once_with_all_that_came_before(
     waiting = step(0.1, token("a"), BlocksFilled("a", 0, 1))
     assert not gathering.add(waiting)
 
-    assert gathering.add(urgent)
-    assert gathering.take()[0] == waiting
+    telling = gathering.add(urgent)
+
+    assert telling is not None
+    assert telling.reports[0] == waiting
+
+
+def test_what_is_urgent_does_not_put_off_what_is_due(gathering: ReportGathering) -> None:
+    urgent, later = step(0.5, token("a"), token("b")), step(GATHER_S, token("a"), token("b"))
+
+    assert gathering.add(urgent) == Telling([urgent], is_due=False)
+    assert gathering.add(later) == Telling([later], is_due=True)
+
+
+def test_when_no_step_follows_all_is_due(gathering: ReportGathering) -> None:
+    waiting = step(0.1, token("a"))
+    assert gathering.add(waiting) is None
+
+    assert gathering.add(idle(0.2)) == Telling([waiting], is_due=True)
 
 
 def test_an_id_used_again_has_a_first_token_again(gathering: ReportGathering) -> None:
     gathering.add(step(0.1, Finished("a", FinishReason.LENGTH)))
-    gathering.take()
 
     assert gathering.add(step(0.2, token("a")))
 
 
 def test_without_news_nothing_is_told(gathering: ReportGathering) -> None:
-    assert not gathering.add(idle(5.0))
-    assert gathering.take() == []
+    assert gathering.add(idle(5.0)) is None
+    assert gathering.rest().reports == []
 
 
 OUTCOMES = st.one_of(
@@ -85,10 +98,9 @@ def test_every_report_is_told_once_in_order_and_not_late(steps: list[list[Outcom
     reports = [step(number * step_s, *outcomes) for number, outcomes in enumerate(steps, 1)]
     told: list[Report] = []
     for report in reports:
-        if gathering.add(report):
-            told += gathering.take()
+        telling = gathering.add(report)
+        told += telling.reports if telling else []
         assert all(report.ended_s - one.ended_s < GATHER_S for one in reports[len(told) : reports.index(report) + 1])
-    if gathering.add(idle(1e6)):
-        told += gathering.take()
+    told += gathering.rest().reports
 
     assert told == reports

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Container, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
@@ -19,7 +20,10 @@ MAX_INTERVAL_S: Final = 1.0
 
 
 class LoadPublisher:
-    """Publishes a worker's load in the background: soon after a change, and each second without one."""
+    """Publishes a worker's load in the background: soon after a change, and each second without one.
+
+    Contexts grow with every token: that alone waits for the second, since each message costs cores that compute.
+    """
 
     def __init__(self, connection: Connection, worker_id: str) -> None:
         self._connection = connection
@@ -34,8 +38,8 @@ class LoadPublisher:
 
     def update(self, load: Load) -> None:
         """Says how busy the worker is now. Cheap; call it as often as you like, on the loop's thread."""
-        if load != self._load:
-            self._load = load
+        before, self._load = self._load, load
+        if replace(load, context_tokens=before.context_tokens) != before:
             self._wake.set()
 
     async def close(self) -> None:

@@ -2,8 +2,9 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
+from typing import Final, Self
+
+_MOST_STAT_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,15 @@ class _Stat:
 
 def _read_stat(pid: int) -> _Stat | None:
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
+        file = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
         return None
+    try:
+        stat = os.read(file, _MOST_STAT_BYTES)
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(file)
     # The command in field 2 may hold spaces and parentheses: count from behind it. fields[0] is field 3.
-    fields = stat.rpartition(")")[2].split()
-    return _Stat(state=fields[0], thread_count=int(fields[17]), start_ticks=int(fields[19]))
+    fields = stat.rpartition(b")")[2].split()
+    return _Stat(state=fields[0].decode(), thread_count=int(fields[17]), start_ticks=int(fields[19]))

@@ -17,7 +17,7 @@ from forebay.engine.scheduler import Failed, Outcome, Scheduler
 from forebay.engine.types import Engine, Sequence, Slice
 from forebay.errors import RETRY_AFTER_S, ForebayError, WorkerLostError
 from forebay.worker.core_division import StepWork
-from forebay.worker.step_report import Report, ReportGathering, Share
+from forebay.worker.step_report import Report, ReportGathering, Share, Telling
 
 _log = logging.getLogger(__name__)
 
@@ -102,16 +102,22 @@ class EngineThread:
         self._is_stopping = False
         self._thread: threading.Thread | None = None
 
-    def start(self, on_report: Callable[[Report], None]) -> None:
-        """Starts the thread; `on_report` is called on the running loop, once for each step, perhaps some together."""
+    def start(self, on_report: Callable[[Report], None], on_due: Callable[[], None] = lambda: None) -> None:
+        """Starts the thread.
+
+        On the running loop, `on_report` is called once for each step, perhaps for some together, and `on_due` after the
+        last of those whose tokens nobody should wait for any longer.
+        """
         loop = asyncio.get_running_loop()
 
-        def take(reports: list[Report]) -> None:
-            for report in reports:
+        def take(telling: Telling) -> None:
+            for report in telling.reports:
                 on_report(report)
+            if telling.is_due:
+                on_due()
 
-        def post(reports: list[Report]) -> None:
-            loop.call_soon_threadsafe(take, reports)
+        def post(telling: Telling) -> None:
+            loop.call_soon_threadsafe(take, telling)
 
         self._thread = threading.Thread(target=self._run, args=(post,), name="engine", daemon=True)
         self._thread.start()
@@ -130,17 +136,18 @@ class EngineThread:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
 
-    def _run(self, post: Callable[[list[Report]], None]) -> None:
+    def _run(self, post: Callable[[Telling], None]) -> None:
         can_go_on = False
         while True:
             commands = self._wait(can_go_on)
             if commands is None:
-                post(self._gathering.take())
+                post(self._gathering.rest())
                 return
             report = self._turn(commands)
             can_go_on = bool(report.shares)
-            if self._gathering.add(report):
-                post(self._gathering.take())
+            telling = self._gathering.add(report)
+            if telling is not None:
+                post(telling)
 
     def _wait(self, can_go_on: bool) -> list[Command] | None:
         """Commands given since the last turn; sleeps until there are some, unless a step can go on. None: stop."""

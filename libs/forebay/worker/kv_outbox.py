@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 CALL_TIMEOUT_S: Final = 2.0
 RETRY_INTERVAL_S: Final = 0.1
 CLOSE_TIMEOUT_S: Final = 1.0
+GATHER_S: Final = 0.5
+"""How long a seal may wait for others. Who shares a prompt comes at any moment, who goes on from an answer after it."""
 
 
 @dataclass(slots=True)
@@ -40,21 +42,30 @@ class KvOutbox:
         self._is_empty = asyncio.Event()
         self._is_empty.set()
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None  # of seals that may wait
         self._is_failing = False  # said once per outage
 
-    def seal(self, sequence_id: str, epoch: int, first_block_index: int, block_hashes: list[bytes]) -> None:
-        """Seals the next blocks of a sequence soon."""
+    def seal(
+        self, sequence_id: str, epoch: int, first_block_index: int, block_hashes: list[bytes], *, at_once: bool = True
+    ) -> None:
+        """Seals the next blocks of a sequence: at once, or within GATHER_S and before the next release."""
         waiting = self._seals.setdefault(sequence_id, _Seal(epoch, first_block_index, []))
         waiting.block_hashes += block_hashes
-        self._start()
+        self._is_empty.clear()
+        if at_once:
+            self._wake.set()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(GATHER_S, self._wake.set)
 
     def release(self, sequence_id: str, epoch: int) -> None:
         """Releases a sequence soon."""
         self._releases.add((sequence_id, epoch))
-        self._start()
+        self._is_empty.clear()
+        self._wake.set()
 
     async def close(self) -> None:
         """Waits a moment for what is still to be sent, then stops."""
+        self._wake.set()
         await within(CLOSE_TIMEOUT_S, self._is_empty.wait())
         if self._task is not None:
             await end_task(self._task)
@@ -63,14 +74,13 @@ class KvOutbox:
         """Begins to send. Needs a running loop; call it outside of any request, whose deadline is not this task's."""
         self._task = asyncio.create_task(self._run(), name="kv-outbox")
 
-    def _start(self) -> None:
-        self._is_empty.clear()
-        self._wake.set()
-
     async def _run(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
             while self._seals or self._releases:
                 if not await self._send():
                     await asyncio.sleep(RETRY_INTERVAL_S)

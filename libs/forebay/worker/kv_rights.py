@@ -112,10 +112,11 @@ class KvRights:
         self._hand_overs[sequence_id] = (epoch, task)
         return await asyncio.shield(task)  # a cancel must not hide the new epoch, which `release` needs
 
-    def seal(self, sequence_id: str, first_block_index: int, block_hashes: list[bytes]) -> None:
-        """Makes full blocks findable, in the background."""
+    def seal(self, sequence_id: str, first_block_index: int, block_hashes: list[bytes], *, at_once: bool) -> None:
+        """Makes full blocks findable, in the background; when not at once, with the next that are or soon after."""
         if sequence_id in self._link.owned_epochs:
-            self._outbox.seal(sequence_id, self._epoch(sequence_id), first_block_index, block_hashes)
+            epoch = self._epoch(sequence_id)
+            self._outbox.seal(sequence_id, epoch, first_block_index, block_hashes, at_once=at_once)
 
     def release(self, sequence_id: str) -> None:
         """Gives a sequence up, in the background. The caller does not write to its blocks any more. Idempotent."""

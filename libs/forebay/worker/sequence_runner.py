@@ -7,8 +7,8 @@ loop, so that nothing here needs a lock; it never waits for the engine.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from forebay.engine.rank import Rank
 from forebay.engine.scheduler import (
@@ -64,13 +64,15 @@ class SequenceRunner:
         self._standstill = Standstill(patience.stuck_s)
         self._is_idle = asyncio.Event()
         self._is_idle.set()
+        self._on_change: Callable[[], None] = lambda: None
+        self._on_due: list[Callable[[], None]] = []
 
     def connect(self, rights: KvRights, thread: EngineThread) -> None:
         """Joins both halves. To be called once, on the loop, before the first sequence."""
         self._rights = rights
         self._supply = BlockSupply(rights, self._patience, self.limits.block_tokens, self._relieve)
         self._thread = thread
-        thread.start(self._on_report)
+        thread.start(self._on_report, self._tell_due)
 
     @property
     def sequences(self) -> list[RunningSequence]:
@@ -86,6 +88,19 @@ class SequenceRunner:
     def queued_count(self) -> int:
         """Sequences before it, paused ones included."""
         return self._places.queued_count
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` on the loop whenever sequences came, went or got on."""
+        self._on_change = listener
+
+    @contextmanager
+    def telling_due(self, listener: Callable[[], None]) -> Iterator[None]:
+        """While the block runs, calls `listener` on the loop when tokens that were gathered should be passed on."""
+        self._on_due.append(listener)
+        try:
+            yield
+        finally:
+            self._on_due.remove(listener)
 
     async def wait_idle(self) -> None:
         """Until no sequence holds anything."""
@@ -153,6 +168,7 @@ class SequenceRunner:
         )
         self._sequences[spec.sequence_id] = running
         self._is_idle.clear()
+        self._on_change()
         return running
 
     async def _prepare(self, running: RunningSequence) -> Sequence:
@@ -231,6 +247,11 @@ class SequenceRunner:
             if running is not None:
                 self._leave_engine(running)
         self._standstill.note(report.stuck, self._clock())
+        self._on_change()
+
+    def _tell_due(self) -> None:
+        for listener in self._on_due:
+            listener()
 
     def _take_in(self, running: RunningSequence, outcome: Outcome) -> None:
         match outcome:
@@ -239,7 +260,8 @@ class SequenceRunner:
             case BlocksFilled() if not running.spec.is_handed_over:
                 hashes = running.chain.hashes[outcome.first_index : outcome.first_index + outcome.block_count]
                 running.sealed_blocks = outcome.first_index + outcome.block_count
-                self._rights.seal(running.sequence_id, outcome.first_index, hashes)
+                is_prompt = running.sealed_blocks * self.limits.block_tokens <= len(running.spec.prompt_token_ids)
+                self._rights.seal(running.sequence_id, outcome.first_index, hashes, at_once=is_prompt)
             case NeedsBlocks() if running.place is not None and not running.is_closed:
                 extending = self._extend(running, running.place, outcome.block_count)
                 running.extension = asyncio.create_task(extending, context=running.context)
@@ -314,3 +336,4 @@ class SequenceRunner:
             self._places.leave(running.place)
         if not self._sequences:
             self._is_idle.set()
+        self._on_change()

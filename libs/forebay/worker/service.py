@@ -30,7 +30,7 @@ from forebay.host.shared_memory import segment_name, segment_path
 from forebay.kv.hashing import root_hash
 from forebay.role import Role
 from forebay.rpc.server import Server
-from forebay.tasks import end_task, within
+from forebay.tasks import within
 from forebay.worker.attachment import Attachment, KvLink, attach_request
 from forebay.worker.block_supply import Patience
 from forebay.worker.core_share import CoreShare
@@ -48,7 +48,6 @@ WARM_UP_TOKENS: Final = 16
 SWITCH_INTERVAL_S: Final = 0.0005
 """How long the event loop may keep the interpreter from the engine's thread. With Python's 5 ms a step of batch 8 waits
 for the loop's whole turn: 223 tokens/s instead of 244."""
-LOAD_INTERVAL_S: Final = 0.1
 LAST_RELEASES_S: Final = 1.0
 """How long sequences cut off at the end may take to give up their blocks."""
 THREAD_SWITCH_S: Final = 0.001
@@ -173,22 +172,15 @@ async def _in_fleet(settings: WorkerSettings, member: Member, runner: SequenceRu
     connection = await connect(settings.nats_url, member.worker_id)
     registrar = Registrar(connection, member)
     publisher = LoadPublisher(connection, member.worker_id)
-    reporting = asyncio.create_task(_report_load(publisher, runner), name="load-report")
+    runner.on_change(lambda: publisher.update(load_of(runner)))
     try:
         publisher.start()
         await registrar.start()
         yield registrar
     finally:
-        await end_task(reporting)
         await registrar.close()
         await publisher.close()
         await connection.close()
-
-
-async def _report_load(publisher: LoadPublisher, runner: SequenceRunner) -> None:
-    while True:
-        publisher.update(load_of(runner))
-        await asyncio.sleep(LOAD_INTERVAL_S)
 
 
 def load_of(runner: SequenceRunner) -> Load:

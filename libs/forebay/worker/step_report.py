@@ -5,8 +5,8 @@ from typing import Final
 
 from forebay.engine.scheduler import BlocksFilled, Failed, Finished, NewToken, Outcome
 
-DEFAULT_GATHER_S: Final = 0.05
-"""Twenty messages a second read as smoothly as one for every token."""
+DEFAULT_GATHER_S: Final = 0.1
+"""Ten messages a second read as smoothly as one for every token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,14 @@ class Report:
     ended_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """Reports to be told together. is_due: whatever still waits to be passed on has waited long enough."""
+
+    reports: list[Report]
+    is_due: bool
+
+
 class ReportGathering:
     """Holds reports back while they can wait.
 
@@ -42,32 +50,34 @@ class ReportGathering:
     """
 
     def __init__(self, gather_s: float) -> None:
-        """Args: gather_s: how long later tokens are held back at most; 0: not at all."""
+        """Args: gather_s: how long reports of later tokens are held back at most; 0: not at all."""
         self._gather_s = gather_s
         self._held: list[Report] = []
         self._started: set[str] = set()  # sequences whose first token has been told
-        self._told_s = float("-inf")
+        self._due_s = float("-inf")  # when they were last
 
-    def add(self, report: Report) -> bool:
-        """Takes a report in. Returns whether all that are held should be told now."""
+    def add(self, report: Report) -> Telling | None:
+        """Takes a report in. Returns what should be told now; None: nothing."""
         if report.outcomes or report.removed or report.shares or report.stuck:
             self._held.append(report)
-        if not self._held:
-            return False
-        is_due = report.ended_s - self._told_s >= self._gather_s
-        if not (self._is_urgent(report) or is_due):
-            return False
-        self._told_s = report.ended_s
-        return True
-
-    def take(self) -> list[Report]:
-        """The reports held, which are held no more."""
+        is_urgent = self._is_urgent(report)
+        # An urgent one does not put the others off: they are due when they would have been without it.
+        is_due = not report.shares or report.ended_s - self._due_s >= self._gather_s
+        if not self._held or not (is_urgent or is_due):
+            return None
+        if is_due:
+            self._due_s = report.ended_s
         held, self._held = self._held, []
-        return held
+        return Telling(held, is_due)
+
+    def rest(self) -> Telling:
+        """All that is held, when nothing more will come."""
+        held, self._held = self._held, []
+        return Telling(held, is_due=True)
 
     def _is_urgent(self, report: Report) -> bool:
-        """Nothing follows by itself, or more than another token of a sequence that has had its first."""
-        is_urgent = not report.shares or bool(report.removed)
+        """More than another token of a sequence that has had its first."""
+        is_urgent = bool(report.removed)
         self._started.difference_update(report.removed)
         for outcome in report.outcomes:
             if not isinstance(outcome, NewToken):

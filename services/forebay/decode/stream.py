@@ -1,4 +1,7 @@
-"""One Decode stream: its sequences, and their news gathered into one message per step.
+"""One Decode stream: its sequences, and their news gathered into few messages.
+
+What a client waits for, a first token or an end, is written at once and alone; all other tokens wait until the worker
+says that they are due, since each message costs the cores that the engine computes with.
 
 A slow reader costs memory for its own tokens only: what cannot be written yet is merged into the next message.
 """
@@ -31,6 +34,8 @@ class DecodeStream:
         self._node_id = node_id
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._outputs: dict[str, decode_pb2.SequenceOutput] = {}  # news not yet written, by request id
+        self._urgent: set[str] = set()  # request ids whose news somebody waits for
+        self._is_due = False  # all news are to be written
         self._refusals: list[decode_pb2.SequenceOutput] = []  # of ids that run already: never merged with theirs
         self._news = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
@@ -40,17 +45,18 @@ class DecodeStream:
     ) -> AsyncIterator[decode_pb2.DecodeResponse]:
         """What to write, until the caller has said all and every sequence has ended."""
         self._reading = asyncio.create_task(self._read(commands), name="decode-commands")
-        while True:
-            await self._news.wait()
-            # One turn of the loop, so that sequences which this step has ended can add their last word.
-            await asyncio.sleep(0)
-            self._news.clear()
-            while self._outputs or self._refusals:
-                yield decode_pb2.DecodeResponse(outputs=self._take())
-            if self._reading.done():
-                self._reading.result()
-                if not self._tasks:
-                    return
+        with self._runner.telling_due(self._tell_due):
+            while True:
+                await self._news.wait()
+                # One turn of the loop, so that sequences which this step has ended can add their last word.
+                await asyncio.sleep(0)
+                self._news.clear()
+                while outputs := self._take():
+                    yield decode_pb2.DecodeResponse(outputs=outputs)
+                if self._reading.done():
+                    self._reading.result()
+                    if not self._tasks:
+                        return
 
     def close(self) -> None:
         """Cancels all sequences; each gives up what it holds by itself."""
@@ -63,8 +69,17 @@ class DecodeStream:
     def _take(self) -> list[decode_pb2.SequenceOutput]:
         if self._refusals:
             return [self._refusals.pop(0)]
-        outputs, self._outputs = list(self._outputs.values()), {}
+        if self._is_due:
+            outputs, self._outputs = list(self._outputs.values()), {}
+        else:
+            outputs = [self._outputs.pop(request_id) for request_id in self._urgent]
+        self._urgent.clear()
+        self._is_due = False
         return outputs
+
+    def _tell_due(self) -> None:
+        self._is_due = True
+        self._news.set()
 
     async def _read(self, commands: AsyncIterator[decode_pb2.DecodeRequest]) -> None:
         try:
@@ -98,8 +113,12 @@ class DecodeStream:
         """One sequence from its start to its last output."""
         request_id = start.request_id
 
+        is_first = True
+
         def on_token(token_id: int, logprobs: TokenLogprobs | None) -> None:
-            output = self._output(request_id)
+            nonlocal is_first
+            output = self._output(request_id, is_urgent=is_first)
+            is_first = False
             output.token_ids.append(token_id)
             if logprobs is not None:
                 output.logprobs.append(logprobs_to_proto(token_id, logprobs))
@@ -116,24 +135,26 @@ class DecodeStream:
         except Exception:
             _log.exception("a sequence failed")
             failure = ForebayError("internal error; the worker's log says more")
-        output = self._output(request_id)
+        output = self._output(request_id, is_urgent=True)
         output.finish_reason = reason
         output.summary.CopyFrom(summary)
         if failure is not None:
             output.error.CopyFrom(to_failure(located(failure, SERVICE_NAME)))
 
-    def _output(self, request_id: str) -> decode_pb2.SequenceOutput:
+    def _output(self, request_id: str, *, is_urgent: bool) -> decode_pb2.SequenceOutput:
         """The sequence's news that is not yet written."""
         output = self._outputs.get(request_id)
         if output is None:
             output = self._outputs[request_id] = decode_pb2.SequenceOutput(request_id=request_id)
-        self._news.set()
+        if is_urgent:
+            self._urgent.add(request_id)
+            self._news.set()
         return output
 
     def _forget(self, start: decode_pb2.StartSequence, task: "asyncio.Task[None]") -> None:
         del self._tasks[start.request_id]
         if task.cancelled():  # before it had begun
-            self._output(start.request_id).finish_reason = common_pb2.FINISH_REASON_CANCELLED
+            self._output(start.request_id, is_urgent=True).finish_reason = common_pb2.FINISH_REASON_CANCELLED
         if start.HasField("manifest") and start.manifest.node_id == self._node_id:
             # Whatever went wrong before the take-over, the offer is not left to run out. A taken one has a new epoch.
             self._runner.decline(start.request_id, start.manifest.epoch)

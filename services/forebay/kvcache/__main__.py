@@ -21,7 +21,7 @@ from forebay.kvcache.arena import Arena
 from forebay.kvcache.config import KvCacheSettings
 from forebay.kvcache.mover import BlockMover
 from forebay.kvcache.node import KvEventSink, KvNode
-from forebay.kvcache.process_watch import is_alive
+from forebay.kvcache.process_watch import ProcessWatch
 from forebay.kvcache.servicer import KvCacheServicer, NodeIdentity
 from forebay.models.model_file import ModelFile, open_model
 from forebay.role import Role
@@ -40,7 +40,7 @@ SPAN_NAMES: Final = {
     f"/{SERVICE}/GetStats": None,
     f"/{SERVICE}/DumpIndex": None,
 }
-TICK_S: Final = 0.1
+TICK_S: Final = 0.2
 STOP_GRACE_S: Final = 1.0
 
 
@@ -62,7 +62,8 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
         publisher = KvEventPublisher(connection, settings.node_id, incarnation)
         stack.push_async_callback(publisher.close)
         publisher.start()
-        node = build_node(settings, arenas, layout, Announcer(publisher), incarnation)
+        watch = stack.enter_context(closing(ProcessWatch()))
+        node = build_node(settings, arenas, layout, Announcer(publisher), watch, incarnation)
         identity = NodeIdentity(
             node_id=settings.node_id,
             incarnation=incarnation,
@@ -89,7 +90,12 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
 
 
 def build_node(
-    settings: KvCacheSettings, arenas: list[Arena], layout: KvLayout, events: KvEventSink, first_number: int
+    settings: KvCacheSettings,
+    arenas: list[Arena],
+    layout: KvLayout,
+    events: KvEventSink,
+    watch: ProcessWatch,
+    first_number: int,
 ) -> KvNode:
     """The node over its memory."""
     block_counts = {arena.tier: arena.block_count for arena in arenas}
@@ -105,7 +111,7 @@ def build_node(
     )
     stride_bytes = arenas[0].block_stride_bytes
     mover = BlockMover({arena.tier: arena.view for arena in arenas}, stride_bytes, layout.block_bytes)
-    return KvNode(ledger, mover, events, time.monotonic, is_alive)
+    return KvNode(ledger, mover, events, time.monotonic, watch.is_alive)
 
 
 def member_of(settings: KvCacheSettings, identity: NodeIdentity, model: ModelFile, address: str) -> Member:

@@ -17,7 +17,7 @@ from forebay.kv.tier import Tier
 from forebay.kvcache.arena import Arena
 from forebay.kvcache.mover import BlockMover
 from forebay.kvcache.node import KvNode
-from forebay.kvcache.process_watch import is_alive
+from forebay.kvcache.process_watch import ProcessWatch
 from forebay.kvcache.servicer import KvCacheServicer, NodeIdentity
 from forebay.rpc.server import Server
 from forebay.testing.fake_engine import LAYOUT
@@ -96,7 +96,7 @@ async def _start(
         first_number = time.time_ns() // 1000
         ledger = BlockLedger(LedgerSettings(blocks, 0, lease_s, 0.5, first_number))
         mover = BlockMover({Tier.DEVICE: arena.view}, arena.block_stride_bytes, layout.block_bytes)
-        node = KvNode(ledger, mover, NobodyFollows(), time.monotonic, is_alive)
+        node = KvNode(ledger, mover, NobodyFollows(), time.monotonic, ProcessWatch().is_alive)
         identity = NodeIdentity(node_id, first_number, model_digest, layout, lease_s, (arena.segment,))
         server = Server(listen)
         servicer = GatedServicer(node, identity)

@@ -451,11 +451,13 @@ async def test_a_passed_deadline_is_told(start: Start) -> None:
 
 async def test_when_all_are_stuck_the_youngest_makes_room(start: Start) -> None:
     async with start(blocks=16, patience=Patience(stuck_s=0.3)) as rig:
+        rig.worker.engine.gate.clear()
         for name in ("old", "young"):
             await rig.link.start(
                 name, prompt_token_ids=[3], tenant=name, sampling=common_pb2.SamplingParams(max_tokens=60)
             )
-            await until(lambda name=name: name in rig.link.heard)
+            await until(lambda name=name: name in rig.worker.link.owned_epochs)
+        rig.worker.engine.gate.set()
         assert (await rig.link.end_of("young")).last.error.reason == "KV_EXHAUSTED"
         assert (await rig.link.end_of("old")).tokens == continuation([3], 60)
         await until(rig.kvcache.is_all_released)
