@@ -6,7 +6,7 @@ import random
 import time
 
 from forebay.chips.chip_class import DECODE_DEFAULT
-from forebay.client import AsyncClient
+from forebay.client import AsyncClient, Completion
 from forebay.models.default_model import resolve_model
 from forebay.testing.mesh import running_mesh
 from scripts.benchmarks.bare_engine import BareEngine, random_prompt
@@ -18,6 +18,7 @@ PROMPT_TOKENS = 32
 OUTPUT_TOKENS = 128
 CONCURRENCIES = (1, 8)
 FIRST_TOKEN_REPEATS = 4
+WHOLE, STREAMED = DELIVERIES = ("whole", "streamed")  # the answer at once, or as it comes
 
 
 def run(options: Options) -> None:
@@ -41,11 +42,13 @@ def run(options: Options) -> None:
             for concurrency in CONCURRENCIES:
                 prompts = [random_prompt(numbers, PROMPT_TOKENS) for _ in range(concurrency)]
                 _, seconds, token_count = bare.generate(prompts, OUTPUT_TOKENS)
-                prompts = [random_prompt(numbers, PROMPT_TOKENS) for _ in range(concurrency)]
-                mesh_rate = asyncio.run(_tokens_per_s(mesh.router_address, prompts))
                 if is_warm:
                     rates.setdefault(("bare", concurrency), []).append(token_count / seconds)
-                    rates.setdefault(("mesh", concurrency), []).append(mesh_rate)
+                for delivery in DELIVERIES:
+                    prompts = [random_prompt(numbers, PROMPT_TOKENS) for _ in range(concurrency)]
+                    mesh_rate = asyncio.run(_tokens_per_s(mesh.router_address, prompts, delivery))
+                    if is_warm:
+                        rates.setdefault((delivery, concurrency), []).append(mesh_rate)
     added_ms = 1e3 * median([mesh_s - bare_s for mesh_s, bare_s in zip(first_mesh, first_bare, strict=True)])
     figures = [
         Figure("time to first token, mesh", 1e3 * median(first_mesh), "ms"),
@@ -53,13 +56,15 @@ def run(options: Options) -> None:
         Figure("time to first token added by the mesh", added_ms, "ms", "<= 10", "bare engine"),
     ]
     for concurrency in CONCURRENCIES:
-        bare_rates, mesh_rates = rates["bare", concurrency], rates["mesh", concurrency]
-        ratio = median([ours / alone for ours, alone in zip(mesh_rates, bare_rates, strict=True)])
-        figures += [
-            Figure(f"tokens/s at concurrency {concurrency}, mesh", median(mesh_rates), "1/s"),
-            Figure(f"tokens/s at concurrency {concurrency}, bare engine", median(bare_rates), "1/s"),
-            Figure(f"tokens/s at concurrency {concurrency}, mesh / bare", ratio, "", ">= 0.9", "bare engine"),
-        ]
+        bare_rates = rates["bare", concurrency]
+        figures.append(Figure(f"tokens/s at concurrency {concurrency}, bare engine", median(bare_rates), "1/s"))
+        for delivery in DELIVERIES:
+            name, mesh_rates = f"tokens/s at concurrency {concurrency}, mesh, {delivery}", rates[delivery, concurrency]
+            ratio = median([ours / alone for ours, alone in zip(mesh_rates, bare_rates, strict=True)])
+            figures += [
+                Figure(name, median(mesh_rates), "1/s"),
+                Figure(f"{name} / bare", ratio, "", ">= 0.9", "bare engine"),
+            ]
     report("mesh", [*figures, Figure("idle mesh, processes and shared memory", memory_gb, "GB", "<= 2.5")])
 
 
@@ -74,12 +79,15 @@ async def _first_token_s(address: str, prompt: list[int]) -> float:
     raise RuntimeError("the mesh sent no token")
 
 
-async def _tokens_per_s(address: str, prompts: list[list[int]]) -> float:
+async def _tokens_per_s(address: str, prompts: list[list[int]], delivery: str) -> float:
+    async def ask(prompt: list[int]) -> Completion:
+        if delivery == WHOLE:
+            return await client.generate(prompt, max_tokens=OUTPUT_TOKENS, temperature=0, ignore_eos=True)
+        return await client.stream(prompt, max_tokens=OUTPUT_TOKENS, temperature=0, ignore_eos=True).finish()
+
     async with AsyncClient(address) as client:
         await client.fleet()
         began_s = time.perf_counter()
-        completions = await asyncio.gather(
-            *(client.generate(prompt, max_tokens=OUTPUT_TOKENS, temperature=0, ignore_eos=True) for prompt in prompts)
-        )
+        completions = await asyncio.gather(*(ask(prompt) for prompt in prompts))
         seconds = time.perf_counter() - began_s
     return sum(completion.usage.completion_tokens for completion in completions) / seconds

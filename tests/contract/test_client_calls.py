@@ -295,6 +295,7 @@ async def test_every_option_reaches_its_field() -> None:
             cache_salt="c",
             request_id="mine",
             mode="split",
+            gather_ms=7,
         )
     sampling = common_pb2.SamplingParams(
         max_tokens=9,
@@ -322,7 +323,17 @@ async def test_every_option_reaches_its_field() -> None:
         cache_salt="c",
         request_id="mine",
         mode=common_pb2.EXECUTION_MODE_SPLIT,
+        gather_ms=7,
     )
+
+
+async def test_a_whole_answer_may_come_in_few_messages_and_a_stream_comes_at_once() -> None:
+    router = FakeRouter(ANSWER)
+    async with serving(router) as address, AsyncClient(address) as client:
+        await client.generate("x")
+        await client.chat([{"role": "user", "content": "u"}])
+        await client.stream("x").finish()
+    assert [request.gather_ms for request in router.requests] == [1_000, 1_000, 0]
 
 
 async def test_what_no_message_can_hold_is_refused_before_it_is_sent(free_address: str) -> None:

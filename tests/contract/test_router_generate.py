@@ -145,6 +145,13 @@ async def test_a_stop_string_cancels_a_sequence_that_would_go_on(router_for) -> 
         await until(lambda: fleet.is_idle)
 
 
+async def test_tokens_are_gathered_as_the_caller_allows_but_not_before_a_stop_string(router_for) -> None:  # type: ignore[no-untyped-def]
+    async with ScriptedFleet(Script("hey")) as fleet, router_for(fleet) as router:
+        await ask(router, gather_ms=500)
+        await ask(router, gather_ms=500, sampling=common_pb2.SamplingParams(stop=["y"]))
+    assert [start.gather_ms for start in fleet.decode.starts] == [500, 0]
+
+
 async def test_logprobs_come_with_their_tokens(router_for) -> None:  # type: ignore[no-untyped-def]
     async with ScriptedFleet(Script("hey")) as fleet, router_for(fleet) as router:
         answer = await ask(router, sampling=common_pb2.SamplingParams(logprobs=0))

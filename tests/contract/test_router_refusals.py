@@ -84,6 +84,7 @@ BAD_REQUESTS = {
     "long request id": ({"text": "x", "request_id": "a" * 129}, InvalidFieldError, "request_id"),
     "long tenant": ({"text": "x", "tenant": "a" * 129}, InvalidFieldError, "tenant"),
     "long cache salt": ({"text": "x", "cache_salt": "a" * 129}, InvalidFieldError, "cache_salt"),
+    "gather_ms 60001": ({"text": "x", "gather_ms": 60_001}, InvalidFieldError, "gather_ms"),
     "QoS tier": ({"text": "x", "qos_tier": 9}, InvalidFieldError, "qos_tier"),
     "SLO": (
         {"text": "x", "slo": common_pb2.ServiceLevelObjective(time_to_first_token_ms=500)},

@@ -19,6 +19,8 @@ from forebay.v1 import router_pb2, router_pb2_grpc
 
 DEFAULT_TARGET: Final = ports.default_address(ports.ROUTER)
 DEFAULT_TIMEOUT_S: Final = 600.0
+WHOLE_GATHER_MS: Final = 1_000
+"""Also the work that is lost with a worker, whose tokens of this time nobody has yet."""
 
 
 class AsyncClient:
@@ -46,11 +48,11 @@ class AsyncClient:
         **options: Unpack[RequestOptions],
     ) -> Completion:
         """The whole answer to a prompt (text without template, or token ids) or to chat messages."""
-        return await self.stream(prompt, messages=messages, **options).finish()
+        return await self._whole(prompt, messages, options)
 
     async def chat(self, messages: Iterable[Message], **options: Unpack[RequestOptions]) -> Completion:
         """The whole answer to a conversation, rendered by the model's chat template."""
-        return await self.stream(messages=messages, **options).finish()
+        return await self._whole(None, messages, options)
 
     def stream(
         self,
@@ -87,6 +89,12 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    async def _whole(
+        self, prompt: Prompt | None, messages: Iterable[Message] | None, options: RequestOptions
+    ) -> Completion:
+        # Nobody reads along, so the text may come in few messages.
+        return await self.stream(prompt, messages=messages, **({"gather_ms": WHOLE_GATHER_MS} | options)).finish()
 
     def _stub(self) -> "router_pb2_grpc.RouterServiceAsyncStub":
         # Opened late, because a channel belongs to the event loop that runs when it is made.

@@ -60,6 +60,7 @@ class RequestOptions(SamplingOptions, total=False):
     timeout_s: seconds the whole request may take; default: the client's.
     mode: forces the plan; for tests and research.
     session: a hint that is not used yet.
+    gather_ms: for how long text after the first token may be gathered into one chunk, 0..60000.
     time_to_first_token_ms, time_per_output_token_ms, and the QoS tier "backup": refused with NotServedYetError as yet.
     """
 
@@ -73,11 +74,12 @@ class RequestOptions(SamplingOptions, total=False):
     request_id: str
     mode: Literal["local", "split"]
     timeout_s: float | None
+    gather_ms: int
 
 
 _SAMPLING_FIELDS: Final = frozenset(SamplingOptions.__annotations__)
 _OBJECTIVE_FIELDS: Final = frozenset({"time_to_first_token_ms", "time_per_output_token_ms"})
-_PLAIN_FIELDS: Final = frozenset({"model", "tenant", "session", "cache_salt", "request_id"})
+_PLAIN_FIELDS: Final = frozenset({"model", "tenant", "session", "cache_salt", "request_id", "gather_ms"})
 _KNOWN_FIELDS: Final = frozenset(RequestOptions.__annotations__)
 
 

@@ -1,4 +1,4 @@
-"""How busy workers are: told on core NATS, at most ten times a second and at least once."""
+"""How busy workers are: told on core NATS, at most four times a second and at least once."""
 
 import asyncio
 from collections.abc import Container, Mapping
@@ -15,7 +15,7 @@ from forebay.fleet.messages import load_from_proto, load_to_proto
 from forebay.tasks import end_task, within
 from forebay.v1 import events_pb2
 
-MIN_INTERVAL_S: Final = 0.1
+MIN_INTERVAL_S: Final = 0.25
 MAX_INTERVAL_S: Final = 1.0
 
 

@@ -247,9 +247,9 @@ class SequenceRunner:
             if running is not None:
                 self._leave_engine(running)
         self._standstill.note(report.stuck, self._clock())
-        self._on_change()
 
     def _tell_due(self) -> None:
+        self._on_change()
         for listener in self._on_due:
             listener()
 

@@ -9,6 +9,7 @@ A slow reader costs memory for its own tokens only: what cannot be written yet i
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Final
 
 from forebay.decode.sequence import generate
@@ -25,6 +26,23 @@ _log = logging.getLogger(__name__)
 SERVICE_NAME: Final = decode_pb2.DESCRIPTOR.services_by_name["DecodeService"].full_name
 
 
+@dataclass(slots=True)
+class TokenGathering:
+    """A request's wish that its tokens be gathered for so many seconds."""
+
+    gather_s: float
+    _since_s: float | None = None
+
+    def is_over(self, now_s: float) -> bool:
+        """Asked whenever tokens wait; begins anew when it is."""
+        if self._since_s is None:
+            self._since_s = now_s
+        if now_s - self._since_s < self.gather_s:
+            return False
+        self._since_s = now_s
+        return True
+
+
 class DecodeStream:
     """Invariant: every sequence started here gets exactly one last output, unless the stream ends before."""
 
@@ -34,8 +52,8 @@ class DecodeStream:
         self._node_id = node_id
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._outputs: dict[str, decode_pb2.SequenceOutput] = {}  # news not yet written, by request id
-        self._urgent: set[str] = set()  # request ids whose news somebody waits for
-        self._is_due = False  # all news are to be written
+        self._urgent: set[str] = set()  # request ids whose news are to be written now
+        self._gatherings: dict[str, TokenGathering] = {}  # of those that would rather have fewer messages
         self._refusals: list[decode_pb2.SequenceOutput] = []  # of ids that run already: never merged with theirs
         self._news = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
@@ -69,17 +87,19 @@ class DecodeStream:
     def _take(self) -> list[decode_pb2.SequenceOutput]:
         if self._refusals:
             return [self._refusals.pop(0)]
-        if self._is_due:
-            outputs, self._outputs = list(self._outputs.values()), {}
-        else:
-            outputs = [self._outputs.pop(request_id) for request_id in self._urgent]
+        outputs = [self._outputs.pop(request_id) for request_id in self._urgent]
         self._urgent.clear()
-        self._is_due = False
         return outputs
 
     def _tell_due(self) -> None:
-        self._is_due = True
-        self._news.set()
+        """All that waits is to be written, but for what may wait for longer."""
+        now_s = asyncio.get_running_loop().time()
+        for request_id in self._outputs:
+            gathering = self._gatherings.get(request_id)
+            if gathering is None or gathering.is_over(now_s):
+                self._urgent.add(request_id)
+        if self._urgent:
+            self._news.set()
 
     async def _read(self, commands: AsyncIterator[decode_pb2.DecodeRequest]) -> None:
         try:
@@ -103,6 +123,8 @@ class DecodeStream:
             return
         task = asyncio.create_task(self._run(start), name=f"decode-{request_id}")
         self._tasks[request_id] = task
+        if start.gather_ms:
+            self._gatherings[request_id] = TokenGathering(start.gather_ms / 1e3)
         task.add_done_callback(lambda done: self._forget(start, done))
 
     def _cancel(self, request_id: str) -> None:
@@ -153,6 +175,7 @@ class DecodeStream:
 
     def _forget(self, start: decode_pb2.StartSequence, task: "asyncio.Task[None]") -> None:
         del self._tasks[start.request_id]
+        self._gatherings.pop(start.request_id, None)
         if task.cancelled():  # before it had begun
             self._output(start.request_id, is_urgent=True).finish_reason = common_pb2.FINISH_REASON_CANCELLED
         if start.HasField("manifest") and start.manifest.node_id == self._node_id:

@@ -217,6 +217,7 @@ class Execution:
             deadline_s=None if left_s is None else max(left_s, LEAST_DEADLINE_S),
             traceparent=self._traceparent.get("traceparent", ""),
             tracestate=self._traceparent.get("tracestate", ""),
+            gather_ms=self._prompt.request.gather_ms,
         )
 
     def _release_handed_over(self, manifest: common_pb2.Manifest) -> None:

@@ -16,6 +16,7 @@ from forebay.wire.mode import forced_mode_from_proto
 
 MAX_NAME_CHARACTERS: Final = 128
 MAX_INPUT_BYTES: Final = 4 * 1024 * 1024
+MAX_GATHER_MS: Final = 60_000
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -34,6 +35,7 @@ class Request:
     tenant: str
     cache_salt: str
     forced_mode: Mode | None
+    gather_ms: int
 
 
 def validate(message: router_pb2.GenerateRequest) -> Request:
@@ -56,6 +58,8 @@ def validate(message: router_pb2.GenerateRequest) -> Request:
     for name, text in (("tenant", message.tenant), ("cache_salt", message.cache_salt)):
         if len(text) > MAX_NAME_CHARACTERS:
             raise InvalidFieldError(f"{name} has at most {MAX_NAME_CHARACTERS} characters, not {len(text)}", field=name)
+    if message.gather_ms > MAX_GATHER_MS:
+        raise InvalidFieldError(f"gather_ms is 0..{MAX_GATHER_MS}, not {message.gather_ms}", field="gather_ms")
     return Request(
         request_id=message.request_id or secrets.token_hex(16),
         model=message.model,
@@ -67,6 +71,8 @@ def validate(message: router_pb2.GenerateRequest) -> Request:
         tenant=message.tenant,
         cache_salt=message.cache_salt,
         forced_mode=forced_mode_from_proto(message.mode),
+        # What is generated behind a stop string, before the router has seen it, is for nothing.
+        gather_ms=0 if message.sampling.stop else message.gather_ms,
     )
 
 

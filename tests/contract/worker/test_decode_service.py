@@ -40,6 +40,7 @@ class Heard:
 
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: int = 0
+    messages: int = 0
     last: decode_pb2.SequenceOutput | None = None
 
 
@@ -61,6 +62,7 @@ class Link:
                     heard = self.heard.setdefault(output.request_id, Heard())
                     assert heard.last is None or output.HasField("error")
                     heard.tokens += output.token_ids
+                    heard.messages += 1
                     heard.logprobs += len(output.logprobs)
                     if output.finish_reason or output.HasField("error"):
                         heard.last = output
@@ -177,6 +179,19 @@ async def test_local_computes_the_prompt_and_generates(start: Start) -> None:
         await until(rig.kvcache.is_all_released)
         # 31 tokens are computed: seven full blocks stay as cache, generated ones too.
         await until(lambda: rig.kvcache.stats().tiers[0].sealed == 7)
+
+
+async def test_tokens_of_a_patient_request_come_in_two_messages_and_do_not_hold_up_others(start: Start) -> None:
+    async with start() as rig:
+        rig.worker.engine.gate.clear()
+        await rig.link.start("patient", gather_ms=60_000, sampling=common_pb2.SamplingParams(max_tokens=50))
+        await rig.link.start("other", sampling=common_pb2.SamplingParams(max_tokens=50))
+        await until(lambda: len(rig.worker.link.owned_epochs) == 2)
+        rig.worker.engine.gate.set()
+        patient, other = await rig.link.end_of("patient"), await rig.link.end_of("other")
+        assert patient.tokens == other.tokens == continuation(PROMPT, 50)
+        assert patient.messages == 2  # the first token, and all others with the end
+        await until(rig.kvcache.is_all_released)
 
 
 async def test_split_goes_on_where_prefill_stopped(start: Start) -> None:
