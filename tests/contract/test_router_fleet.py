@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from forebay.errors import NoWorkerError
+from forebay.errors import DrainingError, NoWorkerError
 from forebay.events.connection import connect
 from forebay.events.kv_publisher import KvEventPublisher
 from forebay.fleet.load import LoadPublisher
@@ -75,16 +75,18 @@ class Fleet(ScriptedFleet):
 
 
 @asynccontextmanager
-async def running_router(url: str, port: int):  # type: ignore[no-untyped-def]
-    settings = RouterSettings(_cli_parse_args=[], nats_url=url, listen=f"127.0.0.1:{port}", drain_s=1.0, alone_tokens=0)
+async def running_router(url: str, port: int, drain_s: float = 1.0):  # type: ignore[no-untyped-def]
+    """Stopped at the end of the block, before its caller's connection is."""
+    listen = f"127.0.0.1:{port}"
+    settings = RouterSettings(_cli_parse_args=[], nats_url=url, listen=listen, drain_s=drain_s, alone_tokens=0)
     stop = asyncio.Event()
     serving = asyncio.create_task(serve(settings, stop))
     async with open_channel(f"127.0.0.1:{port}") as channel:
         health = health_pb2_grpc.HealthStub(channel)
         await eventually(lambda: _is_healthy(health))
         yield router_pb2_grpc.RouterServiceStub(channel)
-    stop.set()
-    await serving
+        stop.set()
+        await serving
 
 
 async def _is_healthy(health) -> bool:  # type: ignore[no-untyped-def]
@@ -174,6 +176,25 @@ async def test_requests_are_served_while_nats_is_away(nats_server, unused_tcp_po
 
         await eventually(is_current)
         assert await mode_of(stub) == common_pb2.EXECUTION_MODE_SPLIT
+        await until(lambda: fleet.is_idle)
+
+
+async def test_a_caller_hears_that_the_router_was_stopped(nats_server, unused_tcp_port) -> None:  # type: ignore[no-untyped-def]
+    request = router_pb2.GenerateRequest(tokens=router_pb2.TokenIds(token_ids=PROMPT))
+
+    async def asked(stub) -> None:  # type: ignore[no-untyped-def]
+        with translated():
+            async for _ in stub.Generate(request, timeout=20):
+                pass
+
+    async with Fleet(nats_server.url) as fleet:
+        async with running_router(nats_server.url, unused_tcp_port, drain_s=0.1) as stub:
+            await eventually(lambda: _can(mode_of(stub)))
+            fleet.script.held_after = 2
+            asking = asyncio.create_task(asked(stub))
+            await until(lambda: fleet.decode.running)
+        with pytest.raises(DrainingError, match=r"the router was stopped .* 0\.1 s later"):
+            await asking
         await until(lambda: fleet.is_idle)
 
 

@@ -35,7 +35,7 @@ SPAN_NAMES: Final = {
     f"/{SERVICE}/Cancel": None,
 }
 STOP_GRACE_S: Final = 0.2
-"""What is over may still write its last message."""
+"""What is over may still write its last message or its error."""
 
 
 async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
@@ -73,6 +73,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         await stop.wait()
         generations.running.drain()
         await drain(server, registrar, generations.running.wait_idle(), settings.drain_s)
+        generations.running.end_all(settings.drain_s)
         await server.stop(STOP_GRACE_S)
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from forebay.errors import RETRY_AFTER_S, ForebayError, RequestCancelledError, WorkerLostError
+from forebay.errors import RETRY_AFTER_S, ForebayError, WorkerLostError
 from forebay.router.decode_link import DecodeLink
 from forebay.router.output import Output
 from forebay.router.prefill_call import PrefillCall
@@ -92,7 +92,7 @@ class Execution:
         """New text and tokens until the request is complete.
 
         Raises:
-            ForebayError: what a worker failed with, or RequestCancelledError after `cancel`.
+            ForebayError: what a worker failed with, or what `end` was told.
         """
         while not self.output.is_text_complete:
             await self._next_news()
@@ -108,9 +108,9 @@ class Execution:
             self.finish_reason = common_pb2.FINISH_REASON_STOP
             await self._stop_decode()
 
-    def cancel(self) -> None:
+    def end(self, error: ForebayError) -> None:
         """Ends the request from elsewhere."""
-        self._fail(RequestCancelledError("the request was ended by Cancel"))
+        self._fail(error)
 
     def release(self) -> None:
         """Frees everything at every worker. Does not wait. Idempotent."""

@@ -11,6 +11,7 @@ from functools import partial
 
 from opentelemetry.trace import get_current_span
 
+from forebay.errors import ForebayError
 from forebay.router.execution import Execution, Prompt, Workers
 from forebay.router.fleet_links import FleetLinks
 from forebay.router.planner import Planner
@@ -48,12 +49,12 @@ class Generations:
         """Started, chunks, Finished. Raises ForebayError; frees everything when closed or cancelled at any point."""
         clock = _Clock(began_s=time.perf_counter())
         request = validate(message)
-        canceller = _Canceller()
-        with self.running.registered(request.request_id, canceller.cancel):
+        ender = _Ender()
+        with self.running.registered(request.request_id, ender.end):
             prompt = await self._prompt(request, clock)
             chosen = self._plan(prompt, clock)
             execution = Execution(prompt, self._workers(chosen))
-            canceller.attach(execution)
+            ender.attach(execution)
             with self._planner.charged(request.request_id, chosen, len(prompt.token_ids)), _released(execution):
                 execution.begin()
                 yield router_pb2.GenerateResponse(started=_started(prompt, chosen))
@@ -117,22 +118,22 @@ class Generations:
         )
 
 
-class _Canceller:
+class _Ender:
     """Ends a request from elsewhere, also before there is anything to end."""
 
     def __init__(self) -> None:
         self._execution: Execution | None = None
-        self._is_cancelled = False
+        self._error: ForebayError | None = None
 
     def attach(self, execution: Execution) -> None:
         self._execution = execution
-        if self._is_cancelled:
-            execution.cancel()
+        if self._error is not None:
+            execution.end(self._error)
 
-    def cancel(self) -> None:
-        self._is_cancelled = True
+    def end(self, error: ForebayError) -> None:
+        self._error = error
         if self._execution is not None:
-            self._execution.cancel()
+            self._execution.end(error)
 
 
 @contextmanager

@@ -4,23 +4,33 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from forebay.errors import RETRY_AFTER_S, DrainingError, DuplicateRequestError, UnknownRequestError
+from forebay.errors import (
+    RETRY_AFTER_S,
+    DrainingError,
+    DuplicateRequestError,
+    ForebayError,
+    RequestCancelledError,
+    UnknownRequestError,
+)
+
+End = Callable[[ForebayError], None]
+"""Ends a request early; its caller hears the error."""
 
 
 class RunningRequests:
     """Request id → what ends it."""
 
     def __init__(self) -> None:
-        self._cancels: dict[str, Callable[[], None]] = {}
+        self._ends: dict[str, End] = {}
         self._is_draining = False
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
     def __len__(self) -> int:
-        return len(self._cancels)
+        return len(self._ends)
 
     @contextmanager
-    def registered(self, request_id: str, cancel: Callable[[], None]) -> Iterator[None]:
+    def registered(self, request_id: str, end: End) -> Iterator[None]:
         """The request runs inside the block.
 
         Raises:
@@ -29,15 +39,15 @@ class RunningRequests:
         """
         if self._is_draining:
             raise DrainingError("this router is stopping", retry_after_s=RETRY_AFTER_S)
-        if request_id in self._cancels:
+        if request_id in self._ends:
             raise DuplicateRequestError("a request with this id is running", field="request_id")
-        self._cancels[request_id] = cancel
+        self._ends[request_id] = end
         self._is_idle.clear()
         try:
             yield
         finally:
-            del self._cancels[request_id]
-            if not self._cancels:
+            del self._ends[request_id]
+            if not self._ends:
                 self._is_idle.set()
 
     def drain(self) -> None:
@@ -48,8 +58,16 @@ class RunningRequests:
         """Returns when no request runs."""
         await self._is_idle.wait()
 
+    def end_all(self, waited_s: float) -> None:
+        """Ends what still runs after so many seconds of draining."""
+        error = DrainingError(
+            f"the router was stopped and the answer was not complete {waited_s:g} s later", retry_after_s=RETRY_AFTER_S
+        )
+        for end in self._ends.values():
+            end(error)
+
     def cancel(self, request_id: str) -> None:
         """Ends a request. Raises UnknownRequestError when none of this id runs."""
-        if request_id not in self._cancels:
+        if request_id not in self._ends:
             raise UnknownRequestError("no request of this id is running here", field="request_id")
-        self._cancels[request_id]()
+        self._ends[request_id](RequestCancelledError("the request was ended by Cancel"))
