@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,7 +279,7 @@ def test_ctrl_c_during_up_leaves_nothing(shell: Shell, tmp_path: Path) -> None:
 
 
 def test_a_killed_service_is_seen_and_up_starts_anew(shell: Shell) -> None:
-    """The last test of this mesh: what it leaves is another one."""
+    """What it leaves is another mesh."""
     before = shell.record
     victim = next(service for service in before.services if service.name == "decode-0")
     pidfd = os.pidfd_open(victim.process.pid)
@@ -296,6 +297,22 @@ def test_a_killed_service_is_seen_and_up_starts_anew(shell: Shell) -> None:
     assert "Paris" in anew.stdout
     assert not [service.name for service in before.services if service.process.is_running()]
     assert all(service.process.is_running() for service in shell.record.services)
+
+
+def test_down_says_what_it_waits_for(shell: Shell) -> None:
+    """Takes the mesh down."""
+    with (
+        shell.start("generate", "Count on:", "--ignore-eos", "--max-tokens", "6000") as asking,
+        Client(shell.record.router_address) as client,
+    ):
+        until_s = time.monotonic() + 30
+        while not any(member.load and member.load.running_sequences for member in client.fleet().members):
+            assert time.monotonic() < until_s
+        with shell.start("down") as stopping:
+            assert stopping.stderr is not None
+            assert stopping.stderr.readline() == "waiting for 1 running request, at most 10 s\n"
+            asking.send_signal(signal.SIGINT)
+            assert stopping.wait(30) == 0
 
 
 def test_down_twice_and_commands_without_a_mesh(tmp_path: Path) -> None:

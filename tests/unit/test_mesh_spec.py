@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from forebay.errors import StartError
 from forebay.host.process_identity import ProcessIdentity
+from forebay.mesh.local_mesh import DRAIN_GRACE_S, DRAIN_S
 from forebay.mesh.record import MeshRecord, ServiceRecord, read_record, remove_record, write_record
 from forebay.mesh.spec import STOP_ORDER, MeshSpec
+from forebay.rpc.settings import ServiceSettings
 
 SPEC = MeshSpec(model_path=Path("/m.gguf"), state_dir=Path("/state"), threads=1)
 
@@ -104,3 +106,7 @@ def test_a_record_that_makes_no_sense_stops_nothing(tmp_path: Path, content: str
     (tmp_path / "mesh.json").write_text(content)
     with pytest.raises(StartError, match=r"mesh\.json"):
         read_record(tmp_path)
+
+
+def test_the_time_that_down_tells_is_what_services_take() -> None:
+    assert ServiceSettings.model_fields["drain_s"].default == DRAIN_S < DRAIN_GRACE_S

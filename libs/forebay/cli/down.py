@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from forebay.cli.parsing import command_parser
-from forebay.mesh.local_mesh import stop_mesh
-from forebay.mesh.record import MeshRecord
+from forebay.mesh.inspection import running_request_count
+from forebay.mesh.local_mesh import DRAIN_S, stop_mesh
+from forebay.mesh.record import MeshRecord, read_record
 from forebay.mesh.state_dir import current_state_dir, locked
 
 _EXAMPLES: Final = """\
@@ -35,5 +36,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _stop(state_dir: Path) -> MeshRecord | None:
-    with locked(state_dir, lambda: print("waiting for another forebay up or down to finish", file=sys.stderr)):
+    with locked(state_dir, lambda: _say("waiting for another forebay up or down to finish")):
+        record = read_record(state_dir)
+        if record is not None and (count := running_request_count(record)):
+            _say(f"waiting for {count} running request{'s' if count > 1 else ''}, at most {DRAIN_S:g} s")
         return stop_mesh(state_dir)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

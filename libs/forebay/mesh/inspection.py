@@ -38,6 +38,15 @@ def inspect_mesh(record: MeshRecord) -> list[ServiceStatus]:
     return asyncio.run(_inspect(record))
 
 
+def running_request_count(record: MeshRecord) -> int:
+    """Requests that workers compute or let wait, as the router was told; 0 if it does not answer."""
+    router = next((service for service in record.services if service.role == "router"), None)
+    if router is None or not router.process.is_running():
+        return 0
+    loads = asyncio.run(_loads(record.router_address))
+    return sum(load.running_sequences + load.queued_sequences for load in loads.values())
+
+
 async def _inspect(record: MeshRecord) -> list[ServiceStatus]:
     loads = asyncio.create_task(_loads(record.router_address))
     healths = await asyncio.gather(*(_health(service) for service in record.services))

@@ -26,8 +26,10 @@ from forebay.mesh.record import MeshRecord, ServiceRecord, read_record, remove_r
 from forebay.mesh.spec import STOP_ORDER, MeshSpec, ServiceSpec
 
 DEFAULT_START_TIMEOUT_S: Final = 180.0
-DRAIN_GRACE_S: Final = 15.0
-"""Longer than a service's own drain_s, so that SIGKILL meets only what hangs."""
+DRAIN_S: Final = 10.0
+"""How long a service that is stopped lets running work go on: its own `drain_s`, unless it is told another."""
+DRAIN_GRACE_S: Final = DRAIN_S + 5.0
+"""Longer than that, so that SIGKILL meets only what hangs."""
 _ABORT_GRACE_S: Final = 1.0
 _REMINDER_INTERVAL_S: Final = 5.0
 
