@@ -100,7 +100,7 @@ def test_all_are_healthy_and_stop_callers_first(make: Make, tmp_path: Path) -> N
     assert sorted(line.split()[0] for line in lines[1:]) == ["decode", "kvcache", "nats", "router"]
     statuses = inspect_mesh(record)
     assert all(status.is_healthy for status in statuses)
-    assert all((status.pss_bytes or 0) > 1 << 20 for status in statuses)
+    assert all((status.memory.pss_bytes or 0) > 1 << 20 for status in statuses)
 
     _leave_segment(spec)
     assert stop_mesh(tmp_path) == record

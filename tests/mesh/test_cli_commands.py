@@ -148,7 +148,11 @@ def test_status_tells_of_every_service(shell: Shell) -> None:
     assert services["decode-0"]["load"]["queued_sequences"] == 0
     table = shell.run("status").stdout.splitlines()
     assert table[0].split() == ["service", "pid", "address", "health", "pss", "rss", "load"]
-    assert len(table) == 1 + len(services) + 1
+    tiers = {one["tier"]: one["size_bytes"] for one in status["shared_memory"]}
+    assert set(tiers) == {"device", "host"}
+    processes_bytes = sum(service["pss_bytes"] for service in services.values())
+    assert max(processes_bytes, sum(tiers.values())) < status["occupied_bytes"] < processes_bytes + sum(tiers.values())
+    assert [line.split()[0] for line in table[1:]] == [*services, "device", "host", "all"]
 
 
 def test_generate_reads_stdin_streams_and_prints_json(shell: Shell) -> None:
@@ -323,7 +327,13 @@ def test_down_twice_and_commands_without_a_mesh(tmp_path: Path) -> None:
     status = shell.run("status")
     assert status.returncode == 2
     assert re.fullmatch(r"forebay: no mesh runs in .* up\n", status.stderr)
-    assert json.loads(shell.run("status", "--json").stdout) == {"healthy": False, "mesh": None, "services": []}
+    assert json.loads(shell.run("status", "--json").stdout) == {
+        "healthy": False,
+        "mesh": None,
+        "services": [],
+        "shared_memory": [],
+        "occupied_bytes": 0,
+    }
     refused = shell.run("generate", "x", "--target", f"127.0.0.1:{shell.port_base}")
     assert refused.returncode == 1
     assert "is the mesh up? ./scripts/up" in refused.stderr

@@ -4,27 +4,22 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 
-import psutil
-
 from forebay.client import AsyncClient, WorkerLoad
 from forebay.errors import ForebayError
+from forebay.mesh.memory import ProcessMemory, process_memory
 from forebay.mesh.readiness import health
 from forebay.mesh.record import MeshRecord, ServiceRecord
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """One service now. `health` is "serving", "not serving", "unreachable" or "gone".
-
-    pss_bytes: its memory, with shared pages divided among those that share them. None: not told, or gone.
-    """
+    """One service now. `health` is "serving", "not serving", "unreachable" or "gone"."""
 
     name: str
     pid: int
     address: str
     health: str
-    rss_bytes: int | None
-    pss_bytes: int | None
+    memory: ProcessMemory
     load: WorkerLoad | None
 
     @property
@@ -57,12 +52,10 @@ async def _inspect(record: MeshRecord) -> list[ServiceStatus]:
             pid=service.process.pid,
             address=service.address,
             health=state,
-            rss_bytes=rss_bytes,
-            pss_bytes=pss_bytes,
+            memory=process_memory(service.process, record.node_id),
             load=by_address.get(service.address),
         )
         for service, state in zip(record.services, healths, strict=True)
-        for rss_bytes, pss_bytes in [_memory(service)]
     ]
 
 
@@ -77,15 +70,3 @@ async def _loads(router_address: str) -> dict[str, WorkerLoad]:
             fleet = await client.fleet(timeout_s=2.0)
             return {member.address: member.load for member in fleet.members if member.load is not None}
     return {}
-
-
-def _memory(service: ServiceRecord) -> tuple[int | None, int | None]:
-    if not service.process.is_running():
-        return None, None
-    with suppress(psutil.Error, OSError):
-        process = psutil.Process(service.process.pid)
-        rss_bytes = process.memory_info().rss
-        with suppress(psutil.AccessDenied):
-            return rss_bytes, process.memory_full_info().pss
-        return rss_bytes, None
-    return None, None
