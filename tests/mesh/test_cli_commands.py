@@ -321,12 +321,17 @@ def test_down_says_what_it_waits_for(shell: Shell) -> None:
 
 def test_down_twice_and_commands_without_a_mesh(tmp_path: Path) -> None:
     shell = Shell(tmp_path / "none", free_port_base(47_400))
-    assert shell.run("down").returncode == 0
+    stopped = shell.run("down")
+    assert stopped.returncode == 0
+    assert stopped.stderr.startswith(f"nothing to stop: no mesh was started in {shell.state_dir}; ")
+    assert re.search(r" FOREBAY_STATE_DIR=\S+ .* down\n$", stopped.stderr)
     assert shell.run("down").returncode == 0
     assert not shell.state_dir.exists()
     status = shell.run("status")
     assert status.returncode == 2
-    assert re.fullmatch(r"forebay: no mesh runs in .* up\n", status.stderr)
+    assert re.fullmatch(
+        rf"forebay: no mesh runs in {shell.state_dir}; .* up; .* FOREBAY_STATE_DIR=\S+ .* status\n", status.stderr
+    )
     assert json.loads(shell.run("status", "--json").stdout) == {
         "healthy": False,
         "mesh": None,

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Final
 
 from forebay.cli.parsing import command_parser
+from forebay.cli.program import program_name
 from forebay.mesh.inspection import running_request_count
 from forebay.mesh.local_mesh import DRAIN_S, stop_mesh
 from forebay.mesh.record import MeshRecord, read_record
-from forebay.mesh.state_dir import current_state_dir, locked
+from forebay.mesh.state_dir import current_state_dir, elsewhere, locked
 
 _EXAMPLES: Final = """\
   forebay down
@@ -28,10 +29,10 @@ def run(arguments: Sequence[str]) -> int:
         stopped = [] if record is None else [service.name for service in record.services]
         print(json.dumps({"stopped": stopped, "state_dir": str(state_dir)}))
     elif record is None:
-        print(f"nothing to stop: no mesh was started in {state_dir}", file=sys.stderr)
+        _say(f"nothing to stop: no mesh was started in {state_dir}; {elsewhere(f'{program_name()} down')}")
     else:
         names = ", ".join(service.name for service in record.services)
-        print(f"stopped {names}; no process and no shared memory is left", file=sys.stderr)
+        _say(f"stopped {names}; no process and no shared memory is left")
     return 0
 
 

@@ -12,7 +12,7 @@ from forebay.errors import StartError
 from forebay.mesh.inspection import ServiceStatus, inspect_mesh
 from forebay.mesh.memory import TierMemory, occupied_bytes, tier_memory
 from forebay.mesh.record import MeshRecord, read_record
-from forebay.mesh.state_dir import current_state_dir
+from forebay.mesh.state_dir import current_state_dir, elsewhere
 
 _EXAMPLES: Final = """\
   forebay status
@@ -31,7 +31,8 @@ def run(arguments: Sequence[str]) -> int:
     state_dir = current_state_dir()
     record = read_record(state_dir)
     if record is None and not given.json:
-        raise StartError(f"no mesh runs in {state_dir}; start one: {program_name()} up")
+        program = program_name()
+        raise StartError(f"no mesh runs in {state_dir}; start one: {program} up; {elsewhere(f'{program} status')}")
     statuses = [] if record is None else inspect_mesh(record)
     is_healthy = record is not None and record.is_complete and all(status.is_healthy for status in statuses)
     if given.json:

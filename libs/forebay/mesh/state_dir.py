@@ -29,6 +29,11 @@ def current_state_dir() -> Path:
     return find_state_dir(os.environ, Path.cwd())
 
 
+def elsewhere(command: str) -> str:
+    """How to name another folder to a command of a mesh that was started elsewhere."""
+    return f"one that was started in another folder: {STATE_DIR_VARIABLE}=FOLDER/{_FOLDER_NAME} {command}"
+
+
 @contextmanager
 def locked(state_dir: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """One `up` or `down` of a state folder at a time; `on_wait` is called once if another is at work.
