@@ -343,6 +343,7 @@ async def test_what_no_message_can_hold_is_refused_before_it_is_sent(free_addres
     with pytest.raises(InvalidFieldError) as caught:
         client.stream("x", seed=-1)
     assert caught.value.field == "sampling.seed"
+    assert caught.value.message == "seed must be a whole number in 0..18446744073709551615, not -1"
     with pytest.raises(InvalidFieldError) as caught:
         client.stream("x", mode="both")  # type: ignore[arg-type]
     assert caught.value.field == "mode"
@@ -355,6 +356,26 @@ async def test_what_no_message_can_hold_is_refused_before_it_is_sent(free_addres
         assert caught.value.field == field
     with pytest.raises(TypeError, match="tempertaure"):
         client.stream("x", tempertaure=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("max_tokens", 2**31, "max_tokens must be a whole number in 1..2147483647, not 2147483648"),
+        ("top_k", 10**50, "top_k must be a whole number in 0..2147483647, not a value of type int"),
+        ("max_tokens", 1.5, "max_tokens must be a whole number in 1..2147483647, not 1.5"),
+        ("temperature", "hot", "temperature must be a finite number >= 0, not a value of type str"),
+        ("ignore_eos", "yes", "ignore_eos must be true or false, not a value of type str"),
+        ("stop_token_ids", 3, "stop_token_ids must be at most 64 token ids, whole numbers in 0..4294967295, not 3"),
+        ("model", 7, "model must be a string of valid Unicode, not 7"),
+        ("time_to_first_token_ms", -1, "time_to_first_token_ms must be a whole number in 0..4294967295, not -1"),
+        ("qos_tier", "soon", "qos_tier must be one of realtime, batch, backup, not a value of type str"),
+    ],
+)
+async def test_a_wrong_option_is_told_what_it_may_be(free_address: str, name: str, value: object, message: str) -> None:
+    with pytest.raises(InvalidFieldError) as caught:
+        AsyncClient(free_address).stream("x", **{name: value})  # type: ignore[misc]
+    assert caught.value.message == message
 
 
 async def test_cancel_and_fleet() -> None:

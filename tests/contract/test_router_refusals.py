@@ -31,7 +31,7 @@ from forebay.fleet.member import Member
 from forebay.role import Role
 from forebay.rpc.status import translated
 from forebay.testing.scripted_fleet import ScriptedFleet
-from forebay.testing.scripted_workers import DIGEST, LAYOUT, Script
+from forebay.testing.scripted_workers import DIGEST, LAYOUT, MODEL, Script
 from forebay.testing.waiting import eventually, until
 from forebay.v1 import common_pb2, router_pb2, tokenizer_pb2
 
@@ -128,6 +128,13 @@ async def test_a_refusal_carries_the_numbers(router_for) -> None:  # type: ignor
         error = await refusal(router, text="x" * 70)
     assert error.code is Code.INVALID_ARGUMENT
     assert (error.metadata["prompt_tokens"], error.metadata["context_tokens"]) == ("70", "64")
+
+
+async def test_an_unknown_model_is_told_the_served_one(router_for) -> None:  # type: ignore[no-untyped-def]
+    async with ScriptedFleet() as fleet, router_for(fleet) as router:
+        error = await refusal(router, text="x", model="another")
+    assert error.metadata["served"] == MODEL
+    assert MODEL in error.message
 
 
 async def test_limits_themselves_are_allowed(router_for) -> None:  # type: ignore[no-untyped-def]

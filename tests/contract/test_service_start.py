@@ -1,11 +1,14 @@
-"""A service that still starts ends when it is told to, instead of trying until it gives up."""
+"""The start of a service: wrong usage is told in one line, and one that still starts ends when it is told to."""
 
 import asyncio
 import signal
+import subprocess
 import sys
 from asyncio.subprocess import PIPE
 
 import pytest
+
+from forebay.rpc.address import checked_address
 
 ARGUMENTS = ("--listen", "127.0.0.1:0", "--nats-url", "nats://127.0.0.1:1")
 
@@ -20,3 +23,27 @@ async def test_a_router_that_finds_no_nats_ends_when_told_to(number: signal.Sign
     assert process.returncode == 0
     assert b"cannot start" not in errors
     assert b"Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("service", "flag", "address"),
+    [
+        ("router", "--listen", "nonsense"),
+        ("tokenizer", "--listen", "127.0.0.1:65536"),
+        ("router", "--advertise", "http://127.0.0.1:7400"),
+        ("decode", "--kvcache", "7402"),
+    ],
+)
+def test_what_is_no_address_is_told_how_one_looks(service: str, flag: str, address: str) -> None:
+    command = [sys.executable, "-m", f"forebay.{service}", flag, address]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        f"forebay {service}: {flag}: {address!r} is not HOST:PORT with a port in 0..65535, "
+        "such as 127.0.0.1:7400 or [::1]:7400\n"
+    )
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:65535", "[::1]:7400", "node-1.example:7400"])
+def test_addresses_are_taken_as_they_are(address: str) -> None:
+    assert checked_address(address) == address

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from forebay.engine.types import SamplingParams
 from forebay.errors import ContextExceededError, ForebayError, InvalidFieldError
 from forebay.v1 import common_pb2
-from forebay.wire.sampling import to_params, validate
+from forebay.wire.sampling import ALLOWED, to_params, validate
 
 
 def converted(context_left_tokens: int = 100, **fields: Any) -> SamplingParams:
@@ -40,6 +40,26 @@ def test_out_of_range_is_refused_by_name(name: str, number: float) -> None:
     with pytest.raises(InvalidFieldError) as caught:
         validate(common_pb2.SamplingParams(**{name: number}))
     assert caught.value.field == f"sampling.{name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "message"),
+    [
+        ("temperature", -0.1, "temperature must be a finite number >= 0, not -0.1"),
+        ("temperature", math.inf, "temperature must be a finite number >= 0, not inf"),
+        ("top_p", 1.5, "top_p must be a number in (0, 1], not 1.5"),
+        ("max_tokens", -5_000_000, "max_tokens must be a whole number in 1..2147483647, not -5000000"),
+        ("logprobs", 21, "logprobs must be a whole number in 0..20, not 21"),
+    ],
+)
+def test_a_refusal_says_what_is_allowed_and_what_was_given(name: str, number: float, message: str) -> None:
+    with pytest.raises(InvalidFieldError) as caught:
+        validate(common_pb2.SamplingParams(**{name: number}))
+    assert caught.value.message == message
+
+
+def test_what_is_allowed_is_told_of_every_field() -> None:
+    assert set(ALLOWED) == {field.name for field in common_pb2.SamplingParams.DESCRIPTOR.fields}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from forebay.client.completion import ExecutionMode
 from forebay.errors import InvalidFieldError, TokenOutOfRangeError
 from forebay.rpc.channel import MAX_MESSAGE_BYTES
 from forebay.v1 import common_pb2, router_pb2, tokenizer_pb2
+from forebay.wire import sampling
 
 Prompt = str | Sequence[int]
 """Plain text without a template, or token ids."""
@@ -81,6 +82,12 @@ _SAMPLING_FIELDS: Final = frozenset(SamplingOptions.__annotations__)
 _OBJECTIVE_FIELDS: Final = frozenset({"time_to_first_token_ms", "time_per_output_token_ms"})
 _PLAIN_FIELDS: Final = frozenset({"model", "tenant", "session", "cache_salt", "request_id", "gather_ms"})
 _KNOWN_FIELDS: Final = frozenset(RequestOptions.__annotations__)
+_ALLOWED: Final = {
+    **sampling.ALLOWED,
+    **dict.fromkeys(_PLAIN_FIELDS, "a string of valid Unicode"),
+    **dict.fromkeys(_OBJECTIVE_FIELDS, f"a whole number in 0..{2**32 - 1}"),
+}
+_MOST_SHOWN_BITS: Final = 128
 
 
 def build_request(
@@ -114,7 +121,7 @@ def _set_input(request: router_pb2.GenerateRequest, prompt: Prompt | None, messa
     if prompt is not None and messages is not None:
         raise InvalidFieldError("give either a prompt or messages, not both", field="input")
     if isinstance(prompt, str):
-        with _fits("text"):
+        with _fits("text", "a string of valid Unicode", prompt):
             request.text = prompt
     elif prompt is not None:
         try:
@@ -122,7 +129,7 @@ def _set_input(request: router_pb2.GenerateRequest, prompt: Prompt | None, messa
         except (ValueError, TypeError) as error:
             raise TokenOutOfRangeError("token ids are whole numbers from 0 up", field="tokens.token_ids") from error
     elif messages is not None:
-        with _fits("chat.messages"):
+        with _fits("chat.messages", "messages with a role and a content, both strings of valid Unicode", messages):
             listed = [tokenizer_pb2.ChatMessage(**message) for message in messages]
             request.chat.CopyFrom(tokenizer_pb2.ChatMessages(messages=listed))
 
@@ -130,7 +137,7 @@ def _set_input(request: router_pb2.GenerateRequest, prompt: Prompt | None, messa
 def _set(message: Any, name: str, value: Any, field: str) -> None:
     if name == "stop" and isinstance(value, str):
         value = [value]
-    with _fits(field):
+    with _fits(field, _ALLOWED[name], value):
         if name in {"stop", "stop_token_ids"}:
             getattr(message, name).extend(value)
         else:
@@ -144,13 +151,21 @@ def _chosen(name: str, known: Mapping[Any, Any], given: Mapping[str, Any]) -> An
     try:
         return known[value]
     except (KeyError, TypeError) as error:
-        raise InvalidFieldError(f"{name} is one of {', '.join(known)}", field=name) from error
+        raise InvalidFieldError(f"{name} must be one of {', '.join(known)}, not {_shown(value)}", field=name) from error
 
 
 @contextmanager
-def _fits(field: str) -> Iterator[None]:
-    """Turns a value that the wire type cannot hold into an error that names the field (never the value)."""
+def _fits(field: str, allowed: str, value: object) -> Iterator[None]:
+    """Turns a value that the wire type cannot hold into an error that says what the field may hold."""
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise InvalidFieldError(f"{field} has a value of the wrong type or out of range", field=field) from error
+        name = field.rpartition(".")[2]
+        raise InvalidFieldError(f"{name} must be {allowed}, not {_shown(value)}", field=field) from error
+
+
+def _shown(value: object) -> str:
+    """A number as it is. Of anything else the type alone: it may be the prompt's text."""
+    if isinstance(value, float) or (type(value) is int and value.bit_length() <= _MOST_SHOWN_BITS):
+        return str(value)
+    return f"a value of type {type(value).__name__}"

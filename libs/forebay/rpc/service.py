@@ -85,5 +85,6 @@ async def _until_stopped(settings: S, serve: Callable[[S, asyncio.Event], Awaita
 def _usage(name: str, error: ValidationError) -> int:
     for problem in error.errors(include_url=False):
         flag = "--" + ".".join(str(part) for part in problem["loc"]).replace("_", "-")
-        sys.stderr.write(f"forebay {name}: {flag}: {problem['msg']}\n")
+        message = problem["msg"].removeprefix("Value error, ")
+        sys.stderr.write(f"forebay {name}: {flag}: {message}\n")
     return 2

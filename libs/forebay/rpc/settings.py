@@ -4,10 +4,11 @@ import socket
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from forebay import ports
+from forebay.rpc.address import checked_address
 
 
 class ServiceSettings(BaseSettings):
@@ -34,3 +35,8 @@ class ServiceSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe level to log")
     log_format: Literal["text", "json"] = Field("text", description="how log lines look")
     drain_s: float = Field(10.0, ge=0, le=3600, description="seconds that running work may take after SIGTERM")
+
+    @field_validator("listen", "advertise")
+    @classmethod
+    def _is_address(cls, text: str | None) -> str | None:
+        return None if text is None else checked_address(text)

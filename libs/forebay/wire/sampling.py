@@ -4,7 +4,8 @@ The one place that knows these ranges (stated in common.proto); router and worke
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from forebay.engine.types import SamplingParams
 from forebay.errors import ContextExceededError, InvalidFieldError
@@ -16,35 +17,46 @@ MAX_STOP_TOKEN_IDS = 64
 MAX_LOGPROBS = 20
 
 _INFINITY = math.inf
+_MOST_INT32 = 2**31 - 1
 # field: (least, least is allowed, most, range in words)
 _FLOAT_RANGES = {
-    "temperature": (0.0, True, _INFINITY, ">= 0"),
-    "top_p": (0.0, False, 1.0, "in (0, 1]"),
-    "min_p": (0.0, True, 1.0, "in [0, 1]"),
-    "repetition_penalty": (0.0, False, _INFINITY, "> 0"),
-    "presence_penalty": (-2.0, True, 2.0, "in [-2, 2]"),
-    "frequency_penalty": (-2.0, True, 2.0, "in [-2, 2]"),
+    "temperature": (0.0, True, _INFINITY, "a finite number >= 0"),
+    "top_p": (0.0, False, 1.0, "a number in (0, 1]"),
+    "min_p": (0.0, True, 1.0, "a number in [0, 1]"),
+    "repetition_penalty": (0.0, False, _INFINITY, "a finite number > 0"),
+    "presence_penalty": (-2.0, True, 2.0, "a number in [-2, 2]"),
+    "frequency_penalty": (-2.0, True, 2.0, "a number in [-2, 2]"),
 }
 _INT_RANGES = {
-    "max_tokens": (1, None, ">= 1"),
-    "top_k": (0, None, ">= 0"),
-    "logprobs": (0, MAX_LOGPROBS, f"in 0..{MAX_LOGPROBS}"),
+    "max_tokens": (1, _MOST_INT32),
+    "top_k": (0, _MOST_INT32),
+    "logprobs": (0, MAX_LOGPROBS),
 }
+
+ALLOWED: Final[Mapping[str, str]] = {
+    **{name: words for name, (_, _, _, words) in _FLOAT_RANGES.items()},
+    **{name: f"a whole number in {low}..{high}" for name, (low, high) in _INT_RANGES.items()},
+    "seed": f"a whole number in 0..{2**64 - 1}",
+    "stop": f"at most {MAX_STOP_STRINGS} strings of 1..{MAX_STOP_CHARACTERS} characters",
+    "stop_token_ids": f"at most {MAX_STOP_TOKEN_IDS} token ids, whole numbers in 0..{2**32 - 1}",
+    "ignore_eos": "true or false",
+}
+"""What each field may be, in words that follow "must be"."""
 
 
 def validate(params: common_pb2.SamplingParams) -> None:
     """Raises InvalidFieldError, naming the field as `sampling.NAME`, if anything is out of its range."""
-    for name, (least, is_least_allowed, most, words) in _FLOAT_RANGES.items():
+    for name, (least, is_least_allowed, most, _) in _FLOAT_RANGES.items():
         if _is_given(params, name):
             number: float = getattr(params, name)
             is_above = number >= least if is_least_allowed else number > least
             if not (math.isfinite(number) and is_above and number <= most):
-                raise _out_of_range(name, words, number)
-    for name, (low, high, words) in _INT_RANGES.items():
+                raise _out_of_range(name, f"{number:g}")
+    for name, (low, high) in _INT_RANGES.items():
         if _is_given(params, name):
             count: int = getattr(params, name)
-            if count < low or (high is not None and count > high):
-                raise _out_of_range(name, words, count)
+            if not low <= count <= high:
+                raise _out_of_range(name, str(count))
     _validate_stops(params)
 
 
@@ -94,8 +106,8 @@ def _validate_stops(params: common_pb2.SamplingParams) -> None:
         raise _invalid("stop_token_ids", f"at most {MAX_STOP_TOKEN_IDS} stop token ids are allowed, not {count}")
 
 
-def _out_of_range(name: str, words: str, number: float) -> InvalidFieldError:
-    return _invalid(name, f"{name} must be {words}, not {number:g}")
+def _out_of_range(name: str, given: str) -> InvalidFieldError:
+    return _invalid(name, f"{name} must be {ALLOWED[name]}, not {given}")
 
 
 def _invalid(name: str, message: str) -> InvalidFieldError:

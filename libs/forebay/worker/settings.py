@@ -1,10 +1,11 @@
 """Settings that prefill and decode workers share."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from forebay import ports
 from forebay.chips.chip_class import DECODE_DEFAULT
 from forebay.engine.scheduler import DEFAULT_MAX_SEQUENCES, DEFAULT_STEP_SLO_S
+from forebay.rpc.address import checked_address
 from forebay.rpc.settings import ServiceSettings
 from forebay.worker.places import DEFAULT_QUEUE_LENGTH
 from forebay.worker.step_report import DEFAULT_GATHER_S
@@ -40,3 +41,8 @@ class WorkerSettings(ServiceSettings):
     )
     queue_length: int = Field(DEFAULT_QUEUE_LENGTH, ge=0, description="most sequences that wait; more are refused")
     blocks_wait_s: float = Field(5.0, gt=0, description="seconds a sequence waits for KV blocks before it is refused")
+
+    @field_validator("kvcache")
+    @classmethod
+    def _is_kvcache_address(cls, text: str) -> str:
+        return checked_address(text)

@@ -22,7 +22,8 @@ class DescribedModel:
 def check_model(request: Request, model: DescribedModel) -> None:
     """Raises UnknownModelError when the request names a model that is not served."""
     if request.model and request.model != model.name:
-        raise UnknownModelError("this model is not served here", field="model", served=model.name)
+        message = f"a model of this name is not served here; {model.name} is"
+        raise UnknownModelError(message, field="model", served=model.name)
 
 
 def admit(request: Request, token_ids: Sequence[int], model: DescribedModel) -> common_pb2.SamplingParams:
