@@ -119,11 +119,13 @@ def test_the_line_of_figures() -> None:
     assert line == f"TTFT 50 ms · 20.0 tokens/s · 11 tokens · 32 of 40 prompt tokens cached · split · trace {'ab' * 16}"
 
 
-@pytest.mark.parametrize("tokens", [0, 1])
-def test_there_is_no_rate_without_a_second_token(tokens: int) -> None:
+@pytest.mark.parametrize("tokens", [0, 1, 2])
+def test_there_is_no_rate_of_fewer_than_two_tokens_after_the_first(tokens: int) -> None:
     completion = _completion(completion_tokens=tokens, first_s=0.05, total_s=0.55)
     assert tokens_per_second(completion) is None
     assert "tokens/s" not in figures(completion)
+    assert f" · {tokens} token{'' if tokens == 1 else 's'} · " in figures(completion)
+    assert tokens_per_second(_completion(completion_tokens=3, first_s=0.05, total_s=0.55)) == 4.0
 
 
 @pytest.mark.parametrize(

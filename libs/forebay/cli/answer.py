@@ -2,9 +2,11 @@
 
 import sys
 import unicodedata
-from typing import TextIO
+from typing import Final, TextIO
 
 from forebay.client import BlockingStream, Completion
+
+_LEAST_RATED_TOKENS: Final = 2
 
 
 def show_answer(stream: BlockingStream, output: TextIO) -> Completion:
@@ -36,7 +38,7 @@ def figures(completion: Completion) -> str:
     rate = tokens_per_second(completion)
     if rate is not None:
         parts.append(f"{rate:.1f} tokens/s")
-    parts.append(f"{usage.completion_tokens} tokens")
+    parts.append("1 token" if usage.completion_tokens == 1 else f"{usage.completion_tokens} tokens")
     parts.append(f"{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens cached")
     if completion.plan.mode is not None:
         parts.append(completion.plan.mode.value)
@@ -44,10 +46,10 @@ def figures(completion: Completion) -> str:
 
 
 def tokens_per_second(completion: Completion) -> float | None:
-    """Rate of the tokens after the first, as the caller saw it; None when there was none."""
+    """Rate of the tokens after the first, as the caller saw it; None when they are too few to have one."""
     timings, later_tokens = completion.timings, completion.usage.completion_tokens - 1
     later_s = timings.total_s - timings.time_to_first_token_s
-    return later_tokens / later_s if later_tokens > 0 and later_s > 0 else None
+    return later_tokens / later_s if later_tokens >= _LEAST_RATED_TOKENS and later_s > 0 else None
 
 
 def _harmless(text: str) -> str:

@@ -104,5 +104,5 @@ def _line(summary: TraceSummary) -> str:
     began = datetime.fromtimestamp(summary.start_ns / 1e9).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     duration_ms = (summary.end_ns - summary.start_ns) / 1e6
     failed = f"  {summary.error_count} failed" if summary.error_count else ""
-    spans = f"{summary.span_count} spans"
+    spans = "1 span" if summary.span_count == 1 else f"{summary.span_count} spans"
     return f"{summary.trace_id}  {began}  {duration_ms:>9.1f} ms  {spans:>9}  {summary.service} {summary.name}{failed}"
