@@ -1,5 +1,6 @@
 """Token streams: the same text however the tokens are cut, whole characters only, and stop strings met exactly."""
 
+from codecs import getincrementaldecoder
 from functools import cache
 
 import pytest
@@ -36,6 +37,13 @@ def words_vocabulary(*words: str) -> Vocabulary:
     return Vocabulary(pieces, pieces)
 
 
+def is_cut(text: bytes) -> bool:
+    """Whether the bytes end within a character."""
+    decoder = getincrementaldecoder("utf-8")("replace")
+    decoder.decode(text)
+    return bool(decoder.getstate()[0])
+
+
 def text_of(stream: TokenStream, pushes: list[list[int]]) -> tuple[str, str | None]:
     """All text of a stream, and the stop string it ended at."""
     text = ""
@@ -64,11 +72,22 @@ def real_token_pushes(draw: st.DrawFn) -> list[list[int]]:
 @given(pushes=real_token_pushes(), keeps=st.booleans())
 def test_any_cut_gives_the_text_of_the_whole(pushes: list[list[int]], keeps: bool) -> None:
     tokenizer, vocabulary = real()
-    expected = tokenizer.decode([token for tokens in pushes for token in tokens], skip_special_tokens=not keeps)
+    tokens = [token for push in pushes for token in push]
+    expected = tokenizer.decode(tokens, skip_special_tokens=not keeps)
+    pieces = vocabulary.pieces if keeps else vocabulary.visible_pieces
 
     text, _ = text_of(TokenStream(TokenStreamOptions(keep_special_tokens=keeps), vocabulary), pushes)
 
-    assert text == expected
+    assert text == (expected.removesuffix(REPLACEMENT) if is_cut(b"".join(pieces[one] for one in tokens)) else expected)
+
+
+@given(text=st.text(max_size=8), last=st.characters(min_codepoint=128, exclude_categories=["Cs"]), data=st.data())
+def test_the_end_never_shows_half_a_character(text: str, last: str, data: st.DataObject) -> None:
+    half = last.encode()[: data.draw(st.integers(0, len(last.encode()) - 1))]
+    pushes = data.draw(st.composite(cut)(list(text.encode() + half)))
+
+    assert text_of(TokenStream(TokenStreamOptions(), bytes_vocabulary()), pushes) == (text, None)
+    assert text_of(TokenStream(TokenStreamOptions(("no such stop",)), bytes_vocabulary()), pushes) == (text, None)
 
 
 @given(text=st.text(max_size=40), data=st.data())
@@ -169,7 +188,15 @@ def test_bytes_that_are_no_character() -> None:
     assert stream.push([0xF0, 0x9F]).text == ""
     assert stream.push([0x41]).text == REPLACEMENT + "A"
     assert stream.push([0xE2, 0x82]).text == ""
-    assert stream.finish().text == REPLACEMENT
+    assert stream.finish().text == ""
+
+
+def test_tokens_count_whose_bytes_are_left_out() -> None:
+    streams = OpenStreams(bytes_vocabulary())
+    streams.open(1, TokenStreamOptions())
+
+    assert streams.push(1, [0x41, 0xE2, 0x82], is_last=True) == Delta("A")
+    assert len(streams) == 0
 
 
 def test_sentencepiece_drops_one_first_space() -> None:

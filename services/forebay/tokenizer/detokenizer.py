@@ -35,8 +35,9 @@ class Delta:
 class TokenStream:
     """One token stream. The text of all deltas together is the same however the tokens were cut into pushes.
 
-    Bytes that are no UTF-8 become U+FFFD, as in tokenizer.decode; so do the bytes of a character that never ends. Of
-    several stop strings that one token completes, the leftmost wins, then the one given first.
+    Bytes that are no UTF-8 become U+FFFD, as in tokenizer.decode. The first bytes of a character that the end cuts off,
+    such as one at max_tokens, are left out: they are no error of the model. Of several stop strings that one token
+    completes, the leftmost wins, then the one given first.
 
     Invariant: `_held` begins no stop string before its first character, and holds no whole one.
     """
@@ -72,11 +73,11 @@ class TokenStream:
         return Delta("".join(certain))
 
     def finish(self) -> Delta:
-        """No more tokens come: what was held back is certain now."""
-        return Delta(self._held + self._decode(b"", is_last=True))
+        """No more tokens come: what was held back for a stop string is certain now, and half a character is no text."""
+        return Delta(self._held)
 
-    def _decode(self, piece: bytes, *, is_last: bool = False) -> str:
-        text = self._decoder.decode(piece, is_last)
+    def _decode(self, piece: bytes) -> str:
+        text = self._decoder.decode(piece)
         if self._drops_space and text:
             self._drops_space = False
             return text.removeprefix(" ")
