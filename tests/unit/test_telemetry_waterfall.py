@@ -4,10 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forebay.telemetry import spans as names
 from forebay.telemetry.span_store import StoredSpan
-from forebay.telemetry.waterfall import MIN_WIDTH, bar, waterfall
+from forebay.telemetry.waterfall import bar, waterfall
 
 _HEADER_LINES = 2
+ROOMY = 60
 
 
 def span(
@@ -70,16 +72,17 @@ def any_spans(draw: st.DrawFn) -> list[StoredSpan]:
     ]
 
 
-@given(spans=any_spans(), width=st.integers(-5, 250))
-def test_every_span_has_one_printable_line_inside_the_width(spans: list[StoredSpan], width: int) -> None:
+@given(spans=any_spans(), width=st.none() | st.integers(-5, 250))
+def test_every_span_has_one_printable_line_inside_the_width(spans: list[StoredSpan], width: int | None) -> None:
     lines = waterfall(spans, width)
-    notes = [line for line in lines if "└ orphan" in line]
-    assert len(lines) == _HEADER_LINES + len(spans) + len(notes)
-    assert all(len(line) <= max(width, MIN_WIDTH) for line in lines)
+    assert width is None or all(len(line) <= max(width, 1) for line in lines)
+    if width is None or width >= ROOMY:
+        notes = [line for line in lines if "└ orphan" in line]
+        assert len(lines) == _HEADER_LINES + len(spans) + len(notes)
     assert all(line.isprintable() for line in lines)
 
 
-@given(spans=forests(), width=st.integers(MIN_WIDTH, 250))
+@given(spans=forests(), width=st.integers(ROOMY, 250))
 def test_children_stand_under_their_parent_and_further_in(spans: list[StoredSpan], width: int) -> None:
     lines = waterfall(spans, width)
     assert not any("orphan" in line for line in lines)
@@ -150,6 +153,29 @@ def test_failure_and_attributes_are_shown() -> None:
 )
 def test_durations_have_fitting_units(seconds: float, text: str) -> None:
     assert text in waterfall([span(1, None, (0, seconds * 1e3))], 100)[2].split()
+
+
+def test_without_a_width_nothing_is_cut() -> None:
+    spans = [
+        span(1, None, (0, 9), name="n" * 80, service="s" * 40, attributes={"forebay.plan.reason": "r" * 300}),
+        *(span(depth, depth - 1) for depth in range(2, 60)),
+    ]
+    lines = waterfall(spans, None)
+    assert all(word in lines[_HEADER_LINES] for word in ("n" * 80, "s" * 40, "reason=" + "r" * 300))
+    assert lines[-1].split()[1] == "<59>"
+
+
+@pytest.mark.parametrize("width", [1, 20, 59, 60, 80, 200])
+def test_no_bar_is_wider_than_the_terminal(width: int) -> None:
+    assert all(len(line) <= width for line in waterfall([span(1, None, (0, 9)), span(2, 1, (3, 9))], width))
+
+
+def test_a_stream_is_a_thin_line_and_work_a_thick_one() -> None:
+    lines = waterfall([span(1, None, (0, 9), name="decode"), span(2, 1, (3, 9), name=names.DETOKENIZE)], 100)
+    assert "█" in lines[line_of(lines, "decode")]
+    stream = lines[line_of(lines, names.DETOKENIZE)]
+    assert "─" in stream
+    assert "█" not in stream
 
 
 def test_no_spans_no_lines() -> None:

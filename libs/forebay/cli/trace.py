@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -51,7 +52,8 @@ def run(arguments: Sequence[str]) -> int:
     if given.json:
         print(json.dumps([asdict(span) for span in found], indent=2, ensure_ascii=False))
     else:
-        print("\n".join(waterfall(found, shutil.get_terminal_size((120, 24)).columns)))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None  # a file has room for all
+        print("\n".join(waterfall(found, width)))
     return 0
 
 

@@ -1,6 +1,7 @@
 """Draws a trace for a terminal. Pure: spans in, lines out; knows neither where spans are stored nor the terminal.
 
-One line per span, children under their parents by start: service, name, bar, duration, key attributes.
+One line per span, children under their parents by start: service, name, bar, duration, key attributes. A thick bar is
+work; a thin one is a stream that is open while others work, and is fed by them.
 """
 
 from collections import defaultdict
@@ -10,8 +11,11 @@ from dataclasses import dataclass
 from forebay.telemetry import spans as names
 from forebay.telemetry.span_store import StoredSpan
 
-MIN_WIDTH = 60
-"""Narrower terminals get lines of this many characters."""
+_LEAST_LAYOUT_WIDTH = 60
+"""Lines are laid out for this many characters at least; what a narrower terminal has no room for is cut off."""
+_STREAMS = frozenset({names.DETOKENIZE})
+_WORK, _STREAM = "█", "─"
+_MOST_BAR_WIDTH = 48
 
 _SHOWN = {
     names.MODE: "mode",
@@ -57,22 +61,21 @@ _DURATION_WIDTH = 8
 _GAPS = 4 * 2
 
 
-def waterfall(spans: Sequence[StoredSpan], width: int) -> list[str]:
-    """The lines of one trace, each at most `max(width, MIN_WIDTH)` characters; the first two sum it up.
+def waterfall(spans: Sequence[StoredSpan], width: int | None) -> list[str]:
+    """The lines of one trace, each at most `max(width, 1)` characters; None: nothing is cut. The first two sum it up.
 
     A span whose parent is not among `spans` stands at the left edge, and a line under it says so. No spans, no lines.
     """
     if not spans:
         return []
-    width = max(width, MIN_WIDTH)
     rows = _rows(spans)
-    columns = _columns(rows, width)
+    columns = _unlimited_columns(rows) if width is None else _columns(rows, max(width, _LEAST_LAYOUT_WIDTH))
     lines = [f"trace {rows[0].span.trace_id}", _summary(rows, columns.total_ns)]
     for row in rows:
         lines.append(_line(row, columns))
         if row.note is not None:
             lines.append(f"{' ' * columns.service}  └ {row.note}")
-    return [_fit(line, width).rstrip() for line in lines]
+    return [_fit(line, len(line) if width is None else max(width, 1)).rstrip() for line in lines]
 
 
 def _rows(spans: Sequence[StoredSpan]) -> list[_Row]:
@@ -107,17 +110,29 @@ def _note(top: StoredSpan, known: set[str]) -> str | None:
     return f"orphan: parent {top.parent_span_id} is missing (still open, or lost)"
 
 
-def _columns(rows: Sequence[_Row], width: int) -> _Columns:
+def _unlimited_columns(rows: Sequence[_Row]) -> _Columns:
+    """As wide as what stands in them."""
+    service = max(len(row.span.service) for row in rows)
+    name = max(2 * row.depth + len(row.span.name) for row in rows)
+    attributes = max(len(_attributes(row)) for row in rows)
+    return _Columns(service, name, name, _MOST_BAR_WIDTH, attributes, *_time_span(rows))
+
+
+def _time_span(rows: Sequence[_Row]) -> tuple[int, int]:
+    """Start and length in nanoseconds."""
     start_ns = min(row.span.start_ns for row in rows)
-    end_ns = max(max(row.span.end_ns, row.span.start_ns) for row in rows)
+    return start_ns, max(max(row.span.end_ns, row.span.start_ns) for row in rows) - start_ns
+
+
+def _columns(rows: Sequence[_Row], width: int) -> _Columns:
     service = min(max(len(row.span.service) for row in rows), 10)
     wanted = max(2 * row.depth + len(row.span.name) for row in rows)
     name = min(wanted, width // 4)
     # Where names are cut anyway, indentation takes no more than half of their room.
     indent_limit = name // 2 if name < wanted else name
     left = width - service - name - _DURATION_WIDTH - _GAPS
-    bar_width = min(left // 2, 48)
-    return _Columns(service, name, indent_limit, bar_width, left - bar_width, start_ns, end_ns - start_ns)
+    bar_width = min(left // 2, _MOST_BAR_WIDTH)
+    return _Columns(service, name, indent_limit, bar_width, left - bar_width, *_time_span(rows))
 
 
 def _summary(rows: Sequence[_Row], total_ns: int) -> str:
@@ -135,25 +150,27 @@ def _summary(rows: Sequence[_Row], total_ns: int) -> str:
 def _line(row: _Row, columns: _Columns) -> str:
     span = row.span
     indent = " " * min(2 * row.depth, columns.indent_limit)
+    offset_ns, duration_ns = span.start_ns - columns.start_ns, max(0, span.end_ns - span.start_ns)
+    fill = _STREAM if span.name in _STREAMS else _WORK
     return "  ".join(
         (
             _fit(span.service, columns.service),
             _fit(indent + span.name, columns.name),
-            bar(span.start_ns - columns.start_ns, span.end_ns - span.start_ns, columns.total_ns, columns.bar),
-            _duration(max(0, span.end_ns - span.start_ns) / 1e9).rjust(_DURATION_WIDTH),
+            bar(offset_ns, duration_ns, columns.total_ns, columns.bar, fill),
+            _duration(duration_ns / 1e9).rjust(_DURATION_WIDTH),
             _fit(_attributes(row), columns.attributes),
         )
     )
 
 
-def bar(offset_ns: int, duration_ns: int, total_ns: int, width: int) -> str:
-    """`width` characters with a block, at least one wide, where [offset, offset + duration) lies in [0, total)."""
+def bar(offset_ns: int, duration_ns: int, total_ns: int, width: int, fill: str = _WORK) -> str:
+    """`width` characters with a bar, at least one wide, where [offset, offset + duration) lies in [0, total)."""
     if total_ns <= 0:
-        return "█".ljust(width)
+        return fill.ljust(width)
     first = min(offset_ns * width // total_ns, width - 1)
     # Rounded up, so that a bar also covers the cell its last moment lies in.
     last = min(-(-(offset_ns + max(duration_ns, 0)) * width // total_ns), width)
-    return (" " * first + "█" * max(1, last - first)).ljust(width)
+    return (" " * first + fill * max(1, last - first)).ljust(width)
 
 
 def _attributes(row: _Row) -> str:
