@@ -47,3 +47,21 @@ def test_what_is_no_address_is_told_how_one_looks(service: str, flag: str, addre
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:65535", "[::1]:7400", "node-1.example:7400"])
 def test_addresses_are_taken_as_they_are(address: str) -> None:
     assert checked_address(address) == address
+
+
+@pytest.mark.parametrize(
+    ("service", "said"),
+    [
+        ("router", "The router accepts requests"),
+        ("tokenizer", "The tokenizer turns text"),
+        ("prefill", "A prefill worker computes prompts"),
+        ("decode", "A decode worker generates tokens"),
+        ("kvcache", "A node's KV-cache service owns the KV memory"),
+    ],
+)
+def test_help_names_the_service_and_says_what_it_is(service: str, said: str) -> None:
+    command = [sys.executable, "-m", f"forebay.{service}", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert shown.startswith(f"usage: python -m forebay.{service} ")
+    assert f"\n\n{said} " in shown
+    assert "lambda" not in shown

@@ -34,7 +34,7 @@ def run(
     Exit codes: 0 drained, 1 defect, 2 cannot start (one line on stderr says what to do).
     """
     try:
-        settings = settings_type()
+        settings = settings_type(_cli_prog_name=f"python -m forebay.{name}")
     except ValidationError as error:
         sys.exit(_usage(name, error))
     configure_logging(name, settings.log_level, is_json=settings.log_format == "json")

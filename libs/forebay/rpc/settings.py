@@ -11,6 +11,11 @@ from forebay import ports
 from forebay.rpc.address import checked_address
 
 
+def host_name() -> str:
+    """This host's own name, spelled as a node id."""
+    return socket.gethostname().replace(".", "-")
+
+
 class ServiceSettings(BaseSettings):
     """Each field is a flag (--node-id) and an environment variable (FOREBAY_NODE_ID)."""
 
@@ -26,7 +31,7 @@ class ServiceSettings(BaseSettings):
     listen: str = Field("127.0.0.1:0", description="address to serve on, HOST:PORT; port 0 takes any")
     advertise: str | None = Field(None, description="address others reach this service at; default: the bound one")
     node_id: str = Field(
-        default_factory=lambda: socket.gethostname().replace(".", "-"),
+        default_factory=host_name,
         pattern=r"^[A-Za-z0-9_-]{1,64}$",
         description="name of this host in the fleet",
     )

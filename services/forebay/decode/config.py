@@ -7,7 +7,7 @@ from forebay.worker.settings import WorkerSettings
 
 
 class DecodeSettings(WorkerSettings):
-    """What `python -m forebay.decode` takes: what every worker takes."""
+    """A decode worker generates tokens for many sequences at once. These are its settings."""
 
     listen: str = Field(
         ports.default_address(ports.DECODE), description="address to serve on, HOST:PORT; port 0 takes any"

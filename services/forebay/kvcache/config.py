@@ -11,7 +11,7 @@ from forebay.rpc.settings import ServiceSettings
 
 
 class KvCacheSettings(ServiceSettings):
-    """What `python -m forebay.kvcache` takes beside what every service takes."""
+    """A node's KV-cache service owns the KV memory and lends it to workers. These are its settings."""
 
     listen: str = Field(
         ports.default_address(ports.KVCACHE), description="address to serve on, HOST:PORT; port 0 takes any"

@@ -8,7 +8,7 @@ from forebay.worker.settings import CHIP_CLASS_HELP, WorkerSettings
 
 
 class PrefillSettings(WorkerSettings):
-    """What `python -m forebay.prefill` takes: what every worker takes."""
+    """A prefill worker computes prompts and hands their sequences over. These are its settings."""
 
     listen: str = Field(
         ports.default_address(ports.PREFILL), description="address to serve on, HOST:PORT; port 0 takes any"

@@ -9,7 +9,7 @@ from forebay.rpc.settings import ServiceSettings
 
 
 class RouterSettings(ServiceSettings):
-    """What `python -m forebay.router` takes beside what every service takes."""
+    """The router accepts requests, plans them, and streams their text. These are its settings."""
 
     listen: str = Field(
         ports.default_address(ports.ROUTER), description="address to serve on, HOST:PORT; port 0 takes any"

@@ -7,7 +7,7 @@ from forebay.rpc.settings import ServiceSettings
 
 
 class TokenizerSettings(ServiceSettings):
-    """Flags and environment of the tokenizer service."""
+    """The tokenizer turns text and conversations into token ids, and token ids into text. These are its settings."""
 
     listen: str = Field(
         ports.default_address(ports.TOKENIZER), description="address to serve on, HOST:PORT; port 0 takes any"
