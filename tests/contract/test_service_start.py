@@ -52,7 +52,7 @@ def test_addresses_are_taken_as_they_are(address: str) -> None:
 @pytest.mark.parametrize(
     ("service", "said"),
     [
-        ("router", "The router accepts requests"),
+        ("router", "The router accepts"),
         ("tokenizer", "The tokenizer turns text"),
         ("prefill", "A prefill worker computes prompts"),
         ("decode", "A decode worker generates tokens"),

@@ -350,6 +350,10 @@ def test_wrong_usage_is_told_before_anything_is_started(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert re.fullmatch(r"forebay: unknown chip class 'abacus'; choose one of: .*\n", refused.stderr)
     assert not (shell.state_dir / "logs").exists()
+    short = shell.up("--device-bytes", "1K")
+    assert short.returncode == 2
+    assert re.fullmatch(r"forebay: --device-bytes 1024 has no room for one KV block .*\n", short.stderr)
+    assert not (shell.state_dir / "logs").exists()
     for arguments in (("trace", "--limit", "0"), ("trace", "abc", "--last")):
         assert shell.run(*arguments).returncode == 2
     assert re.fullmatch(r"forebay \d+\.\d+\.\d+\n", shell.run("--version").stdout)

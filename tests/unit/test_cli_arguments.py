@@ -93,9 +93,9 @@ def test_sizes_with_units(text: str, count: int) -> None:
     assert byte_count(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "G", "1.5G", "many"])
+@pytest.mark.parametrize("text", ["", "G", "1.5G", "many", "-5", "1_0", " 5"])
 def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(ValueError, match="invalid literal"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"not a size; give .* such as 1500000, 512M or 2G"):
         byte_count(text)
 
 
@@ -136,6 +136,9 @@ def test_there_is_no_rate_of_fewer_than_two_tokens_after_the_first(tokens: int) 
         ("loading\nTraceback\nValueError: x\n", "ValueError: x"),
         ("12:00 ERROR cannot start: port 1 is taken\nbye\n", "port 1 is taken"),
         ("x" * 100_000 + "\ncannot start: late\n", "late"),
+        ('level=error message="cannot start: \\"a\\" is short; raise it" trace_id=1\n', '"a" is short; raise it'),
+        ('{"level": "error", "message": "cannot start: no room"}\n', "no room"),
+        ('message="cannot start: torn', "torn"),
     ],
 )
 def test_last_words(tmp_path: Path, log: str | None, words: str) -> None:

@@ -80,6 +80,8 @@ def test_only_what_is_given_is_passed_on() -> None:
         ("prefill_count", 11, "--prefill"),
         ("decode_count", 0, "--decode"),
         ("threads", 0, "--threads"),
+        ("device_bytes", 0, "--device-bytes"),
+        ("host_bytes", -1, "--host-bytes"),
         ("name", "a-b", "name"),
     ],
 )

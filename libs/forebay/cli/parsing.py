@@ -18,6 +18,11 @@ def command_parser(name: str, summary: str, examples: str) -> argparse.ArgumentP
 
 
 def byte_count(text: str) -> int:
-    """Bytes from "1500000", "512M" or "2G" (powers of 1,024); for argparse, which turns ValueError into usage."""
+    """Bytes from "1500000", "512M" or "2G" (powers of 1,024); for argparse, which makes its error one of usage."""
     factor = _FACTORS.get(text[-1:].upper(), 1)
-    return int(text[:-1] if factor > 1 else text) * factor
+    digits = text[:-1] if factor > 1 else text
+    if not (digits.isascii() and digits.isdigit()):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a size; give a whole number of bytes, or of K, M or G, such as 1500000, 512M or 2G"
+        )
+    return int(digits) * factor

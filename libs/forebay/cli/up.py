@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from forebay.chips.chip_class import WITHOUT_COMPILER, chip_class_named
+from forebay.chips.chip_class import DECODE_DEFAULT, WITHOUT_COMPILER, chip_class_named
+from forebay.chips.kv_layout import layout_for
 from forebay.cli.answer import show_answer, show_figures
 from forebay.cli.parsing import byte_count, command_parser
 from forebay.cli.program import program_name
@@ -19,6 +20,7 @@ from forebay.errors import StartError
 from forebay.mesh.inspection import inspect_mesh
 from forebay.mesh.local_mesh import DEFAULT_START_TIMEOUT_S, start_mesh, stop_mesh
 from forebay.mesh.record import MeshRecord, read_record
+from forebay.mesh.room import check_block_room
 from forebay.mesh.spec import DEFAULT_PORT_BASE, MeshSpec
 from forebay.mesh.state_dir import current_state_dir, locked
 from forebay.models.default_model import resolve_model
@@ -142,17 +144,21 @@ def _spec(state_dir: Path, given: argparse.Namespace) -> MeshSpec:
     prefill_count = 1 if given.prefill is None else given.prefill
     decode_count = 1 if given.decode is None else given.decode
     model_path = resolve_model(given.model, _say).resolve()
-    return MeshSpec(
+    chip_class = given.chip_class or _default_chip_class(model_path)
+    spec = MeshSpec(
         model_path=model_path,
         state_dir=state_dir,
         threads=given.threads,
         port_base=DEFAULT_PORT_BASE if given.port_base is None else given.port_base,
         prefill_count=prefill_count,
         decode_count=decode_count,
-        chip_class=given.chip_class or _default_chip_class(model_path),
+        chip_class=chip_class,
         device_bytes=given.device_bytes,
         host_bytes=given.host_bytes,
     )
+    layout = layout_for(open_model(model_path).config, chip_class_named(chip_class or DECODE_DEFAULT))
+    check_block_room(spec, layout.block_bytes)
+    return spec
 
 
 def _default_chip_class(model_path: Path) -> str | None:

@@ -23,6 +23,7 @@ from forebay.mesh.port import check_ports
 from forebay.mesh.process import open_pidfd, spawn, stop
 from forebay.mesh.readiness import wait_until_ready
 from forebay.mesh.record import MeshRecord, ServiceRecord, read_record, remove_record, write_record
+from forebay.mesh.room import check_room
 from forebay.mesh.spec import STOP_ORDER, MeshSpec, ServiceSpec
 
 DEFAULT_START_TIMEOUT_S: Final = 180.0
@@ -39,9 +40,10 @@ Progress = Callable[[str], None]
 def start_mesh(spec: MeshSpec, progress: Progress, timeout_s: float = DEFAULT_START_TIMEOUT_S) -> MeshRecord:
     """Starts the mesh and returns when every service is healthy.
 
-    Raises StartError with one line if a port is taken or a service stops or is not healthy in time.
+    Raises StartError with one line if a port is taken, memory is short, or a service stops or is not healthy in time.
     """
     check_ports(spec)
+    check_room(spec)
     logs = spec.state_dir / "logs"
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)

@@ -1,5 +1,6 @@
 """The last words of a service that stopped."""
 
+import json
 import os
 from pathlib import Path
 from typing import Final
@@ -19,5 +20,17 @@ def last_words(log_path: Path) -> str:
     words = [line.strip() for line in lines if line.strip()]
     for line in reversed(words):
         if _MARK in line:
-            return line.partition(_MARK)[2]
+            return _reason(line)
     return words[-1] if words else "it has written nothing to its log"
+
+
+def _reason(line: str) -> str:
+    """What follows the mark; where that is a field of the line, quoted as JSON, to the end of the field."""
+    before, _, after = line.partition(_MARK)
+    if not before.endswith('"'):
+        return after
+    try:
+        field, _ = json.JSONDecoder().raw_decode(line, len(before) - 1)
+    except ValueError:
+        return after
+    return str(field).removeprefix(_MARK)

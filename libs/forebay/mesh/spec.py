@@ -47,6 +47,10 @@ class MeshSpec:
             raise StartError(f"--decode must be in 1..{_MOST_WORKERS}")
         if self.threads is not None and self.threads < 1:
             raise StartError("--threads must be at least 1")
+        if self.device_bytes is not None and self.device_bytes < 1:
+            raise StartError("--device-bytes must be at least 1")
+        if self.host_bytes is not None and self.host_bytes < 0:
+            raise StartError("--host-bytes must be at least 0")
         if not re.fullmatch(r"[a-z][a-z0-9]{0,31}", self.name):
             raise StartError("a mesh's name has 1..32 characters of a-z and 0-9 and begins with a letter")
 
