@@ -56,6 +56,11 @@ BAD_REQUESTS = {
     "unknown role": ({"chat": chat("wizard", "x")}, UnknownRoleError, "chat.messages[0].role"),
     "template fails": ({"chat": chat("user", "break the template")}, TemplateFailedError, "chat.messages"),
     "token out of range": ({"tokens": tokens(1, 2, 128)}, TokenOutOfRangeError, "tokens.token_ids[2]"),
+    "stop token out of range": (
+        {"text": "x", "sampling": Sampling(stop_token_ids=[127, 128])},
+        TokenOutOfRangeError,
+        "sampling.stop_token_ids[1]",
+    ),
     "prompt too long": ({"text": "x" * 64}, ContextExceededError, "text"),
     "more text than a message holds": ({"text": "x" * 2**22}, InvalidFieldError, "text"),
     "more chat than a message holds": ({"chat": chat("user", "x" * 2**22)}, InvalidFieldError, "chat"),

@@ -21,7 +21,7 @@ _DEFAULTS: dict[str, float] = {"max_tokens": 512, "temperature": 0.0}
 _TREATMENT: dict[str, str] = {
     "model": "model name (default: the one that is served)",
     "tenant": "who asks; prefixes are shared only within a tenant",
-    "session": "conversations that belong together; not used yet",
+    "session": "conversations that belong together; taken, but it changes nothing yet",
     "cache_salt": "keeps this request's cached prefixes apart",
     "request_id": "name of the request (default: the router makes one)",
 }
@@ -39,7 +39,12 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
         sampling.add_argument(_flag(name), type=kind, default=default, metavar=_letter(kind), help=text)
     sampling.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
     sampling.add_argument(
-        "--stop-token-id", action="append", type=int, dest="stop_token_ids", metavar="N", help="end after this token"
+        "--stop-token-id",
+        action="append",
+        type=int,
+        dest="stop_token_ids",
+        metavar="N",
+        help="end after this token of the vocabulary",
     )
     sampling.add_argument("--ignore-eos", action="store_const", const=True, help="go on after end-of-sequence tokens")
     treatment = parser.add_argument_group("how the request is treated")

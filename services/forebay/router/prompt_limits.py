@@ -27,7 +27,7 @@ def check_model(request: Request, model: DescribedModel) -> None:
 
 
 def admit(request: Request, token_ids: Sequence[int], model: DescribedModel) -> common_pb2.SamplingParams:
-    """Checks the prompt against the model.
+    """Checks the prompt, and the token ids that end it, against the model.
 
     Returns:
         The request's sampling with `max_tokens` and `seed` filled in, so that all workers agree on them.
@@ -37,12 +37,8 @@ def admit(request: Request, token_ids: Sequence[int], model: DescribedModel) -> 
     """
     if not token_ids:
         raise EmptyPromptError("the prompt has no tokens", field=request.input_field)
-    if max(token_ids) >= model.vocabulary_size:
-        index = next(i for i, token_id in enumerate(token_ids) if token_id >= model.vocabulary_size)
-        raise TokenOutOfRangeError(
-            f"token id {token_ids[index]} is not in 0..{model.vocabulary_size - 1}",
-            field=f"{request.input_field}[{index}]",
-        )
+    _check_vocabulary(token_ids, model, request.input_field)
+    _check_vocabulary(request.sampling.stop_token_ids, model, "sampling.stop_token_ids")
     left_tokens = model.context_tokens - len(token_ids)
     if left_tokens < 1:
         raise _exceeded(request.input_field, f"the prompt has {len(token_ids)} tokens", len(token_ids), model)
@@ -56,6 +52,14 @@ def admit(request: Request, token_ids: Sequence[int], model: DescribedModel) -> 
     if not sampling.HasField("seed"):
         sampling.seed = secrets.randbits(64)
     return sampling
+
+
+def _check_vocabulary(token_ids: Sequence[int], model: DescribedModel, field: str) -> None:
+    if max(token_ids, default=0) >= model.vocabulary_size:
+        index = next(i for i, token_id in enumerate(token_ids) if token_id >= model.vocabulary_size)
+        raise TokenOutOfRangeError(
+            f"token id {token_ids[index]} is not in 0..{model.vocabulary_size - 1}", field=f"{field}[{index}]"
+        )
 
 
 def _exceeded(field: str, text: str, prompt_tokens: int, model: DescribedModel) -> ContextExceededError:
