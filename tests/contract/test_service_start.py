@@ -44,6 +44,19 @@ def test_what_is_no_address_is_told_how_one_looks(service: str, flag: str, addre
     )
 
 
+@pytest.mark.parametrize(
+    ("flag", "given", "words"),
+    [("--drain-s", "soon", "number"), ("--drain-s", "-1", "greater"), ("--node-id", "a b", "pattern")],
+)
+def test_wrong_usage_says_what_was_given(flag: str, given: str, words: str) -> None:
+    command = [sys.executable, "-m", "forebay.router", f"{flag}={given}"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"forebay router: {flag}: ")
+    assert words in refused.stderr
+    assert refused.stderr.endswith(f", not {given!r}\n")
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:65535", "[::1]:7400", "node-1.example:7400"])
 def test_addresses_are_taken_as_they_are(address: str) -> None:
     assert checked_address(address) == address

@@ -276,7 +276,7 @@ def test_ctrl_c_during_up_leaves_nothing(shell: Shell, tmp_path: Path) -> None:
         assert starting.stderr.readline().startswith("starting nats, ")
         record = other.record
         starting.send_signal(signal.SIGINT)
-        assert starting.wait(60) == 130
+        assert starting.wait(60) == 130, starting.stderr.read()
     assert len(record.services) == 6
     assert_nothing_left(record)
     assert read_record(tmp_path) is None

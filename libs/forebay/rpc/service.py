@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -19,6 +19,9 @@ from forebay.rpc.settings import ServiceSettings
 from forebay.telemetry import configure, configure_logging, spans
 
 _log = logging.getLogger(__name__)
+
+_TOLD_WHOLE: Final = frozenset({"value_error", "missing", "extra_forbidden"})
+"""Kinds of usage errors whose message says all: what was given, or that nothing should or should not have been."""
 
 S = TypeVar("S", bound=ServiceSettings)
 
@@ -86,5 +89,6 @@ def _usage(name: str, error: ValidationError) -> int:
     for problem in error.errors(include_url=False):
         flag = "--" + ".".join(str(part) for part in problem["loc"]).replace("_", "-")
         message = problem["msg"].removeprefix("Value error, ")
-        sys.stderr.write(f"forebay {name}: {flag}: {message}\n")
+        given = "" if problem["type"] in _TOLD_WHOLE else f", not {problem['input']!r}"
+        sys.stderr.write(f"forebay {name}: {flag}: {message}{given}\n")
     return 2
