@@ -369,6 +369,7 @@ async def test_what_no_message_can_hold_is_refused_before_it_is_sent(free_addres
         ("stop_token_ids", 3, "stop_token_ids must be at most 64 token ids, whole numbers in 0..4294967295, not 3"),
         ("model", 7, "model must be a string of valid Unicode, not 7"),
         ("time_to_first_token_ms", -1, "time_to_first_token_ms must be a whole number in 0..4294967295, not -1"),
+        ("gather_ms", -1, "gather_ms must be a whole number in 0..60000, not -1"),
         ("qos_tier", "soon", "qos_tier must be one of realtime, batch, backup, not a value of type str"),
     ],
 )

@@ -86,6 +86,7 @@ _ALLOWED: Final = {
     **sampling.ALLOWED,
     **dict.fromkeys(_PLAIN_FIELDS, "a string of valid Unicode"),
     **dict.fromkeys(_OBJECTIVE_FIELDS, f"a whole number in 0..{2**32 - 1}"),
+    "gather_ms": "a whole number in 0..60000",
 }
 _MOST_SHOWN_BITS: Final = 128
 
