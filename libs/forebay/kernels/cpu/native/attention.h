@@ -36,7 +36,7 @@ struct Context {
   int last_block;  // that the last query sees
 
   // The block to fetch while this one is computed: each is some pages of its own, which the hardware does not
-  // foresee.
+  // foresee. Into the second cache: the first has too few places for lines under way to use all of the bandwidth.
   int ahead_of(int block) const { return block + kBlocksAhead < last_block ? block + kBlocksAhead : last_block; }
   const typename Numbers::Number* keys(int block) const {
     const std::uint8_t* const start = arena + block_table[block] * block_stride_bytes;
@@ -108,7 +108,7 @@ class SegmentAttention {
     for (int pair = 0; pair < context.shape.head_dim / 2; ++pair) {
 #pragma GCC unroll lanes::kUnroll
       for (int group = 0; group < Groups; ++group) {
-        __builtin_prefetch(ahead[group] + pair * stride);
+        __builtin_prefetch(ahead[group] + pair * stride, 0, 2);
 #pragma GCC unroll lanes::kUnroll
         for (int r = 0; r < R; ++r) {
           sums[r][group] =
@@ -164,7 +164,7 @@ class SegmentAttention {
       for (int token = 0; token < tokens; token += 2, from += stride, ahead += stride) {
 #pragma GCC unroll lanes::kUnroll
         for (int group = 0; group < Groups; ++group) {
-          __builtin_prefetch(ahead + 2 * kLanes * group);
+          __builtin_prefetch(ahead + 2 * kLanes * group, 0, 2);
 #pragma GCC unroll lanes::kUnroll
           for (int r = 0; r < R; ++r) {
             sums[r][group] =

@@ -135,15 +135,21 @@ inline void prefetch_next(const std::uint8_t* next_tile, int group, Fetch fetch)
   }
 }
 
-// Adds to `sums` the products of a group's weights with 32 bytes of one row.
+// Adds to `sums` the products of a group's weights with 32 bytes of one row. In two chains, since each product waits for
+// the one before it; integers, so the order does not matter.
 template <Format kFormat>
 inline I32 dot_plane(I32 sums, const I32 (&words)[8], const std::uint8_t* bytes, int width) {
-#pragma GCC unroll lanes::kUnroll
-  for (int word = 0; word < 8; ++word) {
+  const auto dot = [&](I32 to, int word) {
     const I32 inputs = broadcast_word(bytes + 4 * word * width);
-    sums = kFormat == Format::kQ8_0 ? dot4(sums, words[word], inputs) : dot4_nibbles(sums, words[word], inputs);
+    return kFormat == Format::kQ8_0 ? dot4(to, words[word], inputs) : dot4_nibbles(to, words[word], inputs);
+  };
+  I32 others = broadcast_int(0);
+#pragma GCC unroll lanes::kUnroll
+  for (int word = 0; word < 4; ++word) {
+    sums = dot(sums, word);
+    others = dot(others, word + 4);
   }
-  return sums;
+  return add_ints(sums, others);
 }
 
 // Weights of 4 or 8 bits times activations of 8 bits, or of 16 in two planes: exact integer sums within a group, floats
@@ -171,10 +177,10 @@ void integer_tile(const std::uint8_t* tile, int groups, const std::uint8_t* reco
       const std::uint8_t* const bytes = records + 4 * row;
       const std::uint8_t* const row_scales = bytes + Planes * kPlane;
       I32 dot = offset_sum<kFormat>(row_scales + 8 * Width);
+      dot = dot_plane<kFormat>(dot, words, bytes + (Planes - 1) * kPlane, Width);
       if constexpr (Planes == 2) {
         dot = add_ints(dot, shift_left_8(dot_plane<kFormat>(broadcast_int(0), words, bytes, Width)));
       }
-      dot = dot_plane<kFormat>(dot, words, bytes + (Planes - 1) * kPlane, Width);
       const F32 scales_of_both = multiply(scale, broadcast_float(row_scales));
       sums[row] = multiply_add(to_float(dot), scales_of_both, sums[row]);
       if constexpr (kFormat == Format::kQ4_1) {
