@@ -41,7 +41,7 @@ async def test_long_requests_of_all_modes_make_the_documented_spans(mesh: Runnin
     made: set[tuple[str, str]] = set()
     for mode, forced, salt in (("SPLIT", "split", "a"), ("LOCAL", "local", "b"), ("RESUME", None, "b")):
         done = client.generate(
-            LONG_PROMPTS[0], mode=forced, cache_salt=salt, max_tokens=104, temperature=0, ignore_eos=True
+            LONG_PROMPTS[0], mode=forced, cache_salt=salt, max_tokens=168, temperature=0, ignore_eos=True
         )
         assert done.plan.mode.value.upper() == mode
         trace = await stored_trace(mesh, done.trace_id, {spans.GENERATE, spans.DECODE, spans.KV_EXTEND})

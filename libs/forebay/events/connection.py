@@ -25,6 +25,7 @@ CONNECT_TIMEOUT_S: Final = 2
 RECONNECT_INTERVAL_S: Final = 0.25
 PING_INTERVAL_S: Final = 5
 JETSTREAM_TIMEOUT_S: Final = 2.0
+FLUSH_TIMEOUT_S: Final = 2
 START_TIMEOUT_S: Final = 15.0
 
 Handler = Callable[[Msg], Awaitable[None]]
@@ -124,7 +125,10 @@ class Connection:
         Raises:
             nats.errors.Error: NATS is away.
         """
-        await self._client.flush(timeout=2)
+        # The client's PING overtakes what its writer has not yet taken up, such as a subscription of just now. When it
+        # is answered the writer has had its turn, and the second PING goes behind everything.
+        await self._client.flush(timeout=FLUSH_TIMEOUT_S)
+        await self._client.flush(timeout=FLUSH_TIMEOUT_S)
 
     async def close(self) -> None:
         """Sends what is buffered and disconnects. Idempotent."""
