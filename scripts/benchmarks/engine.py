@@ -31,7 +31,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from forebay.kernels.cpu.library import load_library
-from forebay.kernels.cpu.peaks import Peaks, measure_peaks
+from forebay.kernels.cpu.peaks import measure_peaks
+from forebay.kernels.peaks import Peaks
 from forebay.models.default_model import resolve_model
 from forebay.models.model_file import ModelFile, open_model
 from scripts.benchmarks.engine_figures import (

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from forebay.kernels.cpu.peaks import Arithmetic, Peaks
+from forebay.kernels.peaks import Arithmetic, Peaks
 from scripts.benchmarks.engine_native import LINEARS, NativeContestant
 from scripts.benchmarks.engine_rounds import DECODE, OURS, PREFILL, TORCH, EngineRounds
 from scripts.benchmarks.generation import Generation, Workload

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from forebay.telemetry import spans
+from forebay.telemetry import metrics, spans
 
 _PAGE = Path(__file__).parents[2] / "docs" / "telemetry.md"
 
@@ -19,6 +19,12 @@ def test_names_are_documented_once_each() -> None:
     documented = listed("Spans") + listed("Attributes")
     assert sorted(documented) == sorted(defined)
     assert len(set(documented)) == len(documented) > 30
+
+
+def test_metrics_are_documented_once_each() -> None:
+    defined = [value for name, value in vars(metrics).items() if name.isupper()]
+    assert sorted(listed("Metrics")) == sorted(set(defined) - {metrics.PHASE})
+    assert f"`{metrics.PHASE}`" in _PAGE.read_text()
 
 
 def test_spans_and_attributes_are_told_apart() -> None:

@@ -136,6 +136,7 @@ def test_failure_and_attributes_are_shown() -> None:
     attributes = {
         "error.type": "KV_EXHAUSTED",
         "forebay.mode": "SPLIT",
+        "forebay.bandwidth_utilization": 0.617,
         "forebay.queue_s": 0.0125,
         "forebay.kv.copied_bytes": 0,
         "forebay.transfer_bytes": 3 << 20,
@@ -144,7 +145,7 @@ def test_failure_and_attributes_are_shown() -> None:
     }
     one = span(1, status="ERROR", attributes=attributes)
     line = waterfall([one], 250)[2]
-    expected = "FAILED KV_EXHAUSTED mode=SPLIT queue=12.50ms copied=0B moved=3.0MiB finish=stop"
+    expected = "FAILED KV_EXHAUSTED mode=SPLIT bandwidth=62% queue=12.50ms copied=0B moved=3.0MiB finish=stop"
     assert line.endswith(expected)
 
 

@@ -80,6 +80,17 @@ def test_two_busy_workers_have_half_each(page: Path, other: Other) -> None:
     assert share.enter() == 8
 
 
+def test_a_node_rests_when_none_of_its_workers_computes(page: Path, other: Other) -> None:
+    share = CoreShare(page, core_count=8)
+    assert share.is_anyone_busy(), "the other"
+    other.say("leave")
+    assert not share.is_anyone_busy()
+    share.enter()
+    assert share.is_anyone_busy()
+    share.leave()
+    assert not share.is_anyone_busy()
+
+
 def test_cores_follow_what_each_computes_now(page: Path, other: Other) -> None:
     share = CoreShare(page, core_count=8)
     assert other.say("batch") == "8"

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 import pytest
 
 from forebay.engine.scheduler import Failed, Finished, FinishReason, Limits, NewToken, Scheduler
+from forebay.engine.step_cost import StepSize
+from forebay.engine.step_totals import StepTotals
 from forebay.engine.types import Sampled, SamplingParams, Sequence, Slice
 from forebay.errors import NumericFailureError, WorkerLostError
-from forebay.testing.fake_engine import FixedCores
+from forebay.testing.fake_engine import MODEL_COST, FixedCores
 from forebay.testing.waiting import until
 from forebay.worker.core_division import StepWork
 from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, UseEngine
+from forebay.worker.step_meter import Phase, StepMeter
 from forebay.worker.step_report import Report, Share
 
 
@@ -132,6 +135,23 @@ async def test_chunks_are_whole_alone_and_short_while_another_worker_generates()
         assert chunks["alone"] == [100] * 10
         assert chunks["beside"][0] == 20, "a chunk of 100 took 1.1 ms a token"
         assert max(chunks["beside"]) == 20
+
+
+async def test_reports_carry_what_their_step_cost_and_took() -> None:
+    async with started() as rig:
+        meter = StepMeter(MODEL_COST)
+        rig.thread.measure_with(meter)
+        rig.thread.submit(Add(sequence(), 0))
+        await until(lambda: rig.outcomes(Finished))
+        steps = [report.measured for report in rig.reports if report.shares]
+        assert [one.has_prompt_tokens for one in steps] == [True, False, False]
+        assert [one.busy_s for one in steps] == pytest.approx([0.016, 0.01, 0.01])
+        assert steps[1].cost == MODEL_COST.of(StepSize(1, 1, 7, 7)), "its position is not that of after the step"
+        assert meter.totals(Phase.DECODE) == StepTotals().plus(steps[1]).plus(steps[2])
+        rig.engine.is_broken = True
+        rig.thread.submit(Add(sequence("b"), 0))
+        await until(lambda: rig.outcomes(Failed))
+        assert rig.reports[-1].measured is None
 
 
 async def test_a_sequence_with_bad_logits_fails_alone_and_the_thread_lives() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forebay.engine.native_arena import NativeArena
+from forebay.engine.native_cost import native_model_cost
 from forebay.engine.native_model import NativeModel
 from forebay.engine.sampler import sample
 from forebay.engine.types import Sampled, SamplingParams, Sequence, Slice
@@ -61,6 +62,7 @@ class NativeEngine:
         self._model = NativeModel(packed, config, layout, activation_bits)
         self._threads = threads
         self._weight_bytes = packed.size_bytes
+        self.model_cost = native_model_cost(packed, config, layout, activation_bits)
         self._logits = np.empty((0, 0), np.float32)
         handle = self._functions.forebay_engine_create(ctypes.byref(self._model.struct), threads)
         if not handle:

@@ -12,6 +12,7 @@ from forebay.engine.arena import KvArena
 from forebay.engine.decoder import Decoder
 from forebay.engine.rope_table import RopeTable
 from forebay.engine.sampler import sample
+from forebay.engine.torch_cost import torch_model_cost
 from forebay.engine.types import Sampled, Sequence, Slice
 from forebay.engine.weights import DecoderWeights
 from forebay.errors import LayoutMismatchError
@@ -39,6 +40,7 @@ class TorchEngine:
         self._decoder: Decoder[AttentionPlan] = Decoder(config, weights, self._kernels)
         self._rope = RopeTable(config)
         self._threads = threads
+        self.model_cost = torch_model_cost(weights, config, arena.layout)
 
     def use_threads(self, threads: int) -> None:
         """Cores that steps may use from now on. Changes their speed, never their results."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from forebay.engine.step_cost import ModelCost
 from forebay.errors import ForebayError
 
 
@@ -87,6 +88,11 @@ class Sampled:
 
 class Engine(Protocol):
     """Computes steps. One thread calls it; it never sees the network."""
+
+    @property
+    def model_cost(self) -> ModelCost:
+        """What its steps cost, as it keeps the weights."""
+        ...
 
     def use_threads(self, threads: int) -> None:
         """So many cores from the next step on, >= 1. Changes the speed, never the bits."""

@@ -3,14 +3,13 @@
 Knows nothing of where the spans go. It runs on the batch processor's thread.
 """
 
-import logging
 import threading
 from collections.abc import Sequence
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-_log = logging.getLogger(__name__)
+from forebay.telemetry.outage import Outage
 
 
 class GuardedExporter(SpanExporter):
@@ -23,15 +22,13 @@ class GuardedExporter(SpanExporter):
 
     def __init__(self, inner: SpanExporter, destination: str) -> None:
         self._inner = inner
-        self._destination = destination
-        self._is_failing = False
-        self._lost_spans_count = 0
+        self._outage = Outage("spans", destination)
         self._stopped = threading.Event()
 
     @property
     def lost_spans_count(self) -> int:
         """Spans that did not arrive since the start."""
-        return self._lost_spans_count
+        return self._outage.lost_count
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """SUCCESS or FAILURE; raises nothing. A failed batch is given up: newer spans matter more."""
@@ -43,9 +40,7 @@ class GuardedExporter(SpanExporter):
             return self._lose(len(spans), f"{type(error).__name__}: {error}")
         if result is not SpanExportResult.SUCCESS:
             return self._lose(len(spans), "not accepted")
-        if self._is_failing:
-            self._is_failing = False
-            _log.warning("spans reach %s again; %d were lost so far", self._destination, self._lost_spans_count)
+        self._outage.succeed()
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
@@ -59,8 +54,5 @@ class GuardedExporter(SpanExporter):
         return self._inner.force_flush(timeout_millis)
 
     def _lose(self, count: int, reason: str) -> SpanExportResult:
-        self._lost_spans_count += count
-        if not self._is_failing:
-            self._is_failing = True
-            _log.warning("spans do not reach %s (%s); serving goes on", self._destination, reason)
+        self._outage.fail(count, reason)
         return SpanExportResult.FAILURE

@@ -54,6 +54,12 @@ DECODE_S = "forebay.decode_s"
 TTFT_S = "forebay.ttft_s"
 TRANSFER_S = "forebay.transfer_s"
 
+# How near the steps came to the machine's peaks, and their rates.
+FLOPS_UTILIZATION = "forebay.flops_utilization"
+BANDWIDTH_UTILIZATION = "forebay.bandwidth_utilization"
+OPERATION_RATE = "forebay.operation_rate"
+MEMORY_RATE = "forebay.memory_rate"
+
 # Blocks and bytes.
 KV_BLOCKS = "forebay.kv.blocks"
 KV_CACHED_BLOCKS = "forebay.kv.cached_blocks"

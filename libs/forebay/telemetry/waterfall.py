@@ -25,6 +25,8 @@ _SHOWN = {
     names.CACHED_TOKENS: "cached",
     names.COMPUTED_TOKENS: "computed",
     names.DECODE_STEPS: "steps",
+    names.FLOPS_UTILIZATION: "flops",
+    names.BANDWIDTH_UTILIZATION: "bandwidth",
     names.TTFT_S: "ttft",
     names.QUEUE_S: "queue",
     names.KV_BLOCKS: "blocks",
@@ -187,6 +189,8 @@ def _value(key: str, value: object) -> str:
         return _duration(value)
     if isinstance(value, int | float) and key.endswith("_bytes"):
         return _size(value)
+    if isinstance(value, int | float) and key.endswith("_utilization"):
+        return f"{value:.0%}"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

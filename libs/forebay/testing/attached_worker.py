@@ -11,6 +11,7 @@ import grpc
 
 from forebay.engine.scheduler import Limits, Scheduler
 from forebay.engine.types import Engine
+from forebay.kernels.peaks import Peaks
 from forebay.role import Role
 from forebay.rpc.channel import open_channel
 from forebay.rpc.server import Server
@@ -21,6 +22,7 @@ from forebay.worker.engine_thread import EngineThread
 from forebay.worker.kv_rights import KvRights
 from forebay.worker.request_check import ServedModel
 from forebay.worker.sequence_runner import SequenceRunner
+from forebay.worker.step_meter import StepMeter
 
 MODEL: Final = ServedModel(
     name="fake",
@@ -57,8 +59,9 @@ async def attached_worker(
     patience: Patience | None = None,
     model: ServedModel = MODEL,
     make_engine: Callable[[Attachment], Engine] = FakeEngine,
+    peaks: Peaks | None = None,
 ) -> AsyncIterator[AttachedWorker]:
-    """A worker that runs until the block ends."""
+    """A worker that runs until the block ends. peaks: what its steps are compared with."""
     engines: list[Engine] = []
 
     def make(attachment: Attachment) -> Engine:
@@ -72,6 +75,10 @@ async def attached_worker(
     rights = KvRights(link)
     rights.start()
     thread = EngineThread(engine, Scheduler(limits), link.is_lease_valid, FixedCores())
+    meter = StepMeter(engine.model_cost)
+    if peaks is not None:
+        meter.use_peaks(peaks)
+    thread.measure_with(meter)
     runner.connect(rights, thread)
     try:
         yield AttachedWorker(runner, link, rights, engines)

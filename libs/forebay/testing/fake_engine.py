@@ -9,8 +9,10 @@ import threading
 from collections import Counter
 from typing import Final
 
+from forebay.engine.step_cost import ModelCost, Operations
 from forebay.engine.types import Sampled, Sequence, Slice, TokenLogprobs
 from forebay.errors import NumericFailureError
+from forebay.kernels.peaks import Arithmetic
 from forebay.kv.layout import KvDtype, KvLayout
 from forebay.worker.arena_map import map_segment
 from forebay.worker.attachment import Attachment
@@ -20,6 +22,14 @@ VOCABULARY_SIZE: Final = 1000
 POISON: Final = 666
 """A sequence with this token fails."""
 LAYOUT: Final = KvLayout(dtype=KvDtype.FLOAT32, layers=1, kv_heads=1, head_dim=2, block_tokens=4)
+MODEL_COST: Final = ModelCost(
+    row_operations=Operations(200, {Arithmetic.INT8: 400}),
+    head_operations=Operations(50, {Arithmetic.INT8: 100}),
+    attention_operations=Operations(8, {Arithmetic.F32: 8}),
+    layer_bytes=100,
+    head_bytes=25,
+    kv_token_bytes=16,
+)
 
 
 def next_token(token_ids: list[int]) -> int:
@@ -47,6 +57,7 @@ class FakeEngine:
         self.computed_tokens: Counter[str] = Counter()  # by sequence id
         self.breaks = False
         self.threads = 0
+        self.model_cost = MODEL_COST
 
     def use_threads(self, threads: int) -> None:
         """As Engine.use_threads."""

@@ -73,6 +73,10 @@ class CoreShare:
         """No step follows for now: the cores are the others'."""
         self._words[self._slot * _SLOT_WORDS] = 0
 
+    def is_anyone_busy(self) -> bool:
+        """Whether some worker of the node computes now, this one included."""
+        return bool(self._busy_slots(self._clock_ns()))
+
     def step_slo_of_others_s(self) -> float | None:
         """The tightest step-time SLO among the other workers that decode now, in seconds; None: none does."""
         others = (slot for slot in self._busy_slots(self._clock_ns()) if slot != self._slot)

@@ -14,9 +14,11 @@ from typing import Protocol
 
 from forebay.engine.chunk_budget import ChunkBudget
 from forebay.engine.scheduler import Failed, Outcome, Scheduler
+from forebay.engine.step_totals import MeasuredStep
 from forebay.engine.types import Engine, Sequence, Slice
 from forebay.errors import RETRY_AFTER_S, ForebayError, WorkerLostError
 from forebay.worker.core_division import StepWork
+from forebay.worker.step_meter import StepMeter
 from forebay.worker.step_report import Report, ReportGathering, Share, Telling
 
 _log = logging.getLogger(__name__)
@@ -96,11 +98,17 @@ class EngineThread:
         limits = scheduler.limits
         self._budget = ChunkBudget(limits.block_tokens, limits.chunk_tokens, limits.step_slo_s)
         self._clock = clock
+        self._meter: StepMeter | None = None
+        self._measured: MeasuredStep | None = None  # of the step of this turn
         self._gathering = ReportGathering(gather_s)
         self._commands: deque[Command] = deque()
         self._news = threading.Condition()
         self._is_stopping = False
         self._thread: threading.Thread | None = None
+
+    def measure_with(self, meter: StepMeter) -> None:
+        """Notes every step there. To be called before `start`."""
+        self._meter = meter
 
     def start(self, on_report: Callable[[Report], None], on_due: Callable[[], None] = lambda: None) -> None:
         """Starts the thread.
@@ -162,7 +170,7 @@ class EngineThread:
             return commands
 
     def _turn(self, commands: Iterable[Command]) -> Report:
-        began_s = self._clock()
+        began_s, self._measured = self._clock(), None
         outcomes: list[Outcome] = []
         removed: list[str] = []
         for command in commands:
@@ -177,7 +185,7 @@ class EngineThread:
             )
             outcomes += self._step(slices)
         stuck = frozenset() if slices else frozenset(self._scheduler.sequence_ids)
-        return Report(tuple(outcomes), tuple(removed), shares, stuck, began_s, self._clock())
+        return Report(tuple(outcomes), tuple(removed), shares, stuck, began_s, self._clock(), self._measured)
 
     def _obey(self, command: Command, outcomes: list[Outcome], removed: list[str]) -> None:
         match command:
@@ -206,7 +214,10 @@ class EngineThread:
         began_s = self._clock()
         try:
             sampled = self._engine.step(slices)
-            self._budget.learn(prompt_tokens, is_decoding, self._clock() - began_s)
+            busy_s = self._clock() - began_s
+            self._budget.learn(prompt_tokens, is_decoding, busy_s)
+            if self._meter is not None:
+                self._measured = self._meter.note(slices, cores, busy_s)
             return self._scheduler.complete(slices, sampled) if self._may_write() else self._fail_all()
         except Exception:
             _log.exception("a step of %d sequences failed", len(slices))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from forebay.engine.rank import Rank
 from forebay.engine.scheduler import FinishReason
+from forebay.engine.step_totals import MeasuredStep, StepTotals
 from forebay.engine.types import SamplingParams, TokenLogprobs
 from forebay.errors import ForebayError
 from forebay.kv.hashing import HashChain
@@ -66,6 +67,8 @@ class SequenceCost:
     last_decode_s: float = 0.0
     transfer_s: float = 0.0
     transfer_bytes: int = 0
+    prefill_totals: StepTotals = field(default_factory=StepTotals)
+    decode_totals: StepTotals = field(default_factory=StepTotals)
 
     @property
     def queue_s(self) -> float:
@@ -76,6 +79,15 @@ class SequenceCost:
     def decode_s(self) -> float:
         """Seconds from the beginning of the first decode step to the end of the last."""
         return 0.0 if self.first_decode_s is None else self.last_decode_s - self.first_decode_s
+
+    def note_measured(self, is_decode_step: bool, step: MeasuredStep | None) -> None:
+        """Counts what a step it took part in cost and took as a whole, whoever else was in it."""
+        if step is None:
+            return
+        if is_decode_step:
+            self.decode_totals = self.decode_totals.plus(step)
+        else:
+            self.prefill_totals = self.prefill_totals.plus(step)
 
 
 @dataclass(slots=True, eq=False)

@@ -238,6 +238,7 @@ class SequenceRunner:
             running = self._sequences.get(share.sequence_id)
             if running is not None:
                 running.note_step(share.first_position, share.token_count, report.began_s, report.ended_s)
+                running.cost.note_measured(share.first_position >= running.spec.first_decode_position, report.measured)
         for outcome in report.outcomes:
             running = self._sequences.get(outcome.sequence_id)
             if running is not None:

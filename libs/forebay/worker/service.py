@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import grpc
 
-from forebay.chips import chip_class_named
+from forebay.chips import KernelSet, chip_class_named
 from forebay.engine.scheduler import Limits, Scheduler
 from forebay.engine.types import SamplingParams
 from forebay.errors import ForebayError
@@ -33,6 +33,7 @@ from forebay.rpc.server import Server
 from forebay.tasks import within
 from forebay.worker.attachment import Attachment, KvLink, attach_request
 from forebay.worker.block_supply import Patience
+from forebay.worker.calibration import Calibration, NativePeaks
 from forebay.worker.core_share import CoreShare
 from forebay.worker.engine_loader import EngineLoader
 from forebay.worker.engine_thread import EngineThread
@@ -41,6 +42,8 @@ from forebay.worker.request_check import ServedModel
 from forebay.worker.running_sequence import SequenceSpec
 from forebay.worker.sequence_runner import SequenceRunner
 from forebay.worker.settings import WorkerSettings
+from forebay.worker.step_meter import StepMeter
+from forebay.worker.step_metrics import offer_step_metrics
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +65,7 @@ class Worker:
     model: ServedModel
     node_id: str
     kvcache_address: str
+    calibration: Calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,8 @@ async def serve_worker(kind: WorkerKind, settings: WorkerSettings, stop: asyncio
             member = _member(kind, settings, worker_id, settings.advertise or address, worker)
             async with _in_fleet(settings, member, worker.runner) as registrar:
                 await server.set_serving(True)
+                if chip_class_named(settings.chip_class).kernels is KernelSet.NATIVE:
+                    worker.calibration.start()
                 await stop.wait()
                 worker.runner.is_draining = True
                 await drain(server, registrar, worker.runner.wait_idle(), settings.drain_s)
@@ -128,22 +134,29 @@ async def _running(
         rights.start()
         page = segment_path(segment_name(attachment.node_id, "cores"))
         cores = CoreShare(page, usable_cores(), _most_cores(settings))
-        # Only the thread holds the engine: when it takes another, the memory of a service that is gone is unmapped.
+        engine = await asyncio.to_thread(loader.make_engine, attachment)
+        meter = StepMeter(engine.model_cost)
+        calibration = Calibration(NativePeaks(), cores.is_anyone_busy, meter.use_peaks)
         thread = EngineThread(
-            await asyncio.to_thread(loader.make_engine, attachment),
+            engine,
             Scheduler(limits),
             link.is_lease_valid,
             cores,
             gather_s=settings.gather_ms / 1e3,
         )
+        # Only the thread holds the engine: when it takes another, the memory of a service that is gone is unmapped.
+        del engine
+        thread.measure_with(meter)
         runner.connect(rights, thread)
         try:
             await _warm_up(runner, model)
             gc.collect()
             gc.freeze()  # weights and modules live as long as the process
             sys.setswitchinterval(SWITCH_INTERVAL_S)
-            yield Worker(runner, model, attachment.node_id, settings.kvcache)
+            offer_step_metrics(meter, settings.chip_class)
+            yield Worker(runner, model, attachment.node_id, settings.kvcache, calibration)
         finally:
+            await calibration.close()
             await rights.close()
             await thread.stop()
             cores.close()

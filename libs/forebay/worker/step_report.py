@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from forebay.engine.scheduler import BlocksFilled, Failed, Finished, NewToken, Outcome
+from forebay.engine.step_totals import MeasuredStep
 
 DEFAULT_GATHER_S: Final = 0.1
 """Ten messages a second read as smoothly as one for every token."""
@@ -23,6 +24,7 @@ class Report:
     """News of one step, or of commands alone: then there are no shares.
 
     removed: cancelled sequences that are written to no more. stuck: sequences when none of them has room to go on.
+    measured: what the step cost and took, where that is measured.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -31,6 +33,7 @@ class Report:
     stuck: frozenset[str]
     began_s: float
     ended_s: float
+    measured: MeasuredStep | None = None
 
 
 @dataclass(frozen=True, slots=True)

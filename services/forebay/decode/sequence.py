@@ -22,6 +22,7 @@ from forebay.worker.request_check import (
 )
 from forebay.worker.running_sequence import RunningSequence, SequenceSpec, TokenSink
 from forebay.worker.sequence_runner import SequenceRunner
+from forebay.worker.step_metrics import step_attributes
 
 
 async def generate(
@@ -105,5 +106,6 @@ def _describe(current: Span, running: RunningSequence) -> None:
             spans.DECODE_S: cost.decode_s,
             spans.TRANSFER_S: cost.transfer_s,
             spans.TRANSFER_BYTES: cost.transfer_bytes,
+            **step_attributes(cost.decode_totals),
         }
     )

@@ -15,6 +15,7 @@ from forebay.wire.tokens import FINISH_REASONS, logprobs_to_proto
 from forebay.worker.request_check import ServedModel, check_prompt, check_request_id, priority_of, sampling_for
 from forebay.worker.running_sequence import RunningSequence, SequenceSpec
 from forebay.worker.sequence_runner import SequenceRunner
+from forebay.worker.step_metrics import step_attributes
 
 
 class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
@@ -101,5 +102,6 @@ def _describe(span: Span, running: RunningSequence) -> None:
             spans.CHUNKS: cost.chunks,
             spans.QUEUE_S: cost.queue_s,
             spans.PREFILL_S: cost.prefill_s,
+            **step_attributes(cost.prefill_totals),
         }
     )

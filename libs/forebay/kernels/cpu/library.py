@@ -68,7 +68,7 @@ class StepStruct(ctypes.Structure):
 
 
 class NativeLibrary:
-    """One loaded build."""
+    """One loaded build. name: of its file, which differs whenever sources, compiler or flags do."""
 
     def __init__(self, path: Path) -> None:
         """Loads the library.
@@ -76,6 +76,7 @@ class NativeLibrary:
         Raises:
             NativeUnavailableError: it cannot be loaded or is of another version.
         """
+        self.name = path.name
         try:
             self.functions = ctypes.CDLL(str(path))
         except OSError as error:

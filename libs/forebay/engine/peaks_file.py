@@ -1,0 +1,137 @@
+"""The peaks of this machine, measured once and kept in the cache folder for all workers that run on it.
+
+Knows what makes a kept result another machine's, and that one process measures while others wait. When it is a good
+moment to measure, its caller knows.
+"""
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from forebay.host.cores import usable_cores
+from forebay.host.cpu_model import cpu_model
+from forebay.host.file_lock import locked
+from forebay.host.whole_file import write_whole
+from forebay.kernels.cpu.library import NativeLibrary, load_library
+from forebay.kernels.cpu.peaks import measure_peaks
+from forebay.kernels.peaks import Arithmetic, Peaks
+from forebay.models.cache_folder import cache_dir
+
+MEASURING_VERSION: Final = 1
+"""Goes up whenever peaks measured before must not be used any more."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What peaks depend on. library: name of the compiled kernels' file, which differs with sources and flags."""
+
+    cpu: str
+    cores: int
+    library: str
+    version: int = MEASURING_VERSION
+
+    @property
+    def file_name(self) -> str:
+        """Of its peaks in the cache: machines that share the folder have a file each."""
+        digest = hashlib.sha256(repr(asdict(self)).encode()).hexdigest()
+        return f"{digest[:16]}.json"
+
+
+class PeaksFile:
+    """One machine's peaks in a folder."""
+
+    def __init__(self, machine: Machine, folder: Path) -> None:
+        self._machine = machine
+        self._path = folder / machine.file_name
+
+    def read(self) -> Peaks | None:
+        """What is kept; None: nothing, or nothing that can be used."""
+        try:
+            content = json.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            _log.warning("peaks %s cannot be read (%s); measuring them again", self._path.name, error)
+            return None
+        peaks = _peaks(content, self._machine)
+        if peaks is None:
+            _log.warning("peaks %s are not this machine's, or damaged; measuring them again", self._path.name)
+        return peaks
+
+    def read_or_measure(self, measure: Callable[[], Peaks]) -> Peaks:
+        """What is kept, else what `measure` says, kept from now on. Of several processes one measures, others wait.
+
+        A folder that cannot be written costs the keeping only. Raises what `measure` raises; then nothing is kept.
+        """
+        with ExitStack() as lock:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                lock.enter_context(locked(self._path.with_suffix(".lock")))
+            except OSError as error:
+                self._warn("locked", error)
+            kept = self.read()
+            if kept is not None:
+                return kept
+            peaks = measure()
+            try:
+                write_whole(self._path, _content(peaks, self._machine))
+            except OSError as error:
+                self._warn("kept", error)
+            return peaks
+
+    def _warn(self, what: str, error: OSError) -> None:
+        _log.warning("peaks cannot be %s in %s (%s)", what, self._path.parent, error.strerror)
+
+
+def known_peaks() -> Peaks | None:
+    """This machine's peaks, if they have been measured. Raises NativeUnavailableError."""
+    return _file_of(load_library()).read()
+
+
+def learn_peaks(is_undisturbed: Callable[[], bool]) -> Peaks:
+    """This machine's peaks; if nobody has measured them yet, uses all cores for half a second.
+
+    Raises:
+        DisturbedError: `is_undisturbed` said no before it was done.
+        NativeUnavailableError: there is no library to measure with.
+    """
+    library = load_library()
+    return _file_of(library).read_or_measure(lambda: measure_peaks(library, usable_cores(), is_undisturbed))
+
+
+def _file_of(library: NativeLibrary) -> PeaksFile:
+    return PeaksFile(Machine(cpu_model(), usable_cores(), library.name), cache_dir() / "peaks")
+
+
+def _content(peaks: Peaks, machine: Machine) -> bytes:
+    rates = {kind.name.lower(): rate for kind, rate in peaks.operations_per_s.items()}
+    return json.dumps(
+        {
+            "machine": asdict(machine),
+            "threads": peaks.threads,
+            "operations_per_s": rates,
+            "read_bytes_per_s": peaks.read_bytes_per_s,
+            "single_read_bytes_per_s": peaks.single_read_bytes_per_s,
+        },
+        indent=1,
+    ).encode()
+
+
+def _peaks(content: Any, machine: Machine) -> Peaks | None:
+    """None: of another machine, or not what `_content` makes."""
+    try:
+        rates = {kind: float(content["operations_per_s"][kind.name.lower()]) for kind in Arithmetic}
+        reads = float(content["read_bytes_per_s"]), float(content["single_read_bytes_per_s"])
+        is_usable = content["machine"] == asdict(machine) and content["threads"] == machine.cores
+    except (KeyError, TypeError, ValueError):
+        return None
+    is_sensible = all(math.isfinite(rate) and rate > 0 for rate in (*rates.values(), *reads))
+    return Peaks(machine.cores, rates, *reads) if is_usable and is_sensible else None
