@@ -60,6 +60,17 @@ def test_what_somebody_waits_for_is_told_at_once_with_all_that_came_before(
     assert telling.reports[0] == waiting
 
 
+def test_many_sequences_are_gathered_for_longer(gathering: ReportGathering) -> None:
+    def wide_step(ended_s: float, width: int) -> Report:
+        shares = tuple(Share(f"s{number}", 0, 1) for number in range(width))
+        return Report((token("a"),), (), shares, frozenset(), ended_s - 0.1, ended_s)
+
+    assert gathering.add(wide_step(1.9 * GATHER_S, width=8)) is None
+    assert gathering.add(wide_step(2.0 * GATHER_S, width=8)) is not None
+    assert gathering.add(wide_step(4.4 * GATHER_S, width=1000)) is None
+    assert gathering.add(wide_step(4.5 * GATHER_S, width=1000)) is not None
+
+
 def test_what_is_urgent_does_not_put_off_what_is_due(gathering: ReportGathering) -> None:
     urgent, later = step(0.5, token("a"), token("b")), step(GATHER_S, token("a"), token("b"))
 

@@ -8,6 +8,8 @@ from forebay.engine.step_totals import MeasuredStep
 
 DEFAULT_GATHER_S: Final = 0.1
 """Ten messages a second read as smoothly as one for every token."""
+_STREAMS_OF_ONE_GATHERING: Final = 4
+_LONGEST_FACTOR: Final = 2.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class ReportGathering:
     """
 
     def __init__(self, gather_s: float) -> None:
-        """Args: gather_s: how long reports of later tokens are held back at most; 0: not at all."""
+        """Args: gather_s: how long reports of later tokens are held back; 0: not at all; up to 2.5 times with many."""
         self._gather_s = gather_s
         self._held: list[Report] = []
         self._started: set[str] = set()  # sequences whose first token has been told
@@ -65,7 +67,7 @@ class ReportGathering:
             self._held.append(report)
         is_urgent = self._is_urgent(report)
         # An urgent one does not put the others off: they are due when they would have been without it.
-        is_due = not report.shares or report.ended_s - self._due_s >= self._gather_s
+        is_due = not report.shares or report.ended_s - self._due_s >= self._gather_s * _factor(len(report.shares))
         if not self._held or not (is_urgent or is_due):
             return None
         if is_due:
@@ -91,3 +93,8 @@ class ReportGathering:
                 self._started.add(outcome.sequence_id)
                 is_urgent = True
         return is_urgent
+
+
+def _factor(stream_count: int) -> float:
+    """Each telling goes to as many clients as there are sequences, and costs by their number."""
+    return min(max(1.0, stream_count / _STREAMS_OF_ONE_GATHERING), _LONGEST_FACTOR)
