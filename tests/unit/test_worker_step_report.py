@@ -65,10 +65,10 @@ def test_many_sequences_are_gathered_for_longer(gathering: ReportGathering) -> N
         shares = tuple(Share(f"s{number}", 0, 1) for number in range(width))
         return Report((token("a"),), (), shares, frozenset(), ended_s - 0.1, ended_s)
 
-    assert gathering.add(wide_step(1.9 * GATHER_S, width=8)) is None
-    assert gathering.add(wide_step(2.0 * GATHER_S, width=8)) is not None
-    assert gathering.add(wide_step(4.4 * GATHER_S, width=1000)) is None
-    assert gathering.add(wide_step(4.5 * GATHER_S, width=1000)) is not None
+    assert gathering.add(wide_step(1.4 * GATHER_S, width=9)) is None
+    assert gathering.add(wide_step(1.5 * GATHER_S, width=9)) is not None
+    assert gathering.add(wide_step(3.4 * GATHER_S, width=1000)) is None
+    assert gathering.add(wide_step(3.5 * GATHER_S, width=1000)) is not None
 
 
 def test_what_is_urgent_does_not_put_off_what_is_due(gathering: ReportGathering) -> None:

@@ -6,10 +6,10 @@ from typing import Final
 from forebay.engine.scheduler import BlocksFilled, Failed, Finished, NewToken, Outcome
 from forebay.engine.step_totals import MeasuredStep
 
-DEFAULT_GATHER_S: Final = 0.1
-"""Ten messages a second read as smoothly as one for every token."""
-_STREAMS_OF_ONE_GATHERING: Final = 4
-_LONGEST_FACTOR: Final = 2.5
+DEFAULT_GATHER_S: Final = 0.15
+"""Seven messages a second are enough to read along."""
+_STREAMS_OF_ONE_GATHERING: Final = 6
+_LONGEST_FACTOR: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class ReportGathering:
     """
 
     def __init__(self, gather_s: float) -> None:
-        """Args: gather_s: how long reports of later tokens are held back; 0: not at all; up to 2.5 times with many."""
+        """Args: gather_s: how long reports of later tokens are held back; 0: not at all; up to twice as long with many."""
         self._gather_s = gather_s
         self._held: list[Report] = []
         self._started: set[str] = set()  # sequences whose first token has been told
