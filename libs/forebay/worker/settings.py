@@ -37,8 +37,8 @@ class WorkerSettings(ServiceSettings):
         DEFAULT_GATHER_S * 1e3,
         ge=0,
         le=1_000,
-        description="milliseconds for which tokens are gathered into one message, up to twice as long with many sequences;"
-        " first and last ones go at once",
+        description="milliseconds for which tokens are gathered into one message, up to twice as long with many"
+        " sequences; first and last ones go at once",
     )
     queue_length: int = Field(DEFAULT_QUEUE_LENGTH, ge=0, description="most sequences that wait; more are refused")
     blocks_wait_s: float = Field(5.0, gt=0, description="seconds a sequence waits for KV blocks before it is refused")

@@ -55,7 +55,7 @@ class ReportGathering:
     """
 
     def __init__(self, gather_s: float) -> None:
-        """Args: gather_s: how long reports of later tokens are held back; 0: not at all; up to twice as long with many."""
+        """Args: gather_s: how long reports of later tokens are held back, up to twice as long with many."""
         self._gather_s = gather_s
         self._held: list[Report] = []
         self._started: set[str] = set()  # sequences whose first token has been told
