@@ -4,9 +4,11 @@ import asyncio
 
 import pytest
 
+from forebay.errors import KvExhaustedError
 from forebay.kv.hashing import block_hashes, root_hash
 from forebay.kv.tier import Tier
 from forebay.role import Role
+from forebay.rpc.status import translated
 from forebay.testing.scripted_fleet import ScriptedFleet
 from forebay.testing.scripted_workers import DIGEST, LAYOUT, FakeTokenizer, Script
 from forebay.testing.waiting import until
@@ -231,3 +233,17 @@ def test_the_fake_tokenizer_holds_back() -> None:
     assert fake._answer(item, streams).text == "a"
     answer = fake._answer(tokenizer_pb2.DetokenizeItem(stream_id=1, token_ids=[ord("c"), ord("d")]), streams)
     assert (answer.text, answer.stop_match, answer.stop_token_count) == ("", "bc", 1)
+
+
+async def test_tokens_that_come_with_an_error_are_told_before_it(router_for) -> None:  # type: ignore[no-untyped-def]
+    script = Script(decode_error=KvExhaustedError("no blocks"), last_words="bye")
+    async with ScriptedFleet(script) as fleet, router_for(fleet) as router:
+        call = router.stub.Generate(
+            router_pb2.GenerateRequest(text="p", mode=common_pb2.EXECUTION_MODE_LOCAL), timeout=20
+        )
+        await call.read()
+        text = (await call.read()).chunk.text
+        with pytest.raises(KvExhaustedError), translated():
+            await call.read()
+        await until(lambda: fleet.is_idle)
+    assert text == "bye"

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from forebay.engine.peaks_file import Machine, PeaksFile, known_peaks, learn_peaks
+from forebay.errors import StartError
 from forebay.host.cores import usable_cores
 from forebay.host.cpu_model import cpu_model
+from forebay.host.file_lock import locked
 from forebay.kernels.cpu.library import load_library
 from forebay.kernels.cpu.peaks import DisturbedError
 from forebay.kernels.peaks import Arithmetic, Peaks
@@ -145,3 +147,19 @@ def test_a_processor_is_called_by_its_name_and_model(tmp_path: Path, text: str, 
 def test_a_processor_that_is_not_told_has_its_architecture(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor : 0\n")
     assert cpu_model(tmp_path / "cpuinfo") == cpu_model(tmp_path / "absent") != ""
+
+
+def test_whoever_does_not_want_to_wait_for_another_process_need_not(tmp_path: Path) -> None:
+    def give_up() -> None:
+        raise DisturbedError
+
+    file = PeaksFile(MACHINE, tmp_path)
+    with locked((tmp_path / MACHINE.file_name).with_suffix(".lock")), pytest.raises(DisturbedError):
+        file.read_or_measure(refuse, on_wait=give_up)
+
+
+def test_a_reading_that_is_no_rate_is_not_kept(tmp_path: Path) -> None:
+    file = PeaksFile(MACHINE, tmp_path)
+    with pytest.raises(StartError):
+        file.read_or_measure(lambda: dataclasses.replace(PEAKS, read_bytes_per_s=0.0))
+    assert file.read() is None

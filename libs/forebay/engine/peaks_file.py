@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from forebay.errors import StartError
 from forebay.host.cores import usable_cores
 from forebay.host.cpu_model import cpu_model
 from forebay.host.file_lock import locked
 from forebay.host.whole_file import write_whole
 from forebay.kernels.cpu.library import NativeLibrary, load_library
-from forebay.kernels.cpu.peaks import measure_peaks
+from forebay.kernels.cpu.peaks import DisturbedError, measure_peaks
 from forebay.kernels.peaks import Arithmetic, Peaks
 from forebay.models.cache_folder import cache_dir
 
@@ -66,21 +67,25 @@ class PeaksFile:
             _log.warning("peaks %s are not this machine's, or damaged; measuring them again", self._path.name)
         return peaks
 
-    def read_or_measure(self, measure: Callable[[], Peaks]) -> Peaks:
+    def read_or_measure(self, measure: Callable[[], Peaks], on_wait: Callable[[], None] = lambda: None) -> Peaks:
         """What is kept, else what `measure` says, kept from now on. Of several processes one measures, others wait.
 
-        A folder that cannot be written costs the keeping only. Raises what `measure` raises; then nothing is kept.
+        on_wait: called before it waits for another process; what it raises ends the call. A folder that cannot be
+        written costs the keeping only. Raises what `measure` raises, and StartError if what it says makes no sense;
+        then nothing is kept.
         """
         with ExitStack() as lock:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                lock.enter_context(locked(self._path.with_suffix(".lock")))
+                lock.enter_context(locked(self._path.with_suffix(".lock"), on_wait))
             except OSError as error:
                 self._warn("locked", error)
             kept = self.read()
             if kept is not None:
                 return kept
             peaks = measure()
+            if not _is_sensible(peaks):
+                raise StartError(f"a reading is no rate: {peaks}")
             try:
                 write_whole(self._path, _content(peaks, self._machine))
             except OSError as error:
@@ -100,11 +105,18 @@ def learn_peaks(is_undisturbed: Callable[[], bool]) -> Peaks:
     """This machine's peaks; if nobody has measured them yet, uses all cores for half a second.
 
     Raises:
-        DisturbedError: `is_undisturbed` said no before it was done.
+        DisturbedError: `is_undisturbed` said no before it was done, or another process measures now.
         NativeUnavailableError: there is no library to measure with.
     """
     library = load_library()
-    return _file_of(library).read_or_measure(lambda: measure_peaks(library, usable_cores(), is_undisturbed))
+    return _file_of(library).read_or_measure(
+        lambda: measure_peaks(library, usable_cores(), is_undisturbed), on_wait=_give_up
+    )
+
+
+def _give_up() -> None:
+    # It may be stopped in the middle, and a thread that waits for it would keep this process from ending.
+    raise DisturbedError
 
 
 def _file_of(library: NativeLibrary) -> PeaksFile:
@@ -131,7 +143,12 @@ def _peaks(content: Any, machine: Machine) -> Peaks | None:
         rates = {kind: float(content["operations_per_s"][kind.name.lower()]) for kind in Arithmetic}
         reads = float(content["read_bytes_per_s"]), float(content["single_read_bytes_per_s"])
         is_usable = content["machine"] == asdict(machine) and content["threads"] == machine.cores
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    is_sensible = all(math.isfinite(rate) and rate > 0 for rate in (*rates.values(), *reads))
-    return Peaks(machine.cores, rates, *reads) if is_usable and is_sensible else None
+    peaks = Peaks(machine.cores, rates, *reads)
+    return peaks if is_usable and _is_sensible(peaks) else None
+
+
+def _is_sensible(peaks: Peaks) -> bool:
+    rates = (*peaks.operations_per_s.values(), peaks.read_bytes_per_s, peaks.single_read_bytes_per_s)
+    return all(math.isfinite(rate) and rate > 0 for rate in rates)

@@ -53,13 +53,15 @@ class AttachedWorker:
 
 
 @asynccontextmanager
-async def attached_worker(
+async def attached_worker(  # noqa: PLR0913  # what tests vary, each by name
     kvcache_address: str,
     limits: Limits = LIMITS,
+    *,
     patience: Patience | None = None,
     model: ServedModel = MODEL,
     make_engine: Callable[[Attachment], Engine] = FakeEngine,
     peaks: Peaks | None = None,
+    gather_s: float = 0.0,
 ) -> AsyncIterator[AttachedWorker]:
     """A worker that runs until the block ends. peaks: what its steps are compared with."""
     engines: list[Engine] = []
@@ -74,7 +76,7 @@ async def attached_worker(
     engine = make(await link.open(timeout_s=5))
     rights = KvRights(link)
     rights.start()
-    thread = EngineThread(engine, Scheduler(limits), link.is_lease_valid, FixedCores())
+    thread = EngineThread(engine, Scheduler(limits), link.is_lease_valid, FixedCores(), gather_s=gather_s)
     meter = StepMeter(engine.model_cost)
     if peaks is not None:
         meter.use_peaks(peaks)

@@ -45,6 +45,7 @@ class Script:
     output: str = "hello"  # ends with STOP after it, with LENGTH at max_tokens
     prefill_error: ForebayError | None = None
     decode_error: ForebayError | None = None
+    last_words: str = ""  # tokens that come with the decode error
     has_token: asyncio.Event = field(default_factory=_set)  # prefill waits for these
     has_manifest: asyncio.Event = field(default_factory=_set)
     has_encoded: asyncio.Event = field(default_factory=_set)
@@ -249,7 +250,8 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
     async def _say(self, start: decode_pb2.StartSequence, outputs: "asyncio.Queue[decode_pb2.SequenceOutput]") -> None:
         if self._script.decode_error is not None:
             error = to_failure(self._script.decode_error)
-            outputs.put_nowait(decode_pb2.SequenceOutput(request_id=start.request_id, error=error))
+            token_ids = list(map(ord, self._script.last_words))
+            outputs.put_nowait(decode_pb2.SequenceOutput(request_id=start.request_id, error=error, token_ids=token_ids))
             self.running.discard(start.request_id)
             return
         for index in range(len(start.emitted_token_ids), len(self._script.output)):

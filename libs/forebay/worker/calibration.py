@@ -78,6 +78,9 @@ class Calibration:
         except (StartError, MemoryError) as error:
             _log.warning("the machine's peaks cannot be measured (%s); steps have rates, but no shares of them", error)
             return
+        except Exception:
+            _log.exception("the machine's peaks cannot be measured; steps have rates, but no shares of them")
+            return
         self._on_peaks(peaks)
 
     async def _quiet(self) -> None:

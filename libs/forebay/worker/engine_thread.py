@@ -216,12 +216,20 @@ class EngineThread:
             sampled = self._engine.step(slices)
             busy_s = self._clock() - began_s
             self._budget.learn(prompt_tokens, is_decoding, busy_s)
-            if self._meter is not None:
-                self._measured = self._meter.note(slices, cores, busy_s)
+            self._measure(slices, cores, busy_s)
             return self._scheduler.complete(slices, sampled) if self._may_write() else self._fail_all()
         except Exception:
             _log.exception("a step of %d sequences failed", len(slices))
             return self._scheduler.fail(slices, ForebayError("internal error; the worker's log says more"))
+
+    def _measure(self, slices: list[Slice], cores: int, busy_s: float) -> None:
+        if self._meter is None:
+            return
+        try:
+            self._measured = self._meter.note(slices, cores, busy_s)
+        except Exception:
+            _log.exception("a step could not be measured; none is from now on")
+            self._meter = None
 
     def _fail_all(self) -> list[Outcome]:
         error = WorkerLostError("the worker's lease of its KV blocks ran out", retry_after_s=RETRY_AFTER_S)

@@ -1,7 +1,7 @@
 """Seals and releases that nobody waits for: collected while a call is under way, sent in order, tried again.
 
-Knows neither tokens nor why a sequence ended. A seal that is lost costs a cache entry; a release that is lost would
-cost memory for a lease and two heartbeats, so releases are kept until they are answered.
+Knows neither tokens nor why a sequence ended. Both are kept until they are answered: without a release memory would be
+held for a lease and two heartbeats, and after a seal that is lost the next one would be refused. Repeating is harmless.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass
 from typing import Final
 
-from forebay.errors import ForebayError, NotAttachedError
+from forebay.errors import Code, ForebayError, NotAttachedError
 from forebay.rpc.status import translated
 from forebay.tasks import end_task, within
 from forebay.v1 import kvcache_pb2
@@ -18,6 +18,7 @@ from forebay.worker.attachment import KvLink, sequence_epochs
 _log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S: Final = 2.0
+_UNANSWERED: Final = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED})
 RETRY_INTERVAL_S: Final = 0.1
 CLOSE_TIMEOUT_S: Final = 1.0
 GATHER_S: Final = 0.5
@@ -110,9 +111,19 @@ class KvOutbox:
                 _log.warning("%d releases wait: %s", len(releases), error.message)
             self._is_failing = True
             self._releases = releases | self._releases
+            if error.code in _UNANSWERED:
+                self._keep(seals)
             return False
         self._is_failing = False
         return True
+
+    def _keep(self, seals: dict[str, _Seal]) -> None:
+        """Nobody answered: they are sent again. A later seal would leave a gap behind one that is lost."""
+        for sequence_id, seal in seals.items():
+            later = self._seals.get(sequence_id)
+            if later is not None:
+                seal.block_hashes += later.block_hashes
+            self._seals[sequence_id] = seal
 
     async def _send_seals(self, attachment_id: int, seals: dict[str, _Seal]) -> None:
         entries = [

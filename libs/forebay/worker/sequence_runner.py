@@ -186,6 +186,7 @@ class SequenceRunner:
         # Before waiting for a place: an offer that nobody takes runs out.
         grant = await self._take_over(running, wanted_blocks)
         running.place = await self._places.enter(spec.priority)
+        self._on_change()
         if spec.offer is not None and grant is not None:
             sequence.computed_tokens = spec.offer.token_count
         else:

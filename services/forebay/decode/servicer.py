@@ -1,6 +1,7 @@
 """DecodeService: one multiplexed stream per call."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from forebay.decode.stream import DecodeStream
 from forebay.errors import RETRY_AFTER_S, DrainingError
@@ -24,7 +25,8 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
             raise DrainingError("the worker is draining", retry_after_s=RETRY_AFTER_S)
         stream = DecodeStream(self._runner, self._model, self._node_id)
         try:
-            async for response in stream.responses(request_iterator):
-                yield response
+            async with aclosing(stream.responses(request_iterator)) as responses:
+                async for response in responses:
+                    yield response
         finally:
             stream.close()

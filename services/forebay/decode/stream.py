@@ -8,7 +8,7 @@ A slow reader costs memory for its own tokens only: what cannot be written yet i
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -60,7 +60,7 @@ class DecodeStream:
 
     async def responses(
         self, commands: AsyncIterator[decode_pb2.DecodeRequest]
-    ) -> AsyncIterator[decode_pb2.DecodeResponse]:
+    ) -> AsyncGenerator[decode_pb2.DecodeResponse, None]:
         """What to write, until the caller has said all and every sequence has ended."""
         self._reading = asyncio.create_task(self._read(commands), name="decode-commands")
         with self._runner.telling_due(self._tell_due):

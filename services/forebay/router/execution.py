@@ -65,6 +65,7 @@ class Execution:
         self._prefill: PrefillCall | None = None
         self._wake = asyncio.Event()
         self._failure: ForebayError | None = None
+        self._failure_after_text: ForebayError | None = None  # to be told once the tokens that came before it are
         self._is_decode_over = False  # no (more) news from the decode worker
         self.output = Output()
         self.finish_reason = common_pb2.FINISH_REASON_UNSPECIFIED
@@ -104,6 +105,8 @@ class Execution:
         last = self.output.take_chunk()
         if last is not None:
             yield last
+        if self._failure_after_text is not None and self.output.stop_match is None:
+            raise self._failure_after_text
         if self.output.stop_match is not None:
             self.finish_reason = common_pb2.FINISH_REASON_STOP
             await self._stop_decode()
@@ -143,14 +146,16 @@ class Execution:
         if is_last:
             self._is_decode_over = True
             self.summary = output.summary if output.HasField("summary") else None
-        if output.HasField("error"):
-            self._fail(from_failure(output.error))
-            return
         if self.output.is_text_complete:
             self._wake.set()
             return
-        if output.finish_reason == common_pb2.FINISH_REASON_CANCELLED:
-            self._fail(WorkerLostError("the decode worker gave the sequence up", retry_after_s=RETRY_AFTER_S))
+        error = _error_of(output)
+        if error is not None and output.token_ids:
+            self._failure_after_text = error
+            self._push(output.token_ids, output.logprobs, is_last=True)
+            return
+        if error is not None:
+            self._fail(error)
             return
         self.finish_reason = output.finish_reason
         if output.token_ids or is_last:
@@ -231,6 +236,14 @@ class Execution:
     def _taker(self, manifest: common_pb2.Manifest) -> DecodeLink:
         # The offer belongs to the node. When nobody there can take it, the link of the plan says why.
         return self._workers.taker(manifest.node_id) or self._workers.decode
+
+
+def _error_of(output: decode_pb2.SequenceOutput) -> ForebayError | None:
+    if output.HasField("error"):
+        return from_failure(output.error)
+    if output.finish_reason == common_pb2.FINISH_REASON_CANCELLED:
+        return WorkerLostError("the decode worker gave the sequence up", retry_after_s=RETRY_AFTER_S)
+    return None
 
 
 def _sequence_id(request_id: str) -> str:

@@ -194,6 +194,39 @@ async def test_tokens_of_a_patient_request_come_in_two_messages_and_do_not_hold_
         await until(rig.kvcache.is_all_released)
 
 
+async def test_what_is_urgent_of_one_sequence_leaves_the_tokens_of_others_waiting(start: Start) -> None:
+    limits = dataclasses.replace(LIMITS, lookahead_blocks=16)  # nobody is ever stuck
+    async with start(gather_s=60, limits=limits, make_engine=StepwiseEngine) as rig:
+        engine, heard = rig.worker.engine, rig.link.heard
+        engine.is_stepwise = True
+        engine.gate.clear()
+        await rig.link.start("long", sampling=common_pb2.SamplingParams(max_tokens=50))
+        await rig.link.start("short", sampling=common_pb2.SamplingParams(max_tokens=5))
+        await until(lambda: len(rig.worker.link.owned_epochs) == 2)
+        while "short" not in heard or heard["short"].last is None:
+            engine.gate.set()
+            await asyncio.sleep(0.02)  # a step, and its news
+        assert heard["short"].tokens == continuation(PROMPT, 5)
+        assert heard["long"].tokens == continuation(PROMPT, 1), "its later tokens keep their own time"
+        engine.is_stepwise = False
+        engine.gate.set()
+        long = await rig.link.end_of("long")
+        assert (long.tokens, long.messages) == (continuation(PROMPT, 50), 2)
+
+
+async def test_the_load_is_told_as_it_changes(start: Start) -> None:
+    async with start() as rig:
+        told: list[Load] = []
+        rig.worker.runner.on_change(lambda: told.append(load_of(rig.worker.runner)))
+        rig.worker.engine.gate.clear()
+        await rig.link.start()
+        await until(lambda: rig.worker.link.owned_epochs)
+        assert told[-1] == Load(running_sequences=1, queued_tokens=len(PROMPT)), "before its first step has ended"
+        rig.worker.engine.gate.set()
+        await rig.link.end_of()
+        await until(lambda: told[-1] == Load())
+
+
 async def test_split_goes_on_where_prefill_stopped(start: Start) -> None:
     async with start() as rig:
         heard = await rig.link.generate(**await rig.offer())
