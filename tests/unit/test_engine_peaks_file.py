@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from forebay.engine.peaks_file import Machine, PeaksFile, known_peaks, learn_peaks
+from forebay.engine.peaks_file import MOST_MEASURINGS, Machine, PeaksFile, known_peaks, learn_peaks
 from forebay.errors import StartError
 from forebay.host.cores import usable_cores
 from forebay.host.cpu_model import cpu_model
@@ -115,7 +115,7 @@ def test_of_two_processes_one_measures(tmp_path: Path) -> None:
             assert second.communicate("\n")[0] == "2.0\n"
 
 
-def test_this_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_machine_is_measured_and_its_peaks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_library()  # compiled into the cache that all runs share, before it is another one
     monkeypatch.setenv("FOREBAY_CACHE", str(tmp_path))
     assert known_peaks() is None
@@ -124,7 +124,10 @@ def test_this_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.Monke
     asked = []
     peaks = learn_peaks(lambda: not asked.append(True))
     assert len(asked) > 15, "between all readings"
-    assert known_peaks() == peaks == learn_peaks(lambda: False)
+    assert known_peaks() == peaks
+    with pytest.raises(DisturbedError):
+        learn_peaks(lambda: False)
+    assert known_peaks() == peaks, "what is kept stays"
     assert peaks.threads == usable_cores()
     assert 0 < peaks.single_read_bytes_per_s < 2 * peaks.read_bytes_per_s
     (path,) = (tmp_path / "peaks").glob("*.json")
@@ -163,3 +166,13 @@ def test_a_reading_that_is_no_rate_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(StartError):
         file.read_or_measure(lambda: dataclasses.replace(PEAKS, read_bytes_per_s=0.0))
     assert file.read() is None
+
+
+def test_later_measurings_raise_what_a_disturbed_one_left_too_low_and_end(tmp_path: Path) -> None:
+    file, low = PeaksFile(MACHINE, tmp_path), dataclasses.replace(PEAKS, read_bytes_per_s=1.0)
+    assert file.improve(lambda: low) == low
+    assert file.improve(lambda: PEAKS) == PEAKS
+    assert file.improve(lambda: low) == PEAKS
+    for _ in range(MOST_MEASURINGS - 3):
+        file.improve(lambda: low)
+    assert file.improve(refuse) == PEAKS

@@ -8,8 +8,8 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,8 +24,11 @@ from forebay.kernels.cpu.peaks import DisturbedError, measure_peaks
 from forebay.kernels.peaks import Arithmetic, Peaks
 from forebay.models.cache_folder import cache_dir
 
-MEASURING_VERSION: Final = 1
+MEASURING_VERSION: Final = 2
 """Goes up whenever peaks measured before must not be used any more."""
+
+MOST_MEASURINGS: Final = 5
+"""Further ones, of workers that start later: one that was disturbed unseen does not stay."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class PeaksFile:
     def __init__(self, machine: Machine, folder: Path) -> None:
         self._machine = machine
         self._path = folder / machine.file_name
+        self._counter = self._path.with_suffix(".count")
 
     def read(self) -> Peaks | None:
         """What is kept; None: nothing, or nothing that can be used."""
@@ -74,23 +78,44 @@ class PeaksFile:
         written costs the keeping only. Raises what `measure` raises, and StartError if what it says makes no sense;
         then nothing is kept.
         """
+        with self._alone(on_wait):
+            kept = self.read()
+            return self._measured(measure, None) if kept is None else kept
+
+    def improve(self, measure: Callable[[], Peaks], on_wait: Callable[[], None] = lambda: None) -> Peaks:
+        """The best of what is kept and what `measure` says now; after MOST_MEASURINGS what is kept, unmeasured.
+
+        What nobody of this node sees, such as other programs, can only lower a reading. Otherwise as `read_or_measure`.
+        """
+        with self._alone(on_wait):
+            kept = self.read()
+            return kept if kept is not None and self._count() >= MOST_MEASURINGS else self._measured(measure, kept)
+
+    @contextmanager
+    def _alone(self, on_wait: Callable[[], None]) -> Iterator[None]:
         with ExitStack() as lock:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 lock.enter_context(locked(self._path.with_suffix(".lock"), on_wait))
             except OSError as error:
                 self._warn("locked", error)
-            kept = self.read()
-            if kept is not None:
-                return kept
-            peaks = measure()
-            if not _is_sensible(peaks):
-                raise StartError(f"a reading is no rate: {peaks}")
-            try:
-                write_whole(self._path, _content(peaks, self._machine))
-            except OSError as error:
-                self._warn("kept", error)
-            return peaks
+            yield
+
+    def _measured(self, measure: Callable[[], Peaks], kept: Peaks | None) -> Peaks:
+        measured = measure()
+        if not _is_sensible(measured):
+            raise StartError(f"a reading is no rate: {measured}")
+        best, count = (measured, 1) if kept is None else (_best(kept, measured), self._count() + 1)
+        try:
+            write_whole(self._path, _content(best, self._machine))
+            write_whole(self._counter, b"." * count)
+        except OSError as error:
+            self._warn("kept", error)
+        return best
+
+    def _count(self) -> int:
+        """How many measurings what is kept is the best of."""
+        return self._counter.stat().st_size if self._counter.exists() else 0
 
     def _warn(self, what: str, error: OSError) -> None:
         _log.warning("peaks cannot be %s in %s (%s)", what, self._path.parent, error.strerror)
@@ -102,16 +127,14 @@ def known_peaks() -> Peaks | None:
 
 
 def learn_peaks(is_undisturbed: Callable[[], bool]) -> Peaks:
-    """This machine's peaks; if nobody has measured them yet, uses all cores for half a second.
+    """This machine's peaks; uses all cores for half a second, the first few times that anybody asks.
 
     Raises:
         DisturbedError: `is_undisturbed` said no before it was done, or another process measures now.
         NativeUnavailableError: there is no library to measure with.
     """
     library = load_library()
-    return _file_of(library).read_or_measure(
-        lambda: measure_peaks(library, usable_cores(), is_undisturbed), on_wait=_give_up
-    )
+    return _file_of(library).improve(lambda: measure_peaks(library, usable_cores(), is_undisturbed), on_wait=_give_up)
 
 
 def _give_up() -> None:
@@ -147,6 +170,15 @@ def _peaks(content: Any, machine: Machine) -> Peaks | None:
         return None
     peaks = Peaks(machine.cores, rates, *reads)
     return peaks if is_usable and _is_sensible(peaks) else None
+
+
+def _best(one: Peaks, other: Peaks) -> Peaks:
+    return Peaks(
+        one.threads,
+        {kind: max(rate, other.operations_per_s[kind]) for kind, rate in one.operations_per_s.items()},
+        max(one.read_bytes_per_s, other.read_bytes_per_s),
+        max(one.single_read_bytes_per_s, other.single_read_bytes_per_s),
+    )
 
 
 def _is_sensible(peaks: Peaks) -> bool:

@@ -42,7 +42,7 @@ class NativePeaks:
 
 
 class Calibration:
-    """One worker's way to its peaks: they are told to `on_peaks` once, on the event loop."""
+    """One worker's way to its peaks: they are told to `on_peaks` on the event loop, again when they get better."""
 
     def __init__(
         self,
@@ -72,16 +72,20 @@ class Calibration:
     async def _run(self) -> None:
         try:
             peaks = await asyncio.to_thread(self._source.known)
-            while peaks is None:
+            if peaks is not None:
+                self._on_peaks(peaks)
+            learned = None
+            while learned is None:
                 await self._quiet()
-                peaks = await self._learn()
+                learned = await self._learn()
         except (StartError, MemoryError) as error:
             _log.warning("the machine's peaks cannot be measured (%s); steps have rates, but no shares of them", error)
             return
         except Exception:
             _log.exception("the machine's peaks cannot be measured; steps have rates, but no shares of them")
             return
-        self._on_peaks(peaks)
+        if learned != peaks:
+            self._on_peaks(learned)
 
     async def _quiet(self) -> None:
         looks = 0
