@@ -309,6 +309,8 @@ def test_down_says_what_it_waits_for(shell: Shell) -> None:
         shell.start("generate", "Count on:", "--ignore-eos", "--max-tokens", "6000") as asking,
         Client(shell.record.router_address) as client,
     ):
+        assert asking.stdout is not None
+        assert asking.stdout.read(1)  # it runs; the load told until now may be of a request before it
         until_s = time.monotonic() + 30
         while not any(member.load and member.load.running_sequences for member in client.fleet().members):
             assert time.monotonic() < until_s
