@@ -29,14 +29,13 @@ def refuse() -> Peaks:
 def test_what_was_measured_is_kept(tmp_path: Path) -> None:
     file = PeaksFile(MACHINE, tmp_path / "peaks")
     assert file.read() is None
-    assert file.read_or_measure(lambda: PEAKS) == PEAKS
+    assert file.learn(lambda: PEAKS) == PEAKS
     assert PeaksFile(MACHINE, tmp_path / "peaks").read() == PEAKS
-    assert file.read_or_measure(refuse) == PEAKS
 
 
 @pytest.mark.parametrize("change", [{"cpu": "another"}, {"cores": 8}, {"library": "other.so"}, {"version": 0}])
 def test_another_machine_measures_for_itself(tmp_path: Path, change: dict[str, object]) -> None:
-    PeaksFile(MACHINE, tmp_path).read_or_measure(lambda: PEAKS)
+    PeaksFile(MACHINE, tmp_path).learn(lambda: PEAKS)
     other = dataclasses.replace(MACHINE, **change)
     assert PeaksFile(other, tmp_path).read() is None
     # Even where its file has our name.
@@ -60,13 +59,13 @@ DAMAGES = {
 @pytest.mark.parametrize("name", DAMAGES)
 def test_what_cannot_be_used_is_measured_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
     file, path = PeaksFile(MACHINE, tmp_path), tmp_path / MACHINE.file_name
-    file.read_or_measure(lambda: PEAKS)
+    file.learn(lambda: PEAKS)
     path.write_text(DAMAGES[name](path.read_text()), errors="surrogateescape")
     with caplog.at_level(logging.WARNING):
         assert file.read() is None
     assert "measuring them again" in caplog.text
     again = dataclasses.replace(PEAKS, read_bytes_per_s=7.0)
-    assert file.read_or_measure(lambda: again) == again
+    assert file.learn(lambda: again) == again
     assert file.read() == again
 
 
@@ -76,8 +75,8 @@ def test_a_measuring_that_is_given_up_keeps_nothing(tmp_path: Path) -> None:
 
     file = PeaksFile(MACHINE, tmp_path)
     with pytest.raises(DisturbedError):
-        file.read_or_measure(give_up)
-    assert file.read_or_measure(lambda: PEAKS) == PEAKS
+        file.learn(give_up)
+    assert file.learn(lambda: PEAKS) == PEAKS
 
 
 def test_a_folder_that_cannot_be_written_costs_the_keeping_only(
@@ -85,7 +84,7 @@ def test_a_folder_that_cannot_be_written_costs_the_keeping_only(
 ) -> None:
     folder = tmp_path / "peaks"
     folder.write_text("a file where the folder should be")
-    assert PeaksFile(MACHINE, folder).read_or_measure(lambda: PEAKS) == PEAKS
+    assert PeaksFile(MACHINE, folder).learn(lambda: PEAKS) == PEAKS
     assert "peaks cannot be" in caplog.text
 
 
@@ -100,19 +99,20 @@ def measure():
     sys.stdin.readline()
     return Peaks(4, dict.fromkeys(Arithmetic, 1.0), 2.0, 1.0)
 
-print(PeaksFile(Machine("m", 4, "l"), Path(sys.argv[1])).read_or_measure(measure).read_bytes_per_s)
+print(PeaksFile(Machine("m", 4, "l"), Path(sys.argv[1])).learn(measure).read_bytes_per_s)
 """
 
 
-def test_of_two_processes_one_measures(tmp_path: Path) -> None:
+def test_two_processes_measure_one_after_the_other(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEASURING, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as first:
         assert first.stdout.readline() == "measuring\n"
         with subprocess.Popen(command, **pipes) as second:
-            # Whether the second waits for the lock by now or comes later, it finds the result of the first.
             assert first.communicate("\n")[0] == "2.0\n"
-            assert second.communicate("\n")[0] == "2.0\n"
+            assert second.communicate("\n")[0] == "measuring\n2.0\n"
+    (path,) = tmp_path.glob("*.json")
+    assert json.loads(path.read_text())["measurings"] == 2, "the second came after the first, and counted on"
 
 
 def test_this_machine_is_measured_and_its_peaks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,21 +158,21 @@ def test_whoever_does_not_want_to_wait_for_another_process_need_not(tmp_path: Pa
 
     file = PeaksFile(MACHINE, tmp_path)
     with locked((tmp_path / MACHINE.file_name).with_suffix(".lock")), pytest.raises(DisturbedError):
-        file.read_or_measure(refuse, on_wait=give_up)
+        file.learn(refuse, on_wait=give_up)
 
 
 def test_a_reading_that_is_no_rate_is_not_kept(tmp_path: Path) -> None:
     file = PeaksFile(MACHINE, tmp_path)
     with pytest.raises(StartError):
-        file.read_or_measure(lambda: dataclasses.replace(PEAKS, read_bytes_per_s=0.0))
+        file.learn(lambda: dataclasses.replace(PEAKS, read_bytes_per_s=0.0))
     assert file.read() is None
 
 
 def test_later_measurings_raise_what_a_disturbed_one_left_too_low_and_end(tmp_path: Path) -> None:
     file, low = PeaksFile(MACHINE, tmp_path), dataclasses.replace(PEAKS, read_bytes_per_s=1.0)
-    assert file.improve(lambda: low) == low
-    assert file.improve(lambda: PEAKS) == PEAKS
-    assert file.improve(lambda: low) == PEAKS
+    assert file.learn(lambda: low) == low
+    assert file.learn(lambda: PEAKS) == PEAKS
+    assert file.learn(lambda: low) == PEAKS
     for _ in range(MOST_MEASURINGS - 3):
-        file.improve(lambda: low)
-    assert file.improve(refuse) == PEAKS
+        file.learn(lambda: low)
+    assert file.learn(refuse) == PEAKS

@@ -1,15 +1,15 @@
-"""The peaks of this machine, measured once and kept in the cache folder for all workers that run on it.
+"""The peaks of this machine, measured a few times and kept in the cache folder for all workers that run on it.
 
-Knows what makes a kept result another machine's, and that one process measures while others wait. When it is a good
-moment to measure, its caller knows.
+Knows what makes a kept result another machine's, and that one process measures at a time. When it is a good moment to
+measure, its caller knows.
 """
 
 import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -49,16 +49,54 @@ class Machine:
         return f"{digest[:16]}.json"
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The best of so many measurings."""
+
+    peaks: Peaks
+    measurings: int
+
+
 class PeaksFile:
     """One machine's peaks in a folder."""
 
     def __init__(self, machine: Machine, folder: Path) -> None:
         self._machine = machine
         self._path = folder / machine.file_name
-        self._counter = self._path.with_suffix(".count")
 
     def read(self) -> Peaks | None:
         """What is kept; None: nothing, or nothing that can be used."""
+        kept = self._kept()
+        return None if kept is None else kept.peaks
+
+    def learn(self, measure: Callable[[], Peaks], on_wait: Callable[[], None] = lambda: None) -> Peaks:
+        """The best of what is kept and what `measure` says now; after MOST_MEASURINGS what is kept, unmeasured.
+
+        What nobody of this node sees, such as other programs, can only lower a reading. Of several processes one
+        measures at a time; on_wait: called before it waits for another, what it raises ends the call. A folder that
+        cannot be written costs the keeping only. Raises what `measure` raises, and StartError if what it says makes no
+        sense; then all stays as it was.
+        """
+        with ExitStack() as lock:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                lock.enter_context(locked(self._path.with_suffix(".lock"), on_wait))
+            except OSError as error:
+                self._warn("locked", error)
+            kept = self._kept()
+            if kept is not None and kept.measurings >= MOST_MEASURINGS:
+                return kept.peaks
+            measured = measure()
+            if not _is_sensible(measured):
+                raise StartError(f"a reading is no rate: {measured}")
+            best = _Kept(measured, 1) if kept is None else _Kept(_best(kept.peaks, measured), kept.measurings + 1)
+            try:
+                write_whole(self._path, _content(best, self._machine))
+            except OSError as error:
+                self._warn("kept", error)
+            return best.peaks
+
+    def _kept(self) -> "_Kept | None":
         try:
             content = json.loads(self._path.read_bytes())
         except FileNotFoundError:
@@ -66,56 +104,10 @@ class PeaksFile:
         except (OSError, ValueError) as error:
             _log.warning("peaks %s cannot be read (%s); measuring them again", self._path.name, error)
             return None
-        peaks = _peaks(content, self._machine)
-        if peaks is None:
+        kept = _kept(content, self._machine)
+        if kept is None:
             _log.warning("peaks %s are not this machine's, or damaged; measuring them again", self._path.name)
-        return peaks
-
-    def read_or_measure(self, measure: Callable[[], Peaks], on_wait: Callable[[], None] = lambda: None) -> Peaks:
-        """What is kept, else what `measure` says, kept from now on. Of several processes one measures, others wait.
-
-        on_wait: called before it waits for another process; what it raises ends the call. A folder that cannot be
-        written costs the keeping only. Raises what `measure` raises, and StartError if what it says makes no sense;
-        then nothing is kept.
-        """
-        with self._alone(on_wait):
-            kept = self.read()
-            return self._measured(measure, None) if kept is None else kept
-
-    def improve(self, measure: Callable[[], Peaks], on_wait: Callable[[], None] = lambda: None) -> Peaks:
-        """The best of what is kept and what `measure` says now; after MOST_MEASURINGS what is kept, unmeasured.
-
-        What nobody of this node sees, such as other programs, can only lower a reading. Otherwise as `read_or_measure`.
-        """
-        with self._alone(on_wait):
-            kept = self.read()
-            return kept if kept is not None and self._count() >= MOST_MEASURINGS else self._measured(measure, kept)
-
-    @contextmanager
-    def _alone(self, on_wait: Callable[[], None]) -> Iterator[None]:
-        with ExitStack() as lock:
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                lock.enter_context(locked(self._path.with_suffix(".lock"), on_wait))
-            except OSError as error:
-                self._warn("locked", error)
-            yield
-
-    def _measured(self, measure: Callable[[], Peaks], kept: Peaks | None) -> Peaks:
-        measured = measure()
-        if not _is_sensible(measured):
-            raise StartError(f"a reading is no rate: {measured}")
-        best, count = (measured, 1) if kept is None else (_best(kept, measured), self._count() + 1)
-        try:
-            write_whole(self._path, _content(best, self._machine))
-            write_whole(self._counter, b"." * count)
-        except OSError as error:
-            self._warn("kept", error)
-        return best
-
-    def _count(self) -> int:
-        """How many measurings what is kept is the best of."""
-        return self._counter.stat().st_size if self._counter.exists() else 0
+        return kept
 
     def _warn(self, what: str, error: OSError) -> None:
         _log.warning("peaks cannot be %s in %s (%s)", what, self._path.parent, error.strerror)
@@ -134,7 +126,7 @@ def learn_peaks(is_undisturbed: Callable[[], bool]) -> Peaks:
         NativeUnavailableError: there is no library to measure with.
     """
     library = load_library()
-    return _file_of(library).improve(lambda: measure_peaks(library, usable_cores(), is_undisturbed), on_wait=_give_up)
+    return _file_of(library).learn(lambda: measure_peaks(library, usable_cores(), is_undisturbed), on_wait=_give_up)
 
 
 def _give_up() -> None:
@@ -146,11 +138,13 @@ def _file_of(library: NativeLibrary) -> PeaksFile:
     return PeaksFile(Machine(cpu_model(), usable_cores(), library.name), cache_dir() / "peaks")
 
 
-def _content(peaks: Peaks, machine: Machine) -> bytes:
+def _content(kept: _Kept, machine: Machine) -> bytes:
+    peaks = kept.peaks
     rates = {kind.name.lower(): rate for kind, rate in peaks.operations_per_s.items()}
     return json.dumps(
         {
             "machine": asdict(machine),
+            "measurings": kept.measurings,
             "threads": peaks.threads,
             "operations_per_s": rates,
             "read_bytes_per_s": peaks.read_bytes_per_s,
@@ -160,16 +154,17 @@ def _content(peaks: Peaks, machine: Machine) -> bytes:
     ).encode()
 
 
-def _peaks(content: Any, machine: Machine) -> Peaks | None:
+def _kept(content: Any, machine: Machine) -> _Kept | None:
     """None: of another machine, or not what `_content` makes."""
     try:
         rates = {kind: float(content["operations_per_s"][kind.name.lower()]) for kind in Arithmetic}
         reads = float(content["read_bytes_per_s"]), float(content["single_read_bytes_per_s"])
         is_usable = content["machine"] == asdict(machine) and content["threads"] == machine.cores
+        measurings = int(content["measurings"])
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
     peaks = Peaks(machine.cores, rates, *reads)
-    return peaks if is_usable and _is_sensible(peaks) else None
+    return _Kept(peaks, measurings) if is_usable and _is_sensible(peaks) else None
 
 
 def _best(one: Peaks, other: Peaks) -> Peaks:

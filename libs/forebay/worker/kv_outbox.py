@@ -47,7 +47,7 @@ class KvOutbox:
         self._is_failing = False  # said once per outage
 
     def seal(
-        self, sequence_id: str, epoch: int, first_block_index: int, block_hashes: list[bytes], *, at_once: bool = True
+        self, sequence_id: str, epoch: int, first_block_index: int, block_hashes: list[bytes], *, at_once: bool
     ) -> None:
         """Seals the next blocks of a sequence: at once, or within GATHER_S and before the next release."""
         waiting = self._seals.setdefault(sequence_id, _Seal(epoch, first_block_index, []))
