@@ -1,5 +1,6 @@
 """What several contract tests need: a router in this process, before fake services on real servers."""
 
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -65,3 +66,10 @@ def _knows_model(links: FleetLinks) -> bool:
 def router_for() -> RouterFor:
     """`async with router_for(fleet) as router`: a router before this fleet; `max_request_s` as its setting."""
     return _router_for
+
+
+@pytest.fixture
+def free_address() -> str:
+    """An address at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"

@@ -99,13 +99,13 @@ def test_engines_know_what_their_steps_cost(tmp_path: Path, monkeypatch: pytest.
 def test_totals_compare_only_steps_whose_bound_is_known() -> None:
     roofline, size = Roofline(COST, PEAKS), StepSize(1, 1, 10, 10)
     cost = COST.of(size)
-    unknown = StepTotals().plus(MeasuredStep(False, 9.0, cost, None))
+    unknown = StepTotals().plus(MeasuredStep(9.0, cost, None))
     assert (unknown.flops_utilization, unknown.bandwidth_utilization) == (None, None)
     assert (unknown.operation_rate, unknown.memory_rate) == (1400 / 9, 5788 / 9)
     bound = roofline.bound(size, cost, 4)
-    both = unknown.plus(MeasuredStep(False, 16.0, cost, bound))
+    both = unknown.plus(MeasuredStep(16.0, cost, bound))
     assert (both.step_count, both.busy_s, both.operations, both.moved_bytes) == (2, 25.0, 2800, 2 * 5788)
     assert both.flops_utilization == pytest.approx(bound.arithmetic_s / 16)
     assert both.bandwidth_utilization == pytest.approx(bound.memory_s / 16)
-    assert both.since(unknown) == StepTotals().plus(MeasuredStep(False, 16.0, cost, bound))
+    assert both.since(unknown) == StepTotals().plus(MeasuredStep(16.0, cost, bound))
     assert StepTotals().operation_rate is None

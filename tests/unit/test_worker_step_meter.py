@@ -30,8 +30,8 @@ def prompt(count: int = 4, total: int = 6) -> Slice:
 
 def test_steps_count_as_prefill_as_soon_as_a_prompt_is_among_them() -> None:
     meter = StepMeter(MODEL_COST)
-    assert not meter.note([decoding(), decoding()], 1, 0.5).has_prompt_tokens
-    assert meter.note([decoding(), prompt()], 1, 0.25).has_prompt_tokens
+    meter.note([decoding(), decoding()], 1, 0.5)
+    meter.note([decoding(), prompt()], 1, 0.25)
     decode, prefill = meter.totals(Phase.DECODE), meter.totals(Phase.PREFILL)
     assert (decode.step_count, decode.busy_s) == (1, 0.5)
     assert (prefill.step_count, prefill.busy_s) == (1, 0.25)

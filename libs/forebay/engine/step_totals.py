@@ -8,12 +8,8 @@ from forebay.engine.step_cost import StepCost
 
 @dataclass(frozen=True, slots=True)
 class MeasuredStep:
-    """One step. bound: None while the machine's peaks are not known.
+    """One step. bound: None while the machine's peaks are not known."""
 
-    has_prompt_tokens: it computed some of a prompt, and perhaps generated too.
-    """
-
-    has_prompt_tokens: bool
     busy_s: float
     cost: StepCost
     bound: Bound | None

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Final
 
 FOLDER: Final = Path("/dev/shm")  # noqa: S108  # where Linux keeps POSIX shared memory; not a temporary folder
+_STAT_BLOCK_BYTES: Final = 512
 
 
 def segment_name(node_id: str, tier_name: str) -> str:
@@ -30,3 +31,11 @@ def remove_segments(node_id: str) -> int:
     for segment in segments:
         segment.unlink(missing_ok=True)
     return len(segments)
+
+
+def taken_bytes(path: Path) -> int:
+    """What the file takes of memory; nothing once it is removed."""
+    try:
+        return path.stat().st_blocks * _STAT_BLOCK_BYTES
+    except FileNotFoundError:
+        return 0

@@ -7,15 +7,12 @@ in their shares already, and must not be counted twice.
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
 from forebay.host.process_identity import ProcessIdentity
-from forebay.host.shared_memory import segment_name, segment_path, segments_of
+from forebay.host.shared_memory import segment_name, segment_path, segments_of, taken_bytes
 from forebay.kv.tier import Tier
-
-_STAT_BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +53,14 @@ def process_memory(process: ProcessIdentity, node_id: str) -> ProcessMemory:
 def tier_memory(node_id: str) -> list[TierMemory]:
     """The node's tiers that lie in shared memory, nearest to the kernels first."""
     segments = ((tier, segment_path(segment_name(node_id, tier.value))) for tier in Tier)
-    return [TierMemory(tier.value, str(path), _taken_bytes(path)) for tier, path in segments if path.exists()]
+    return [TierMemory(tier.value, str(path), taken_bytes(path)) for tier, path in segments if path.exists()]
 
 
 def occupied_bytes(node_id: str, processes: Iterable[ProcessMemory]) -> int:
     """All memory of the mesh, each page counted once."""
-    segment_bytes = sum(_taken_bytes(path) for path in segments_of(node_id))
+    segment_bytes = sum(taken_bytes(path) for path in segments_of(node_id))
     pss_bytes = mapped_bytes = 0
     for process in processes:
         pss_bytes += process.pss_bytes or 0
         mapped_bytes += process.pss_segment_bytes or 0
     return pss_bytes + max(0, segment_bytes - mapped_bytes)
-
-
-def _taken_bytes(path: Path) -> int:
-    """What the file takes of memory; nothing once it is removed."""
-    try:
-        return path.stat().st_blocks * _STAT_BLOCK_BYTES
-    except FileNotFoundError:
-        return 0

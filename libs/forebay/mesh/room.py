@@ -6,7 +6,7 @@ What is not asked for is the KV-cache service's to choose and to judge, as is ev
 import os
 
 from forebay.errors import StartError
-from forebay.host.shared_memory import FOLDER, segments_of
+from forebay.host.shared_memory import FOLDER, segments_of, taken_bytes
 from forebay.mesh.spec import MeshSpec
 
 
@@ -23,7 +23,7 @@ def check_room(spec: MeshSpec) -> None:
     """Raises StartError if both tiers together ask for more shared memory than is free."""
     wanted_bytes = (spec.device_bytes or 0) + (spec.host_bytes or 0)
     room = os.statvfs(FOLDER)
-    left_behind_bytes = sum(path.stat().st_size for path in segments_of(spec.node_id))  # is removed at the start
+    left_behind_bytes = sum(taken_bytes(path) for path in segments_of(spec.node_id))  # is removed at the start
     free_bytes = room.f_bavail * room.f_frsize + left_behind_bytes
     if wanted_bytes > free_bytes:
         raise StartError(

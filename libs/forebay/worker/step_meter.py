@@ -38,9 +38,8 @@ class StepMeter:
         cost = self._model.of(size)
         roofline = self._roofline
         bound = None if roofline is None else roofline.bound(size, cost, cores)
-        has_prompt_tokens = not all(part.sequence.is_decoding for part in slices)
-        step = MeasuredStep(has_prompt_tokens, busy_s, cost, bound)
-        phase = Phase.PREFILL if has_prompt_tokens else Phase.DECODE
+        step = MeasuredStep(busy_s, cost, bound)
+        phase = Phase.DECODE if all(part.sequence.is_decoding for part in slices) else Phase.PREFILL
         self._totals[phase] = self._totals[phase].plus(step)
         return step
 
