@@ -5,17 +5,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from forebay.engine.scheduler import Limits
-from forebay.engine.types import SamplingParams
+from forebay.engine.types import SamplingParams, TokenLogprobs
 from forebay.errors import WorkerLostError
+from forebay.telemetry import metrics, spans
 from forebay.testing.waiting import until
 from forebay.worker.block_supply import Patience
 from forebay.worker.engine_thread import Add, Cancel, Command
 from forebay.worker.kv_rights import BlockGrant
+from forebay.worker.pauses import Pauses, offer_pause_metrics
 from forebay.worker.running_sequence import Offer, SequenceSpec
 from forebay.worker.sequence_runner import SequenceRunner
-from forebay.worker.step_report import Report
+from forebay.worker.step_report import Report, Share
 
 
 @dataclass
@@ -90,3 +93,49 @@ async def test_a_sequence_lost_while_it_waits_for_a_place_never_enters_the_engin
     assert thread.added == ["first"]
     assert rights.released == ["first", "second"]
     await runner.wait_idle()
+
+
+async def test_what_a_sequence_is_left_out_of_is_told_as_a_pause(reader: InMemoryMetricReader) -> None:
+    thread = FakeThread()
+    runner = SequenceRunner(Limits(block_tokens=4, context_tokens=100), Patience(), lambda _: None)
+    runner.connect(FakeRights(), thread)
+    offer_pause_metrics(runner.pauses, "cpu-x")
+    async with runner.open(spec("urgent"), ignored) as urgent, runner.open(spec("other"), ignored) as other:
+        steps = [
+            ("urgent", "other"),
+            ("urgent",),
+            ("urgent",),
+            ("urgent", "other"),
+            ("other",),
+            ("other",),
+            ("urgent",),
+        ]
+        for number, names in enumerate(steps):
+            shares = tuple(Share(name, number, 1) for name in names)
+            thread.on_report(Report((), (), shares, frozenset(), number, number + 0.75))
+            thread.on_report(Report((), ("unknown",), (), frozenset(), number + 0.75, number + 0.75))  # no step
+        assert (other.cost.pauses.count, other.cost.pauses.duration_s) == (1, 3 - 0.75)
+        assert urgent.cost.pauses.attributes() == {spans.PAUSES: 1, spans.PAUSED_S: 6 - 3.75}
+        assert (runner.pauses.count, runner.pauses.duration_s) == (2, 2.25 + 2.25)
+        assert collected(reader) == {metrics.PAUSE_COUNT: 2, metrics.PAUSE_S: 4.5}
+    thread.answer_cancels()
+    await runner.wait_idle()
+
+
+def test_a_sequence_that_was_never_left_out_tells_of_no_pause() -> None:
+    assert Pauses().attributes() == {}
+
+
+def ignored(token_id: int, logprobs: TokenLogprobs | None) -> None:
+    pass
+
+
+def collected(reader: InMemoryMetricReader) -> dict[str, float]:
+    data = reader.get_metrics_data()
+    return {
+        one.name: point.value
+        for resource in (data.resource_metrics if data else [])
+        for scope in resource.scope_metrics
+        for one in scope.metrics
+        for point in one.data.data_points
+    }

@@ -1,17 +1,14 @@
 """What a worker counts of its steps, and what metrics and spans tell of it."""
 
 import time
-from collections.abc import Iterator
 
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from forebay.engine.step_totals import StepTotals
 from forebay.engine.types import SamplingParams, Sequence, Slice
 from forebay.kernels.peaks import Arithmetic, Peaks
 from forebay.telemetry import metrics, spans
-from forebay.telemetry.metering import use_meter_provider
 from forebay.testing.fake_engine import MODEL_COST
 from forebay.worker.step_meter import Phase, StepMeter
 from forebay.worker.step_metrics import offer_step_metrics, step_attributes
@@ -62,16 +59,6 @@ def test_a_step_costs_microseconds() -> None:
         meter.note(slices, 2, 0.01)
         seconds.append(time.perf_counter() - began_s)
     assert sorted(seconds)[20] < 100e-6
-
-
-@pytest.fixture
-def reader() -> Iterator[InMemoryMetricReader]:
-    reader = InMemoryMetricReader()
-    provider = MeterProvider([reader], shutdown_on_exit=False)
-    use_meter_provider(provider)
-    yield reader
-    use_meter_provider(None)
-    provider.shutdown()
 
 
 def collected(reader: InMemoryMetricReader) -> dict[tuple[str, str], float]:

@@ -6,5 +6,7 @@ STEP_OPERATIONS = "forebay.step.operations"
 STEP_MOVED_BYTES = "forebay.step.moved_bytes"
 STEP_FLOPS_UTILIZATION = "forebay.step.flops_utilization"
 STEP_BANDWIDTH_UTILIZATION = "forebay.step.bandwidth_utilization"
+PAUSE_COUNT = "forebay.pause.count"
+PAUSE_S = "forebay.pause.duration_s"
 
 PHASE = "forebay.phase"

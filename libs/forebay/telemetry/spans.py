@@ -46,9 +46,11 @@ CACHED_TOKENS = "forebay.cached_tokens"
 COMPUTED_TOKENS = "forebay.computed_tokens"
 DECODE_STEPS = "forebay.decode_steps"
 CHUNKS = "forebay.prefill.chunks"
+PAUSES = "forebay.pauses"
 
 # Seconds.
 QUEUE_S = "forebay.queue_s"
+PAUSED_S = "forebay.paused_s"
 PREFILL_S = "forebay.prefill_s"
 DECODE_S = "forebay.decode_s"
 TTFT_S = "forebay.ttft_s"

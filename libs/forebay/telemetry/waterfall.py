@@ -29,6 +29,7 @@ _SHOWN = {
     names.BANDWIDTH_UTILIZATION: "bandwidth",
     names.TTFT_S: "ttft",
     names.QUEUE_S: "queue",
+    names.PAUSED_S: "paused",
     names.KV_BLOCKS: "blocks",
     names.KV_COPIED_BYTES: "copied",
     names.TRANSFER_BYTES: "moved",

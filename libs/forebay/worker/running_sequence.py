@@ -11,6 +11,7 @@ from forebay.engine.step_totals import MeasuredStep, StepTotals
 from forebay.engine.types import SamplingParams, TokenLogprobs
 from forebay.errors import ForebayError
 from forebay.kv.hashing import HashChain
+from forebay.worker.pauses import Pauses
 
 TokenSink = Callable[[int, TokenLogprobs | None], None]
 """Takes each new token, on the event loop, in order; must not block."""
@@ -65,6 +66,7 @@ class SequenceCost:
     decode_steps: int = 0
     first_decode_s: float | None = None
     last_decode_s: float = 0.0
+    pauses: Pauses = field(default_factory=Pauses)
     transfer_s: float = 0.0
     transfer_bytes: int = 0
     prefill_totals: StepTotals = field(default_factory=StepTotals)
@@ -90,6 +92,15 @@ class SequenceCost:
             self.prefill_totals = self.prefill_totals.plus(step)
 
 
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """One step of a worker: its number, counted from the worker's start, and when it ran, in seconds."""
+
+    number: int
+    began_s: float
+    ended_s: float
+
+
 @dataclass(slots=True, eq=False)
 class RunningSequence:
     """State of one sequence between its start and the moment its rights are given up.
@@ -104,6 +115,7 @@ class RunningSequence:
     end: "asyncio.Future[FinishReason]"
     new_token_ids: list[int] = field(default_factory=list)
     written_tokens: int = 0  # positions whose KV is found or computed
+    last_step: StepTime | None = None  # that computed some of it
     table_blocks: int = 0
     sealed_blocks: int = 0
     place: Rank | None = None
@@ -139,17 +151,22 @@ class RunningSequence:
         if not self.end.done():
             self.on_token(token_id, logprobs)
 
-    def note_step(self, first_position: int, token_count: int, began_s: float, ended_s: float) -> None:
-        """Counts a step that computed token_count positions of it."""
+    def note_step(self, first_position: int, token_count: int, step: StepTime) -> float | None:
+        """Counts a step that computed token_count positions of it. Returns seconds of the pause it ended, if it did."""
         self.written_tokens = first_position + token_count
         cost, prompt_tokens = self.cost, len(self.spec.prompt_token_ids)
         if cost.first_step_s is None:
-            cost.first_step_s = began_s
+            cost.first_step_s = step.began_s
+        last, self.last_step = self.last_step, step
+        paused_s = None if last is None or step.number == last.number + 1 else step.began_s - last.ended_s
+        if paused_s is not None:
+            cost.pauses.add(paused_s)
         if first_position >= self.spec.first_decode_position:
             cost.decode_steps += 1
-            cost.first_decode_s = began_s if cost.first_decode_s is None else cost.first_decode_s
-            cost.last_decode_s = ended_s
-            return
+            cost.first_decode_s = step.began_s if cost.first_decode_s is None else cost.first_decode_s
+            cost.last_decode_s = step.ended_s
+            return paused_s
         cost.chunks += 1
-        cost.prefill_s += ended_s - began_s
+        cost.prefill_s += step.ended_s - step.began_s
         cost.computed_prompt_tokens += max(0, min(first_position + token_count, prompt_tokens) - first_position)
+        return paused_s

@@ -35,8 +35,9 @@ from forebay.worker.attachment import Attachment
 from forebay.worker.block_supply import BlockSupply, Patience, Wish
 from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, UseEngine
 from forebay.worker.kv_rights import BlockGrant, KvRights, lost
+from forebay.worker.pauses import Pauses
 from forebay.worker.places import Places
-from forebay.worker.running_sequence import RunningSequence, SequenceCost, SequenceSpec, TokenSink
+from forebay.worker.running_sequence import RunningSequence, SequenceCost, SequenceSpec, StepTime, TokenSink
 from forebay.worker.standstill import Standstill
 from forebay.worker.step_report import Report
 
@@ -62,6 +63,8 @@ class SequenceRunner:
         self._places = Places(limits.max_sequences, patience.queue_length, pushed_out_at_most=limits.max_sequences)
         self._sequences: dict[str, RunningSequence] = {}
         self._standstill = Standstill(patience.stuck_s)
+        self._step_count = 0
+        self.pauses = Pauses()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._on_change: Callable[[], None] = lambda: None
@@ -235,10 +238,14 @@ class SequenceRunner:
 
     def _on_report(self, report: Report) -> None:
         """Takes in one step's news; runs on the loop."""
+        self._step_count += bool(report.shares)
+        step = StepTime(self._step_count, report.began_s, report.ended_s)
         for share in report.shares:
             running = self._sequences.get(share.sequence_id)
             if running is not None:
-                running.note_step(share.first_position, share.token_count, report.began_s, report.ended_s)
+                paused_s = running.note_step(share.first_position, share.token_count, step)
+                if paused_s is not None:
+                    self.pauses.add(paused_s)
                 running.cost.note_measured(share.first_position >= running.spec.first_decode_position, report.measured)
         for outcome in report.outcomes:
             running = self._sequences.get(outcome.sequence_id)

@@ -38,6 +38,7 @@ from forebay.worker.core_share import CoreShare
 from forebay.worker.engine_loader import EngineLoader
 from forebay.worker.engine_thread import EngineThread
 from forebay.worker.kv_rights import KvRights
+from forebay.worker.pauses import offer_pause_metrics
 from forebay.worker.request_check import ServedModel
 from forebay.worker.running_sequence import SequenceSpec
 from forebay.worker.sequence_runner import SequenceRunner
@@ -154,6 +155,7 @@ async def _running(
             gc.freeze()  # weights and modules live as long as the process
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             offer_step_metrics(meter, settings.chip_class)
+            offer_pause_metrics(runner.pauses, settings.chip_class)
             yield Worker(runner, model, attachment.node_id, settings.kvcache, calibration)
         finally:
             await calibration.close()

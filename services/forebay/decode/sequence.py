@@ -102,6 +102,7 @@ def _describe(current: Span, running: RunningSequence) -> None:
             spans.CHUNKS: cost.chunks,
             spans.DECODE_STEPS: cost.decode_steps,
             spans.QUEUE_S: cost.queue_s,
+            **cost.pauses.attributes(),
             spans.PREFILL_S: cost.prefill_s,
             spans.DECODE_S: cost.decode_s,
             spans.TRANSFER_S: cost.transfer_s,

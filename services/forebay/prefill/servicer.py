@@ -101,6 +101,7 @@ def _describe(span: Span, running: RunningSequence) -> None:
             spans.COMPUTED_TOKENS: cost.computed_prompt_tokens,
             spans.CHUNKS: cost.chunks,
             spans.QUEUE_S: cost.queue_s,
+            **cost.pauses.attributes(),
             spans.PREFILL_S: cost.prefill_s,
             **step_attributes(cost.prefill_totals),
         }
