@@ -34,7 +34,7 @@ async def main():
     async with open_channel(sys.argv[1]) as channel:
         stub = kvcache_pb2_grpc.KvCacheServiceStub(channel)
         stats = await stub.GetStats(kvcache_pb2.GetStatsRequest())
-        worker = await attach(stub, stats.model_digest, stats.layout, worker_id="victim")
+        worker = await attach(stub, stats.model_digest, stats.layout, worker_id="victim", arithmetic=stats.arithmetic)
         grant = await worker.begin(block_count=3)
         await worker.seal(seal_entry(grant.epoch, numbered_hashes(1)))
         print(grant.epoch, *grant.block_ids, flush=True)
@@ -136,7 +136,7 @@ async def scene(running: KvCacheProcess) -> AsyncIterator[Scene]:
     async with open_channel(address) as channel:
         stub = kvcache_pb2_grpc.KvCacheServiceStub(channel)
         stats = await stub.GetStats(kvcache_pb2.GetStatsRequest())
-        rescuer = await attach(stub, stats.model_digest, stats.layout, worker_id="rescuer")
+        rescuer = await attach(stub, stats.model_digest, stats.layout, worker_id="rescuer", arithmetic=stats.arithmetic)
         assert victim.stdout is not None
         epoch, *block_ids = map(int, (await victim.stdout.readline()).split())
         yield Scene(victim, epoch, block_ids, rescuer)

@@ -36,7 +36,7 @@ from forebay.role import Role
 from forebay.rpc.channel import open_channel
 from forebay.rpc.server import Server
 from forebay.rpc.status import translated
-from forebay.testing.kv_worker import KvWorker, attach
+from forebay.testing.kv_worker import ARITHMETIC, KvWorker, attach
 from forebay.testing.kv_worker import numbered_hashes as hashes
 from forebay.testing.kv_worker import seal_entry as entry
 from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
@@ -84,7 +84,7 @@ class Service:
             ProcessWatch().is_alive,
         )
         segments = tuple(arena.segment for arena in arenas)
-        identity = NodeIdentity("node", 7, "digest", LAYOUT, LEASE_S, segments)
+        identity = NodeIdentity("node", 7, "digest", LAYOUT, ARITHMETIC, LEASE_S, segments)
         self.servicer = KvCacheServicer(self.node, identity)
 
     async def start(self) -> None:
@@ -149,6 +149,8 @@ async def test_attached_says_where_the_memory_is(service: Service) -> None:
         ({"process_start_ticks": 1}, InvalidFieldError, "pid"),
         ({"role": common_pb2.SERVICE_ROLE_ROUTER}, InvalidFieldError, "role"),
         ({"model_digest": "other"}, ModelMismatchError, "model_digest"),
+        ({"arithmetic": "native-bfloat16-a8"}, ModelMismatchError, "arithmetic"),
+        ({"arithmetic": ""}, ModelMismatchError, "arithmetic"),
     ],
 )
 async def test_attach_refuses(
@@ -170,7 +172,7 @@ async def test_attach_refuses(
 async def test_attach_refuses_a_layout(
     service: Service, layout: common_pb2.KvLayout, error: type[ForebayError], field: str
 ) -> None:
-    request = attach_request("w", Role.PREFILL, "digest", LAYOUT)
+    request = attach_request("w", Role.PREFILL, "digest", LAYOUT, ARITHMETIC)
     request.layout.CopyFrom(layout)
     with pytest.raises(error) as caught, translated():
         await service.stub.AttachWorker(request, timeout=10).read()

@@ -35,3 +35,15 @@ def test_an_unknown_class_is_refused_with_the_names_that_exist():
 @pytest.mark.parametrize("number_format", NumberFormat)
 def test_every_number_format_is_a_kv_dtype_of_the_same_name(number_format):
     assert KvDtype(number_format.value).name == number_format.name
+
+
+def test_arithmetic_tells_apart_what_computes_other_bits() -> None:
+    by_arithmetic: dict[str, set[str]] = {}
+    for name, chip_class in BUILT_IN.items():
+        by_arithmetic.setdefault(chip_class.arithmetic, set()).add(name)
+    assert by_arithmetic == {
+        "native-bfloat16-a16": {"cpu-compute", "cpu-bandwidth"},
+        "native-bfloat16-a8": {"cpu-compute-a8", "cpu-bandwidth-a8"},
+        "torch-bfloat16": {"cpu-bf16"},
+        "torch-float32": {"cpu-f32"},
+    }

@@ -45,6 +45,12 @@ class ChipClass:
     chunk_tokens: int = 256
     threads: int | None = None
 
+    @property
+    def arithmetic(self) -> str:
+        """Equal exactly where two classes compute the same bits from the same weights: "native-bfloat16-a16"."""
+        activations = f"-a{self.activation_bits}" if self.kernels is KernelSet.NATIVE else ""
+        return f"{self.kernels.value}-{self.weight_dtype.value}{activations}"
+
 
 _BF16, _F32 = NumberFormat.BFLOAT16, NumberFormat.FLOAT32
 

@@ -16,6 +16,7 @@ from forebay.role import Role
 from forebay.rpc.channel import open_channel
 from forebay.rpc.server import Server
 from forebay.testing.fake_engine import LAYOUT, VOCABULARY_SIZE, FakeEngine, FixedCores
+from forebay.testing.kv_worker import ARITHMETIC
 from forebay.worker.attachment import Attachment, KvLink, attach_request
 from forebay.worker.block_supply import Patience
 from forebay.worker.engine_thread import EngineThread
@@ -28,6 +29,7 @@ MODEL: Final = ServedModel(
     name="fake",
     digest="fake-digest",
     layout=LAYOUT,
+    arithmetic=ARITHMETIC,
     vocabulary_size=VOCABULARY_SIZE,
     context_tokens=256,
     eos_token_ids=(999,),
@@ -71,7 +73,9 @@ async def attached_worker(  # noqa: PLR0913  # what tests vary, each by name
         return engines[-1]
 
     runner = SequenceRunner(limits, patience or Patience(blocks_s=0.5, stuck_s=0.2), make)
-    request = attach_request(f"worker-{secrets.token_hex(4)}", Role.DECODE, model.digest, model.layout)
+    request = attach_request(
+        f"worker-{secrets.token_hex(4)}", Role.DECODE, model.digest, model.layout, model.arithmetic
+    )
     link = KvLink(kvcache_address, request, runner)
     engine = make(await link.open(timeout_s=5))
     rights = KvRights(link)

@@ -11,6 +11,7 @@ from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
 from forebay.wire.layout import layout_from_proto
 from forebay.worker.attachment import attach_request
 
+ARITHMETIC = "test"
 _TIMEOUT_S = 30.0
 _STREAM_S = 600.0
 
@@ -78,7 +79,7 @@ async def attach(
     stub: "kvcache_pb2_grpc.KvCacheServiceAsyncStub", model_digest: str, layout: common_pb2.KvLayout, /, **fields: Any
 ) -> KvWorker:
     """Attaches this process as worker "w"; `fields` replace those of the request."""
-    request = attach_request("w", Role.DECODE, model_digest, layout_from_proto(layout))
+    request = attach_request("w", Role.DECODE, model_digest, layout_from_proto(layout), ARITHMETIC)
     for name, value in fields.items():
         setattr(request, name, value)
     stream = stub.AttachWorker(request, timeout=_STREAM_S)

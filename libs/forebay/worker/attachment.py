@@ -67,8 +67,10 @@ class AttachmentListener(Protocol):
         ...
 
 
-def attach_request(worker_id: str, role: Role, model_digest: str, layout: KvLayout) -> kvcache_pb2.AttachWorkerRequest:
-    """This process, introduced."""
+def attach_request(
+    worker_id: str, role: Role, model_digest: str, layout: KvLayout, arithmetic: str
+) -> kvcache_pb2.AttachWorkerRequest:
+    """This process, introduced. arithmetic: that of its chip class."""
     process = ProcessIdentity.current()
     return kvcache_pb2.AttachWorkerRequest(
         worker_id=worker_id,
@@ -77,6 +79,7 @@ def attach_request(worker_id: str, role: Role, model_digest: str, layout: KvLayo
         role=role_to_proto(role),
         model_digest=model_digest,
         layout=layout_to_proto(layout),
+        arithmetic=arithmetic,
     )
 
 
@@ -238,10 +241,10 @@ def _to_attachment(attached: kvcache_pb2.Attached) -> Attachment:
 
 
 def _refusal(address: str, error: ForebayError) -> str:
-    if isinstance(error, ModelMismatchError):
+    if isinstance(error, LayoutMismatchError) or error.field == "arithmetic":
+        advice = "start it and its workers with --chip-class of one kind, such as cpu-compute and cpu-bandwidth"
+    elif isinstance(error, ModelMismatchError):
         advice = "start it and its workers with the same --model"
-    elif isinstance(error, LayoutMismatchError):
-        advice = "start it and its workers with the same --chip-class"
     else:
         advice = "this worker and the service are of different versions"
     return f"the KV-cache service at {address} refused this worker: {error.message}; {advice}"

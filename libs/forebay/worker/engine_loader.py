@@ -38,6 +38,7 @@ class EngineLoader:
             name=self._file.name,
             digest=self._file.digest,
             layout=layout_for(config, chip_class),
+            arithmetic=chip_class.arithmetic,
             vocabulary_size=config.vocabulary_size,
             context_tokens=config.context_tokens,
             eos_token_ids=config.eos_token_ids,

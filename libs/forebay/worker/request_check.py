@@ -34,6 +34,7 @@ class ServedModel:
     name: str
     digest: str
     layout: KvLayout
+    arithmetic: str
     vocabulary_size: int
     context_tokens: int
     eos_token_ids: tuple[int, ...]

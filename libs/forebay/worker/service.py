@@ -127,7 +127,7 @@ async def _running(
     )
     patience = Patience(queue_length=settings.queue_length, blocks_s=settings.blocks_wait_s)
     runner = SequenceRunner(limits, patience, loader.make_engine)
-    request = attach_request(worker_id, kind.role, model.digest, model.layout)
+    request = attach_request(worker_id, kind.role, model.digest, model.layout, model.arithmetic)
     link = KvLink(settings.kvcache, request, runner)
     attachment: Attachment = await link.open()
     try:

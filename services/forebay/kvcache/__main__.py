@@ -47,7 +47,8 @@ STOP_GRACE_S: Final = 1.0
 async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
     """Serves from ready to drained."""
     model = open_model(settings.model)
-    layout = layout_for(model.config, chip_class_named(settings.chip_class))
+    chip_class = chip_class_named(settings.chip_class)
+    layout = layout_for(model.config, chip_class)
     # Also the first epoch and attachment id, so that no later run uses one of them again.
     incarnation = time.time_ns() // 1000
     async with AsyncExitStack() as stack:
@@ -69,6 +70,7 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
             incarnation=incarnation,
             model_digest=model.digest,
             layout=layout,
+            arithmetic=chip_class.arithmetic,
             lease_s=settings.lease_s,
             segments=tuple(arena.segment for arena in arenas),
         )

@@ -42,6 +42,7 @@ class NodeIdentity:
     incarnation: int
     model_digest: str
     layout: KvLayout
+    arithmetic: str
     lease_s: float
     segments: tuple[MemorySegment, ...]
 
@@ -141,6 +142,7 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
             take_overs=stats.take_overs,
             layout=layout_to_proto(self._identity.layout),
             model_digest=self._identity.model_digest,
+            arithmetic=self._identity.arithmetic,
         )
 
     async def DumpIndex(
@@ -180,6 +182,12 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
             raise ModelMismatchError(
                 f"the worker's model has digest {request.model_digest}, this node's {ours.model_digest}",
                 field="model_digest",
+            )
+        if request.arithmetic != ours.arithmetic:
+            raise ModelMismatchError(
+                f"the worker computes KV as {request.arithmetic or 'an unnamed chip class'} does, this node keeps that"
+                f" of {ours.arithmetic}",
+                field="arithmetic",
             )
         layout = layout_from_proto(request.layout)
         if layout != ours.layout:

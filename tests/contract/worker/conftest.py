@@ -21,6 +21,7 @@ from forebay.kvcache.process_watch import ProcessWatch
 from forebay.kvcache.servicer import KvCacheServicer, NodeIdentity
 from forebay.rpc.server import Server
 from forebay.testing.fake_engine import LAYOUT
+from forebay.testing.kv_worker import ARITHMETIC
 from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
 
 
@@ -89,6 +90,7 @@ async def _start(
     listen: str = "127.0.0.1:0",
     layout: KvLayout = LAYOUT,
     model_digest: str = "fake-digest",
+    arithmetic: str = ARITHMETIC,
 ) -> AsyncIterator[RunningKvCache]:
     node_id = f"test-{secrets.token_hex(4)}"
     stride_bytes = -(-layout.block_bytes // 64) * 64
@@ -97,7 +99,7 @@ async def _start(
         ledger = BlockLedger(LedgerSettings(blocks, 0, lease_s, 0.5, first_number))
         mover = BlockMover({Tier.DEVICE: arena.view}, arena.block_stride_bytes, layout.block_bytes)
         node = KvNode(ledger, mover, NobodyFollows(), time.monotonic, ProcessWatch().is_alive)
-        identity = NodeIdentity(node_id, first_number, model_digest, layout, lease_s, (arena.segment,))
+        identity = NodeIdentity(node_id, first_number, model_digest, layout, arithmetic, lease_s, (arena.segment,))
         server = Server(listen)
         servicer = GatedServicer(node, identity)
         register = kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server

@@ -84,7 +84,9 @@ async def node(
     model = loader.served_model
     limits = Limits(model.layout.block_tokens, model.context_tokens, chunk_tokens=64, max_sequences=4)
     async with AsyncExitStack() as stack:
-        kvcache = await stack.enter_async_context(start_kvcache(layout=model.layout, model_digest=model.digest))
+        kvcache = await stack.enter_async_context(
+            start_kvcache(layout=model.layout, model_digest=model.digest, arithmetic=model.arithmetic)
+        )
         prefill, decode = [
             await stack.enter_async_context(
                 attached_worker(kvcache.address, limits, model=model, make_engine=loader.make_engine)

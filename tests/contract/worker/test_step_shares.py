@@ -55,7 +55,8 @@ async def test_requests_carry_the_shares_of_their_steps(
     model = loader.served_model
     limits = Limits(model.layout.block_tokens, model.context_tokens, chunk_tokens=64, max_sequences=4)
     async with AsyncExitStack() as stack:
-        kvcache = await stack.enter_async_context(start_kvcache(layout=model.layout, model_digest=model.digest))
+        served_kv = start_kvcache(layout=model.layout, model_digest=model.digest, arithmetic=model.arithmetic)
+        kvcache = await stack.enter_async_context(served_kv)
         worker = await stack.enter_async_context(
             attached_worker(kvcache.address, limits, model=model, make_engine=loader.make_engine, peaks=peaks)
         )

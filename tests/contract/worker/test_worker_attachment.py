@@ -39,6 +39,7 @@ class Listener:
     ("model", "advice"),
     [
         (dataclasses.replace(MODEL, digest="another"), "same --model"),
+        (dataclasses.replace(MODEL, arithmetic="native-bfloat16-a8"), "--chip-class"),
         (dataclasses.replace(MODEL, layout=dataclasses.replace(LAYOUT, block_tokens=8)), "--chip-class"),
         (
             dataclasses.replace(MODEL, layout=dataclasses.replace(LAYOUT, order=AxisOrder.LAYER_KV_TOKEN_HEAD)),
@@ -79,7 +80,7 @@ async def test_leases_are_renewed_while_the_service_answers(start_kvcache: Start
 async def test_a_lease_that_is_not_renewed_ends_before_the_service_gives_it_away(start_kvcache: Start) -> None:
     now_s, listener = 0.0, Listener()
     async with start_kvcache(lease_s=60) as kvcache:
-        request = attach_request("w", Role.DECODE, MODEL.digest, LAYOUT)
+        request = attach_request("w", Role.DECODE, MODEL.digest, LAYOUT, MODEL.arithmetic)
         link = KvLink(kvcache.address, request, listener, lambda: now_s)
         await link.open(timeout_s=5)
         assert link.is_lease_valid()
@@ -97,7 +98,10 @@ async def test_a_lease_counts_from_the_question_not_from_a_late_answer(start_kvc
     now_s = 0.0
     async with start_kvcache(lease_s=4) as kvcache:  # asks again each second, by the real clock
         link = KvLink(
-            kvcache.address, attach_request("w", Role.DECODE, MODEL.digest, LAYOUT), Listener(), lambda: now_s
+            kvcache.address,
+            attach_request("w", Role.DECODE, MODEL.digest, LAYOUT, MODEL.arithmetic),
+            Listener(),
+            lambda: now_s,
         )
         await link.open(timeout_s=5)
         kvcache.servicer.renew_gate.clear()
@@ -116,7 +120,10 @@ async def test_a_grant_whose_answer_took_a_lease_is_not_used(start_kvcache: Star
     now_s = 0.0
     async with start_kvcache(lease_s=60) as kvcache:
         link = KvLink(
-            kvcache.address, attach_request("w", Role.DECODE, MODEL.digest, LAYOUT), Listener(), lambda: now_s
+            kvcache.address,
+            attach_request("w", Role.DECODE, MODEL.digest, LAYOUT, MODEL.arithmetic),
+            Listener(),
+            lambda: now_s,
         )
         await link.open(timeout_s=5)
         rights = KvRights(link)
