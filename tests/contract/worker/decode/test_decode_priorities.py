@@ -7,7 +7,7 @@ from typing import Any
 
 from forebay.rpc.status import from_failure
 from forebay.testing.attached_worker import LIMITS
-from forebay.testing.decode_rig import PROMPT, StepwiseEngine
+from forebay.testing.decode_rig import PROMPT, Rig, StepwiseEngine
 from forebay.testing.fake_engine import continuation
 from forebay.testing.waiting import until
 from forebay.v1 import common_pb2
@@ -76,7 +76,7 @@ async def test_what_blocks_become_free_goes_to_the_urgent_and_the_last_makes_roo
                 sampling=common_pb2.SamplingParams(max_tokens=60),
                 qos_tier=qos_tier,
             )
-            await until(lambda name=name: any(one.sequence_id == name for one in rig.worker.runner.sequences))
+            await until(lambda name=name: name in rig.link.heard or name in ids_on(rig))
         heard = {name: await rig.link.end_of(name) for name in tiers}
         assert heard["urgent"].tokens == continuation([3], 60)
         for name in ("first", "second", "late"):
@@ -86,3 +86,7 @@ async def test_what_blocks_become_free_goes_to_the_urgent_and_the_last_makes_roo
             else:
                 assert heard[name].tokens == continuation([3], 60)
         await until(rig.kvcache.is_all_released)
+
+
+def ids_on(rig: Rig) -> set[str]:
+    return {one.sequence_id for one in rig.worker.runner.sequences}
