@@ -7,9 +7,11 @@ Invariants, per block: its state is one byte, so it is never two things at once;
 and findable; it is with the eviction policy exactly when it has a hash and no references.
 """
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from forebay.kv.eviction import EvictionPolicy
+from forebay.kv.eviction.policy import NewPolicy
 from forebay.kv.tier import Tier
 
 _FREE, _LEASED, _SEALED = 0, 1, 2
@@ -30,13 +32,13 @@ class TierCounts:
 class BlockPool:
     """Free, leased and sealed blocks of one tier."""
 
-    def __init__(self, tier: Tier, capacity: int, policy: EvictionPolicy) -> None:
+    def __init__(self, tier: Tier, capacity: int, new_policy: NewPolicy) -> None:
         self.tier = tier
         self.capacity = capacity
-        self._policy = policy
+        self._policy = new_policy(capacity)
         self._states = bytearray(capacity)
         self._free = list(range(capacity - 1, -1, -1))  # a stack: a block just freed is warm
-        self._references = [0] * capacity
+        self._references = array("I", bytes(4 * capacity))
         self._hash_by_block: list[bytes | None] = [None] * capacity
         self._block_by_hash: dict[bytes, int] = {}
 
@@ -107,37 +109,42 @@ class BlockPool:
         if block_hash is not None:
             self._hash_by_block[block] = block_hash
             self._block_by_hash[block_hash] = block
+            self._policy.enter(block, block_hash)
 
     def store(self, block_hash: bytes) -> int:
         """Gives a free block to content that comes from another tier: sealed, findable, without references."""
         (block,) = self.lease(1)
         self.seal(block, block_hash)
-        self.unreference(block)
+        self.unreference([block])
         return block
 
     def reference(self, block: int) -> None:
         """One more sequence uses this sealed block: it is not evicted meanwhile."""
-        if self._references[block] == 0:
-            self._policy.withdraw(block)
         self._references[block] += 1
-
-    def unreference(self, block: int) -> None:
-        """One sequence fewer uses this sealed block."""
-        self._references[block] -= 1
-        if self._references[block] > 0:
-            return
         if self._hash_by_block[block] is not None:
-            self._policy.admit(block)
-        else:
-            self._states[block] = _FREE
-            self._free.append(block)
+            self._policy.use(block)
+
+    def unreference(self, blocks: Sequence[int]) -> None:
+        """One sequence fewer uses these sealed blocks of its table; its last block comes first."""
+        references, hashes = self._references, self._hash_by_block
+        idle: list[int] = []
+        for block in blocks:
+            references[block] -= 1
+            if references[block] > 0:
+                continue
+            if hashes[block] is not None:
+                idle.append(block)
+            else:
+                self._states[block] = _FREE
+                self._free.append(block)
+        self._policy.admit(idle)
 
     def drop(self, block: int) -> bytes:
         """Frees a sealed block that nobody refers to; returns the hash under which it was found."""
         block_hash = self._hash_by_block[block]
         assert block_hash is not None
         assert self._references[block] == 0
-        self._policy.withdraw(block)
+        self._policy.drop(block, block_hash)
         self._hash_by_block[block] = None
         del self._block_by_hash[block_hash]
         self._states[block] = _FREE
