@@ -15,6 +15,7 @@ from forebay.kv.eviction.policy import NewPolicy
 from forebay.kv.tier import Tier
 
 _FREE, _LEASED, _SEALED = 0, 1, 2
+_REBUILD_SHARE = 4  # of the capacity: so many drops between two rebuilds of the index
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,10 @@ class BlockPool:
         self._policy = new_policy(capacity)
         self._states = bytearray(capacity)
         self._free = list(range(capacity - 1, -1, -1))  # a stack: a block just freed is warm
-        self._references = array("I", bytes(4 * capacity))
+        self._references = array("I", [0]) * capacity
         self._hash_by_block: list[bytes | None] = [None] * capacity
         self._block_by_hash: dict[bytes, int] = {}
+        self._drops_since_rebuild = 0
 
     @property
     def free_count(self) -> int:
@@ -67,6 +69,10 @@ class BlockPool:
     def find(self, block_hash: bytes) -> int | None:
         """The sealed block with this hash. Changes no recency."""
         return self._block_by_hash.get(block_hash)
+
+    def find_each(self, block_hashes: Sequence[bytes]) -> list[int | None]:
+        """For each hash the sealed block that has it. Changes no recency."""
+        return list(map(self._block_by_hash.get, block_hashes))
 
     def hashes(self) -> list[bytes]:
         """Hashes of all findable blocks."""
@@ -149,4 +155,9 @@ class BlockPool:
         del self._block_by_hash[block_hash]
         self._states[block] = _FREE
         self._free.append(block)
+        self._drops_since_rebuild += 1
+        if self._drops_since_rebuild > self.capacity // _REBUILD_SHARE:
+            # A dictionary whose keys change grows to three slots an entry. A new one has just enough.
+            self._block_by_hash = dict(self._block_by_hash)
+            self._drops_since_rebuild = 0
         return block_hash

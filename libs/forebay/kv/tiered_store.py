@@ -69,8 +69,7 @@ class TieredStore:
         """
         device_blocks: list[int | None] = []  # of the found run; None: lies in HOST
         host_blocks: list[int] = []
-        for block_hash in prefix_hashes:
-            block = self._device.find(block_hash)
+        for block_hash, block in zip(prefix_hashes, self._device.find_each(prefix_hashes), strict=True):
             if block is None:
                 host_block = self._host.find(block_hash)
                 if host_block is None:

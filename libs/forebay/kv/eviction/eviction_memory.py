@@ -32,7 +32,7 @@ class EvictionMemory:
 
     def __init__(self, capacity: int) -> None:
         self._size = max(LEAST_NOTES, NOTES_PER_BLOCK * capacity)
-        self._notes = array("Q", bytes(8 * self._size))  # 0: no note, since use counts begin at 1
+        self._notes = array("Q", [0]) * self._size  # 0: no note, since use counts begin at 1
 
     def remember(self, block_hash: bytes, use_count: int, moment: int) -> None:
         """Notes 1..MOST_USES uses and a moment of this hash."""

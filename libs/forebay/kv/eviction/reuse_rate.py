@@ -33,7 +33,7 @@ class LowestReuseRate:
     def __init__(self, capacity: int) -> None:
         self._queues = BlockQueues(capacity, queue_count=MOST_COUNTED_USES + 1)
         self._use_counts = bytearray(capacity)
-        self._released_at = array("Q", bytes(8 * capacity))
+        self._released_at = array("Q", [0]) * capacity
         self._memory = EvictionMemory(capacity)
         self._now = 0  # uses of any block so far
         self._typical_gap = float(max(1, capacity))  # until gaps are seen
