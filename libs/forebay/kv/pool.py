@@ -7,12 +7,15 @@ Invariants, per block: its state is one byte, so it is never two things at once;
 and findable; it is with the eviction policy exactly when it has a hash and no references.
 """
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from forebay.kv.eviction import EvictionPolicy
+from forebay.kv.eviction.policy import NewPolicy
 from forebay.kv.tier import Tier
 
 _FREE, _LEASED, _SEALED = 0, 1, 2
+_REBUILD_SHARE = 4  # of the capacity: so many drops between two rebuilds of the index
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +33,16 @@ class TierCounts:
 class BlockPool:
     """Free, leased and sealed blocks of one tier."""
 
-    def __init__(self, tier: Tier, capacity: int, policy: EvictionPolicy) -> None:
+    def __init__(self, tier: Tier, capacity: int, new_policy: NewPolicy) -> None:
         self.tier = tier
         self.capacity = capacity
-        self._policy = policy
+        self._policy = new_policy(capacity)
         self._states = bytearray(capacity)
         self._free = list(range(capacity - 1, -1, -1))  # a stack: a block just freed is warm
-        self._references = [0] * capacity
+        self._references = array("I", [0]) * capacity
         self._hash_by_block: list[bytes | None] = [None] * capacity
         self._block_by_hash: dict[bytes, int] = {}
+        self._drops_since_rebuild = 0
 
     @property
     def free_count(self) -> int:
@@ -65,6 +69,10 @@ class BlockPool:
     def find(self, block_hash: bytes) -> int | None:
         """The sealed block with this hash. Changes no recency."""
         return self._block_by_hash.get(block_hash)
+
+    def find_each(self, block_hashes: Sequence[bytes]) -> list[int | None]:
+        """For each hash the sealed block that has it. Changes no recency."""
+        return list(map(self._block_by_hash.get, block_hashes))
 
     def hashes(self) -> list[bytes]:
         """Hashes of all findable blocks."""
@@ -107,39 +115,49 @@ class BlockPool:
         if block_hash is not None:
             self._hash_by_block[block] = block_hash
             self._block_by_hash[block_hash] = block
+            self._policy.enter(block, block_hash)
 
     def store(self, block_hash: bytes) -> int:
         """Gives a free block to content that comes from another tier: sealed, findable, without references."""
         (block,) = self.lease(1)
         self.seal(block, block_hash)
-        self.unreference(block)
+        self.unreference([block])
         return block
 
     def reference(self, block: int) -> None:
         """One more sequence uses this sealed block: it is not evicted meanwhile."""
-        if self._references[block] == 0:
-            self._policy.withdraw(block)
         self._references[block] += 1
-
-    def unreference(self, block: int) -> None:
-        """One sequence fewer uses this sealed block."""
-        self._references[block] -= 1
-        if self._references[block] > 0:
-            return
         if self._hash_by_block[block] is not None:
-            self._policy.admit(block)
-        else:
-            self._states[block] = _FREE
-            self._free.append(block)
+            self._policy.use(block)
+
+    def unreference(self, blocks: Sequence[int]) -> None:
+        """One sequence fewer uses these sealed blocks of its table; its last block comes first."""
+        references, hashes = self._references, self._hash_by_block
+        idle: list[int] = []
+        for block in blocks:
+            references[block] -= 1
+            if references[block] > 0:
+                continue
+            if hashes[block] is not None:
+                idle.append(block)
+            else:
+                self._states[block] = _FREE
+                self._free.append(block)
+        self._policy.admit(idle)
 
     def drop(self, block: int) -> bytes:
         """Frees a sealed block that nobody refers to; returns the hash under which it was found."""
         block_hash = self._hash_by_block[block]
         assert block_hash is not None
         assert self._references[block] == 0
-        self._policy.withdraw(block)
+        self._policy.drop(block, block_hash)
         self._hash_by_block[block] = None
         del self._block_by_hash[block_hash]
         self._states[block] = _FREE
         self._free.append(block)
+        self._drops_since_rebuild += 1
+        if self._drops_since_rebuild > self.capacity // _REBUILD_SHARE:
+            # A dictionary whose keys change grows to three slots an entry. A new one has just enough.
+            self._block_by_hash = dict(self._block_by_hash)
+            self._drops_since_rebuild = 0
         return block_hash

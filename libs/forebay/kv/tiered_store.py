@@ -10,7 +10,8 @@ from typing import Final
 
 from forebay.errors import KvExhaustedError
 from forebay.kv.effects import CopyBlock, Effects, IndexEvent, Moved, Removed, Stored
-from forebay.kv.eviction import LeastRecentlyUsed
+from forebay.kv.eviction.policy import NewPolicy
+from forebay.kv.eviction.reuse_rate import LowestReuseRate
 from forebay.kv.pool import BlockPool, TierCounts
 from forebay.kv.tier import Tier
 
@@ -42,9 +43,9 @@ class EffectLog:
 class TieredStore:
     """Content of the DEVICE and HOST tiers of one node."""
 
-    def __init__(self, device_block_count: int, host_block_count: int) -> None:
-        self._device = BlockPool(Tier.DEVICE, device_block_count, LeastRecentlyUsed())
-        self._host = BlockPool(Tier.HOST, host_block_count, LeastRecentlyUsed())
+    def __init__(self, device_block_count: int, host_block_count: int, new_policy: NewPolicy = LowestReuseRate) -> None:
+        self._device = BlockPool(Tier.DEVICE, device_block_count, new_policy)
+        self._host = BlockPool(Tier.HOST, host_block_count, new_policy)
         self.evicted_count = 0
 
     def counts(self) -> tuple[TierCounts, TierCounts]:
@@ -68,8 +69,7 @@ class TieredStore:
         """
         device_blocks: list[int | None] = []  # of the found run; None: lies in HOST
         host_blocks: list[int] = []
-        for block_hash in prefix_hashes:
-            block = self._device.find(block_hash)
+        for block_hash, block in zip(prefix_hashes, self._device.find_each(prefix_hashes), strict=True):
             if block is None:
                 host_block = self._host.find(block_hash)
                 if host_block is None:
@@ -124,8 +124,7 @@ class TieredStore:
     def give_back(self, blocks: Sequence[int], sealed_count: int) -> None:
         """Takes a sequence's blocks back: the first `sealed_count` become cache, the others free."""
         # Last block first: a prefix is useless without its beginning, which must therefore be evicted last.
-        for block in reversed(blocks[:sealed_count]):
-            self._device.unreference(block)
+        self._device.unreference(blocks[:sealed_count][::-1])
         self._device.free(list(blocks[sealed_count:]))
 
     def _check_room(self, new_count: int, idle_found_count: int) -> None:
@@ -159,7 +158,7 @@ class TieredStore:
     def _promote(self, host_blocks: list[int], device_blocks: list[int], log: EffectLog) -> None:
         moved: list[bytes] = []
         for host_block, device_block in zip(host_blocks, device_blocks, strict=True):
-            self._host.unreference(host_block)
+            self._host.unreference([host_block])
             block_hash = self._host.drop(host_block)
             self._device.seal(device_block, block_hash)
             log.copies.append(CopyBlock(Tier.HOST, host_block, Tier.DEVICE, device_block))
