@@ -46,7 +46,10 @@ class DiskQueue:
         await self._run(slot, flow, partial(self._store.read, slot, block_hash, into))
 
     async def write(self, slot: int, block_hash: bytes, data: memoryview, flow: Hashable) -> None:
-        """As DiskStore.write; when it was cancelled, the slot holds this block or what it held before. Errors also: DrainingError."""
+        """As DiskStore.write. Errors also: DrainingError.
+
+        When it was cancelled, the slot holds this block or what it held before.
+        """
         await self._run(slot, flow, partial(self._store.write, slot, block_hash, data))
 
     async def forget(self, slot: int, flow: Hashable) -> None:

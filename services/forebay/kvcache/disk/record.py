@@ -1,7 +1,7 @@
 """What is known of a slot: which block it holds, and the digest of its content. Does no I/O.
 
-48 bytes, little-endian: block hash (16), xxh3-128 of the content (16), number of the write (8), checksum (8). The
-checksum is xxh3-64 of the first 40 bytes, seeded with the slot, so that a record cannot be taken for another slot's.
+48 bytes, big-endian: number of the write (8), block hash (16), xxh3-128 of the content (16), checksum (8). The checksum
+is xxh3-64 of the first 40 bytes, seeded with the slot, so that a record cannot be taken for another slot's.
 """
 
 import struct
@@ -12,8 +12,9 @@ from xxhash import xxh3_64_intdigest
 
 from forebay.kvcache.disk.shape import RECORD_BYTES
 
-_BODY: Final = struct.Struct("<16s16sQ")
-_CHECKSUM: Final = struct.Struct("<Q")
+_BODY: Final = struct.Struct(">Q16s16s")
+_SEALED_BODY: Final = struct.Struct(f">{_BODY.size}sQ")
+_HASH: Final = slice(8, 24)
 EMPTY: Final = bytes(RECORD_BYTES)
 """The record of a slot that holds nothing. Its checksum is wrong, as that of any other record that was torn."""
 
@@ -22,19 +23,36 @@ EMPTY: Final = bytes(RECORD_BYTES)
 class SlotRecord:
     """A block in a slot. `write_number` grows with every write to the file."""
 
+    write_number: int
     block_hash: bytes
     digest: bytes
-    write_number: int
 
     def encoded(self, slot: int) -> bytes:
         """The record as it stands in the file."""
-        body = _BODY.pack(self.block_hash, self.digest, self.write_number)
-        return body + _CHECKSUM.pack(xxh3_64_intdigest(body, slot))
+        body = _BODY.pack(self.write_number, self.block_hash, self.digest)
+        return _SEALED_BODY.pack(body, xxh3_64_intdigest(body, slot))
 
     @classmethod
     def decoded(cls, slot: int, record: bytes) -> Self | None:
         """What the record says; None when the slot holds nothing, or nothing that can be trusted."""
-        body = record[: _BODY.size]
-        if record == EMPTY or _CHECKSUM.unpack_from(record, _BODY.size)[0] != xxh3_64_intdigest(body, slot):
-            return None
-        return cls(*_BODY.unpack(body))
+        body, checksum = _SEALED_BODY.unpack(record)
+        return cls(*_BODY.unpack(body)) if checksum == xxh3_64_intdigest(body, slot) else None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordTable:
+    """The slots that hold blocks, oldest write first, and the number of the next write."""
+
+    blocks: list[tuple[int, bytes]]  # slot, block hash
+    next_write_number: int
+
+    @classmethod
+    def decoded(cls, records: bytes) -> Self:
+        """From the records of all slots. Without objects in between: a million of them take a second."""
+        bodies = []
+        for slot, (body, checksum) in enumerate(_SEALED_BODY.iter_unpack(records)):
+            if checksum == xxh3_64_intdigest(body, slot):
+                bodies.append((body, slot))
+        bodies.sort()  # a body begins with its write number
+        next_write_number = _BODY.unpack(bodies[-1][0])[0] + 1 if bodies else 0
+        return cls([(slot, body[_HASH]) for body, slot in bodies], next_write_number)

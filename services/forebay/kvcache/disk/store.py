@@ -14,26 +14,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
 
 from xxhash import xxh3_128_digest
 
 from forebay.errors import BlockCorruptError, DiskFailedError
 from forebay.kvcache.disk.block_file import BlockFile
-from forebay.kvcache.disk.record import EMPTY, SlotRecord
+from forebay.kvcache.disk.record import EMPTY, RecordTable, SlotRecord
 from forebay.kvcache.disk.shape import HEADER_BYTES, RECORD_BYTES, FileShape
 
-_RECOVERED_AT_ONCE: Final = 65_536
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RecoveredBlock:
-    """A block that an earlier service left in a slot. Its content is verified when it is read."""
-
-    slot: int
-    block_hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +53,17 @@ class DiskStore:
         with self._lock:
             return DiskStats(self._read_count, self._written_count, self._corrupt_count, self._failure)
 
-    def recover(self) -> list[RecoveredBlock]:
-        """What the slots hold, in the order in which it was written. Called once, before all else.
+    def recover(self) -> list[tuple[int, bytes]]:
+        """Slot and hash of every block that earlier services left, oldest write first. Called once, before all else.
 
-        Errors: DiskFailedError.
+        Contents are verified when they are read. A hash may be there twice. Errors: DiskFailedError.
         """
-        found = [
-            (record.write_number, slot, record.block_hash) for slot, record in self._records() if record is not None
-        ]
-        found.sort()
-        self._write_numbers = itertools.count(found[-1][0] + 1 if found else 0)
-        return [RecoveredBlock(slot, block_hash) for _, slot, block_hash in found]
+        records = bytearray(self.shape.block_count * RECORD_BYTES)
+        with self._switching_off():
+            self._file.read_at(HEADER_BYTES, memoryview(records))
+        table = RecordTable.decoded(bytes(records))
+        self._write_numbers = itertools.count(table.next_write_number)
+        return table.blocks
 
     def write(self, slot: int, block_hash: bytes, data: memoryview) -> None:
         """Puts a block into a slot, in place of what it holds.
@@ -82,7 +71,7 @@ class DiskStore:
         data: `block_bytes` bytes, which nobody changes meanwhile. Errors: DiskFailedError.
         """
         assert len(data) == self.shape.block_bytes
-        record = SlotRecord(block_hash, xxh3_128_digest(data), next(self._write_numbers))
+        record = SlotRecord(next(self._write_numbers), block_hash, xxh3_128_digest(data))
         with self._switching_off():
             self._file.write_at(self.shape.record_offset(slot), EMPTY)
             self._file.write_at(self.shape.block_offset(slot), data)
@@ -116,17 +105,6 @@ class DiskStore:
     def close(self) -> None:
         """Gives the file back, for the next service to recover. No call may be under way, and none may follow."""
         self._file.close()
-
-    def _records(self) -> Iterator[tuple[int, SlotRecord | None]]:
-        for first in range(0, self.shape.block_count, _RECOVERED_AT_ONCE):
-            count = min(_RECOVERED_AT_ONCE, self.shape.block_count - first)
-            page = bytearray(count * RECORD_BYTES)
-            with self._switching_off():
-                self._file.read_at(HEADER_BYTES + first * RECORD_BYTES, memoryview(page))
-            content = bytes(page)
-            for number in range(count):
-                record = content[number * RECORD_BYTES : (number + 1) * RECORD_BYTES]
-                yield first + number, SlotRecord.decoded(first + number, record)
 
     @contextmanager
     def _switching_off(self) -> Iterator[None]:
