@@ -4,6 +4,7 @@ A cache is replaceable: a file of ours for another model, layout, size or format
 What is not ours is never touched. Knows headers and sizes; not what slots hold.
 """
 
+import errno
 import logging
 import os
 from pathlib import Path
@@ -19,6 +20,7 @@ from forebay.kvcache.disk.store import DiskStore
 
 FILE_NAME: Final = "forebay-kv.blocks"
 _OF_THE_FILE_SYSTEM: Final = frozenset({"lost+found"})
+_STAT_BLOCK_BYTES: Final = 512
 
 _log = logging.getLogger(__name__)
 
@@ -73,13 +75,19 @@ def _prepare(file: int, folder: Path, header: FileHeader) -> None:
 
 
 def _allocate(file: int, folder: Path, size_bytes: int) -> None:
-    before_bytes = os.fstat(file).st_size
+    before, room = os.fstat(file), os.fstatvfs(file)
+    free_bytes = room.f_bavail * room.f_frsize
+    # A file system finds out only when it is full, and with it all others who write to it.
+    if size_bytes - before.st_blocks * _STAT_BLOCK_BYTES > free_bytes:
+        raise _short_of_space(folder, free_bytes, size_bytes, os.strerror(errno.ENOSPC))
     try:
         os.posix_fallocate(file, 0, size_bytes)
     except OSError as error:
-        os.ftruncate(file, before_bytes)
-        room = os.fstatvfs(file)
-        raise StartError(
-            f"{folder} has {room.f_bavail * room.f_frsize} bytes free, {size_bytes} are wanted"
-            f" ({error.strerror}); free some or lower --disk-bytes"
-        ) from error
+        os.ftruncate(file, before.st_size)
+        raise _short_of_space(folder, free_bytes, size_bytes, str(error.strerror)) from error
+
+
+def _short_of_space(folder: Path, free_bytes: int, size_bytes: int, why: str) -> StartError:
+    return StartError(
+        f"{folder} has {free_bytes} bytes free, {size_bytes} are wanted ({why}); free some or lower --disk-bytes"
+    )
