@@ -48,7 +48,7 @@ class RecordTable:
     next_write_number: int
 
     @classmethod
-    def decoded(cls, records: bytes) -> Self:
+    def decoded(cls, records: bytes | bytearray) -> Self:
         """From the records of all slots. Made for millions: no object per record but what is returned."""
         slots = np.array(
             [

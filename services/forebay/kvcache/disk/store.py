@@ -61,7 +61,7 @@ class DiskStore:
         records = bytearray(self.shape.block_count * RECORD_BYTES)
         with self._switching_off():
             self._file.read_at(HEADER_BYTES, memoryview(records))
-        table = RecordTable.decoded(bytes(records))
+        table = RecordTable.decoded(records)
         self._write_numbers = itertools.count(table.next_write_number)
         return table.blocks
 
