@@ -155,6 +155,14 @@ class RequestCancelledError(ForebayError):
     code, reason = Code.CANCELLED, "REQUEST_CANCELLED"
 
 
+class BlockCorruptError(ForebayError):
+    code, reason = Code.DATA_LOSS, "BLOCK_CORRUPT"
+
+
+class DiskFailedError(ForebayError):
+    code, reason = Code.UNAVAILABLE, "DISK_FAILED"
+
+
 class RemoteError(ForebayError):
     """An error of another process that carries no reason of ours, such as a lost connection."""
 

@@ -6,7 +6,7 @@ from forebay.engine.openmp import spin_briefly
 
 spin_briefly()  # as workers do; torch, which the benchmarks import, reads it once
 
-from scripts.benchmarks import accuracy, engine, mesh, sharing, startup, torch_compile  # noqa: E402
+from scripts.benchmarks import accuracy, disk, engine, mesh, sharing, startup, torch_compile  # noqa: E402
 from scripts.benchmarks.options import Options  # noqa: E402
 from scripts.benchmarks.peer_packages import PEERS  # noqa: E402
 
@@ -16,6 +16,7 @@ BENCHMARKS = {
     "engine": engine,
     "accuracy": accuracy,
     "sharing": sharing,
+    "disk": disk,
     "torch_compile": torch_compile,
 }
 _PEERS_OF = {"engine": tuple(PEERS), "accuracy": ("llama.cpp",)}
