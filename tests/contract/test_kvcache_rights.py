@@ -27,7 +27,9 @@ from forebay.kv.effects import IndexEvent, Moved, Removed
 from forebay.kv.layout import KvDtype, KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
+from forebay.kv.tiered_store import StoreSettings, TieredStore
 from forebay.kvcache.arena import Arena
+from forebay.kvcache.carrier import Carrier
 from forebay.kvcache.mover import BlockMover
 from forebay.kvcache.node import KvNode
 from forebay.kvcache.process_watch import ProcessWatch
@@ -76,9 +78,11 @@ class Service:
         self.follower = Follower()
         self.now_s = 0.0
         stride_bytes = arenas[0].block_stride_bytes
+        store = TieredStore(StoreSettings(*(arena.block_count for arena in arenas), kept_after_uses=1))
         self.node = KvNode(
-            BlockLedger(LedgerSettings(*(arena.block_count for arena in arenas), LEASE_S, GRACE_S)),
-            BlockMover({arena.tier: arena.view for arena in arenas}, stride_bytes, LAYOUT.block_bytes),
+            BlockLedger(store, LedgerSettings(LEASE_S, GRACE_S)),
+            store,
+            Carrier(BlockMover({arena.tier: arena.view for arena in arenas}, stride_bytes, LAYOUT.block_bytes), {}),
             self.follower,
             lambda: self.now_s,
             ProcessWatch().is_alive,
@@ -410,10 +414,6 @@ async def test_a_large_index_comes_in_pages() -> None:
 async def test_what_comes_later_says_so(service: Service) -> None:
     with pytest.raises(NotServedYetError), translated():
         await service.stub.PullBlocks(kvcache_pb2.PullBlocksRequest()).read()
-    with pytest.raises(NotServedYetError), translated():
-        await service.stub.PrefetchBlocks(kvcache_pb2.PrefetchBlocksRequest())
-    with pytest.raises(NotServedYetError), translated():
-        await service.stub.PinBlocks(kvcache_pb2.PinBlocksRequest())
 
 
 async def until_detached(service: Service) -> None:

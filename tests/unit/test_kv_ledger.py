@@ -16,6 +16,7 @@ from forebay.kv.effects import OverdueFence, Revoked, Stored
 from forebay.kv.grant import Grant, SealEntry
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
+from forebay.kv.tiered_store import StoreSettings, TieredStore
 
 LEASE_S, GRACE_S, OFFER_S = 10.0, 2.0, 0.5
 HASHES = [bytes([number]) * 16 for number in range(8)]
@@ -25,7 +26,8 @@ class Story:
     """Two attached workers and a ledger of eight blocks."""
 
     def __init__(self) -> None:
-        self.ledger = BlockLedger(LedgerSettings(8, 0, LEASE_S, GRACE_S, first_number=100, offer_s=OFFER_S))
+        self.store = TieredStore(StoreSettings(8))
+        self.ledger = BlockLedger(self.store, LedgerSettings(LEASE_S, GRACE_S, first_number=100, offer_s=OFFER_S))
         self.first, self.second = (self.ledger.attach(WorkerProcess(name, 7, 1)) for name in ("first", "second"))
 
     def begin(self, block_count: int = 3, prefix: int = 0) -> Grant:
@@ -62,7 +64,7 @@ def test_two_sequences_that_seal_the_same_content_keep_their_tables(story: Story
     assert story.ledger.stats().tiers[0].sealed == 2
     story.ledger.release(story.second, [("t", second.epoch)])
     assert story.ledger.stats().tiers[0].free == 7
-    assert story.ledger.find(HASHES[0]) is Tier.DEVICE
+    assert story.store.find(HASHES[0]) is Tier.DEVICE
 
 
 def test_dead_owner_gives_way_at_once(story: Story) -> None:
@@ -217,5 +219,5 @@ def test_refused_seal_does_nothing(story: Story) -> None:
             story.ledger.seal(story.first, entry, 0.0)
     with pytest.raises(StaleEpochError):
         story.ledger.seal(story.second, SealEntry("s", epoch, 1, HASHES[1:2]), 0.0)
-    assert story.ledger.hashes(Tier.DEVICE) == HASHES[:1]
+    assert story.store.hashes(Tier.DEVICE) == HASHES[:1]
     assert story.ledger.extend(story.first, "s", epoch, 1, 0.0).cached_block_count == 1

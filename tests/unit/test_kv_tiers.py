@@ -3,9 +3,10 @@
 import pytest
 
 from forebay.errors import KvExhaustedError
+from forebay.kv.effect_log import EffectLog
 from forebay.kv.effects import CopyBlock, Moved, Removed, Stored
 from forebay.kv.tier import Tier
-from forebay.kv.tiered_store import EffectLog, TieredStore
+from forebay.kv.tiered_store import StoreSettings, TieredStore
 
 HASHES = [bytes([number]) * 16 for number in range(12)]
 
@@ -20,7 +21,7 @@ def cache(store: TieredStore, hashes: list[bytes]) -> EffectLog:
 
 
 def test_end_of_a_prefix_goes_before_its_beginning() -> None:
-    store = TieredStore(4, 0)
+    store = TieredStore(StoreSettings(4, 0, kept_after_uses=1))
     cache(store, HASHES[:4])
     log = cache(store, HASHES[4:6])
     assert log.events == [Removed(Tier.DEVICE, (HASHES[3], HASHES[2])), Stored(Tier.DEVICE, tuple(HASHES[4:6]))]
@@ -28,7 +29,7 @@ def test_end_of_a_prefix_goes_before_its_beginning() -> None:
 
 
 def test_what_was_used_last_stays() -> None:
-    store = TieredStore(4, 0)
+    store = TieredStore(StoreSettings(4, 0, kept_after_uses=1))
     cache(store, HASHES[:2])
     cache(store, HASHES[2:4])
     used = store.reserve(HASHES[:2], 2, EffectLog())
@@ -38,7 +39,7 @@ def test_what_was_used_last_stays() -> None:
 
 
 def test_warmest_victims_are_demoted_and_the_coldest_removed() -> None:
-    store = TieredStore(4, 1)
+    store = TieredStore(StoreSettings(4, 1, kept_after_uses=1))
     cache(store, HASHES[:4])
     log = cache(store, HASHES[4:7])
     assert log.events[:2] == [Removed(Tier.DEVICE, (HASHES[3], HASHES[2])), Moved(Tier.DEVICE, Tier.HOST, (HASHES[1],))]
@@ -47,7 +48,7 @@ def test_warmest_victims_are_demoted_and_the_coldest_removed() -> None:
 
 
 def test_promotion_frees_the_host_block_and_orders_copies() -> None:
-    store = TieredStore(2, 2)
+    store = TieredStore(StoreSettings(2, 2, kept_after_uses=1))
     cache(store, HASHES[:2])
     cache(store, HASHES[2:4])
     log = EffectLog()
@@ -63,7 +64,7 @@ def test_promotion_frees_the_host_block_and_orders_copies() -> None:
 
 
 def test_demotion_is_copied_before_its_place_is_filled() -> None:
-    store = TieredStore(1, 2)
+    store = TieredStore(StoreSettings(1, 2, kept_after_uses=1))
     cache(store, HASHES[:1])
     cache(store, HASHES[1:2])
     log = EffectLog()
@@ -75,14 +76,14 @@ def test_demotion_is_copied_before_its_place_is_filled() -> None:
 
 
 def test_run_ends_at_the_first_block_that_is_not_held() -> None:
-    store = TieredStore(6, 0)
+    store = TieredStore(StoreSettings(6, 0, kept_after_uses=1))
     cache(store, [HASHES[0], HASHES[2]])
     reserved = store.reserve(HASHES[:3], 3, EffectLog())
     assert (reserved.cached_count, len(set(reserved.block_ids))) == (1, 3)
 
 
 def test_sealing_what_lies_in_host_moves_it_without_a_copy() -> None:
-    store = TieredStore(1, 1)
+    store = TieredStore(StoreSettings(1, 1, kept_after_uses=1))
     cache(store, HASHES[:1])
     cache(store, HASHES[1:2])
     log = EffectLog()
@@ -95,7 +96,7 @@ def test_sealing_what_lies_in_host_moves_it_without_a_copy() -> None:
 
 
 def test_referenced_blocks_are_never_evicted() -> None:
-    store = TieredStore(3, 0)
+    store = TieredStore(StoreSettings(3, 0, kept_after_uses=1))
     cache(store, HASHES[:2])
     used = store.reserve(HASHES[:2], 2, EffectLog())
     with pytest.raises(KvExhaustedError):
@@ -109,7 +110,7 @@ def test_referenced_blocks_are_never_evicted() -> None:
 
 
 def test_refused_reservation_changes_nothing() -> None:
-    store = TieredStore(2, 2)
+    store = TieredStore(StoreSettings(2, 2, kept_after_uses=1))
     cache(store, HASHES[:2])
     cache(store, HASHES[2:4])
     before = store.counts()

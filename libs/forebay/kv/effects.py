@@ -1,8 +1,9 @@
 """What an operation on KV rights makes others do: tell readers, copy bytes, revoke leases, warn the operator.
 
-Copies MUST be carried out in order, before the operation is answered and before the next operation is asked: a block is
-free for others as soon as the operation returns. The KV-cache service therefore copies inside its one thread: a block
-of 0.7 MB takes about 50 µs, a twentieth of the call it serves, and there is no pending state to get wrong.
+Copies within memory MUST be carried out in order, before the operation is answered and before the next one is asked: a
+block is free for others as soon as the operation returns. The KV-cache service therefore copies inside its one thread:
+a block of 0.7 MB takes about 50 µs, a twentieth of the call it serves, and there is no pending state to get wrong. The
+disk is slower: its reads and writes are under way while other operations come, and end by an operation of their own.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Blocks that changed tier."""
+    """Blocks whose nearest tier is another now. What lies in a farther tier besides is not told."""
 
     from_tier: Tier
     to_tier: Tier
@@ -47,6 +48,36 @@ class CopyBlock:
     from_index: int
     to_tier: Tier
     to_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteSlot:
+    """A HOST block to be written to a slot of the DISK tier; `TieredStore.finish_write` ends it, whatever happens."""
+
+    block_hash: bytes
+    host_index: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSlot:
+    """A slot of the DISK tier to be read into a HOST block; `TieredStore.finish_fill` ends it, whatever happens."""
+
+    block_hash: bytes
+    slot: int
+    host_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRecord:
+    """What a block of a memory tier holds from now on, for whoever comes after a crash. None: nothing to be found.
+
+    None MUST be noted before the copies of the same operation, a hash after them: then a noted hash is always true.
+    """
+
+    tier: Tier
+    index: int
+    block_hash: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +101,9 @@ class Effects:
     """All that follows from one operation."""
 
     copies: tuple[CopyBlock, ...] = ()
+    writes: tuple[WriteSlot, ...] = ()
+    reads: tuple[ReadSlot, ...] = ()
+    records: tuple[BlockRecord, ...] = ()
     events: tuple[IndexEvent, ...] = ()
     revoked: tuple[Revoked, ...] = ()
     overdue: tuple[OverdueFence, ...] = ()

@@ -29,6 +29,7 @@ class SequenceLease:
     ends_at_s: float  # OWNED: it is fenced; FENCED: it is overdue; otherwise: it is released
     block_ids: list[int]
     hashes: list[bytes]  # of the sealed blocks, in order
+    tenant: str = ""
     right: Right = Right.OWNED
     taken_with_epoch: int | None = None  # epoch of the manifest with which the owner took it over
     handed_over_epoch: int | None = None  # OFFERED: epoch the last owner had

@@ -23,12 +23,13 @@ from forebay.errors import (
     WriterActiveError,
 )
 from forebay.kv.attachments import AttachmentRecord, Attachments, WorkerProcess
+from forebay.kv.effect_log import EffectLog
 from forebay.kv.effects import Effects, OverdueFence, Revoked
 from forebay.kv.grant import Grant, Renewal, Sealed, SealEntry
 from forebay.kv.lease import Right, SequenceLease
-from forebay.kv.pool import TierCounts
-from forebay.kv.tier import Tier
-from forebay.kv.tiered_store import EffectLog, TieredStore
+from forebay.kv.ledger_stats import LedgerStats
+from forebay.kv.tenant_quota import TenantQuota
+from forebay.kv.tiered_store import TieredStore
 
 DEFAULT_OFFER_S = 0.7
 RETRY_TAKE_OVER_S = 0.1
@@ -37,44 +38,32 @@ RETRY_TAKE_OVER_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class LedgerSettings:
-    """Capacity and times.
+    """Times and limits.
 
     A sequence that was handed over, or whose owner's process is gone, waits for its taker no longer than `offer_s`: a
     request that was cancelled or lost must hold nothing for longer than a second. A late taker finds the sealed blocks
     in the cache. A fence that is older than `grace_s` is reported; nothing else follows from its age.
     Numbers (epochs, attachment ids) begin at `first_number`: a restarted service passes a greater one than it ever
     reached, so that no number means two things.
+    tenant_block_count: most DEVICE blocks that one tenant's sequences may refer to together; None: all.
     """
 
-    device_block_count: int
-    host_block_count: int
     lease_s: float
     grace_s: float
     first_number: int = 1
     offer_s: float = DEFAULT_OFFER_S
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerStats:
-    """Counts now, and totals since start."""
-
-    tiers: tuple[TierCounts, TierCounts]
-    sequences: int
-    attachments: int
-    prefix_blocks_asked: int
-    prefix_blocks_found: int
-    evicted_blocks: int
-    take_overs: int
+    tenant_block_count: int | None = None
 
 
 class BlockLedger:
     """Rights to all KV blocks of one node."""
 
-    def __init__(self, settings: LedgerSettings) -> None:
+    def __init__(self, store: TieredStore, settings: LedgerSettings) -> None:
         self._settings = settings
-        self._store = TieredStore(settings.device_block_count, settings.host_block_count)
+        self._store = store
         self._attachments = Attachments()
         self._leases: dict[str, SequenceLease] = {}
+        self._quota = TenantQuota(settings.tenant_block_count)
         self._last_number = settings.first_number - 1
         self._prefix_blocks_asked = self._prefix_blocks_found = self._take_overs = 0
 
@@ -110,7 +99,13 @@ class BlockLedger:
         return lease.attachment_id, self._attachments.process(lease.attachment_id)
 
     def begin(
-        self, attachment_id: int, sequence_id: str, prefix_hashes: Sequence[bytes], block_count: int, now_s: float
+        self,
+        attachment_id: int,
+        sequence_id: str,
+        prefix_hashes: Sequence[bytes],
+        block_count: int,
+        now_s: float,
+        tenant: str = "",
     ) -> Grant:
         """Grants blocks to a new sequence: the longest held run of its prefix, and new ones up to `block_count`.
 
@@ -118,9 +113,9 @@ class BlockLedger:
         Errors: NotAttachedError, InvalidFieldError, DuplicateRequestError, WriterActiveError, KvExhaustedError.
         """
         attachment = self._attachments.open(attachment_id)
-        if not 1 <= block_count <= self._settings.device_block_count:
+        if not 1 <= block_count <= self._store.capacity:
             raise InvalidFieldError(
-                f"a sequence takes 1..{self._settings.device_block_count} blocks of the DEVICE tier, not {block_count}",
+                f"a sequence takes 1..{self._store.capacity} blocks of the DEVICE tier, not {block_count}",
                 field="new_sequence.block_count",
             )
         if len(prefix_hashes) > block_count or len(set(prefix_hashes)) < len(prefix_hashes):
@@ -131,8 +126,10 @@ class BlockLedger:
         held = self._leases.get(sequence_id)
         if held is not None:
             self._supersede(held)
+        self._quota.check(tenant, block_count)
         log = EffectLog()
         reserved = self._store.reserve(prefix_hashes, block_count, log)
+        self._quota.take(tenant, block_count)
         self._prefix_blocks_asked += len(prefix_hashes)
         self._prefix_blocks_found += reserved.cached_count
         lease = SequenceLease(
@@ -143,6 +140,7 @@ class BlockLedger:
             ends_at_s=now_s + self._settings.lease_s,
             block_ids=reserved.block_ids,
             hashes=list(prefix_hashes[: reserved.cached_count]),
+            tenant=tenant,
         )
         self._leases[sequence_id] = lease
         attachment.sequence_ids.add(sequence_id)
@@ -287,14 +285,6 @@ class BlockLedger:
             overdue=tuple(OverdueFence(process, block_count) for process, block_count in overdue.items()),
         )
 
-    def find(self, block_hash: bytes) -> Tier | None:
-        """Tier in which a sealed block is held. Changes no recency."""
-        return self._store.find(block_hash)
-
-    def hashes(self, tier: Tier) -> list[bytes]:
-        """Hashes of all findable blocks of a tier."""
-        return self._store.hashes(tier)
-
     def stats(self) -> LedgerStats:
         """Counts now, and totals since start."""
         return LedgerStats(
@@ -332,7 +322,9 @@ class BlockLedger:
 
     def _lengthen(self, lease: SequenceLease, count: int, log: EffectLog) -> None:
         if count > 0:
+            self._quota.check(lease.tenant, count)
             lease.block_ids += self._store.lease(count, log)
+            self._quota.take(lease.tenant, count)
 
     def _grant(self, lease: SequenceLease, log: EffectLog, promoted_count: int = 0) -> Grant:
         return Grant(lease.epoch, tuple(lease.block_ids), len(lease.hashes), promoted_count, log.effects())
@@ -362,6 +354,7 @@ class BlockLedger:
     def _release(self, lease: SequenceLease) -> None:
         del self._leases[lease.sequence_id]
         self._store.give_back(lease.block_ids, len(lease.hashes))
+        self._quota.give_back(lease.tenant, len(lease.block_ids))
         self._attachments.disown(lease.attachment_id, lease.sequence_id)
 
 

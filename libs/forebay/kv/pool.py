@@ -8,7 +8,7 @@ and findable; it is with the eviction policy exactly when it has a hash and no r
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from forebay.kv.eviction.policy import NewPolicy
@@ -74,6 +74,12 @@ class BlockPool:
         """For each hash the sealed block that has it. Changes no recency."""
         return list(map(self._block_by_hash.get, block_hashes))
 
+    def hash_of(self, block: int) -> bytes:
+        """Under which this sealed block is found. The caller has made sure that it is."""
+        block_hash = self._hash_by_block[block]
+        assert block_hash is not None
+        return block_hash
+
     def hashes(self) -> list[bytes]:
         """Hashes of all findable blocks."""
         return list(self._block_by_hash)
@@ -117,12 +123,20 @@ class BlockPool:
             self._block_by_hash[block_hash] = block
             self._policy.enter(block, block_hash)
 
-    def store(self, block_hash: bytes) -> int:
-        """Gives a free block to content that comes from another tier: sealed, findable, without references."""
-        (block,) = self.lease(1)
-        self.seal(block, block_hash)
-        self.unreference([block])
-        return block
+    def adopt(self, blocks: Iterable[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+        """Takes free blocks that hold this content from before, as cache; returns them.
+
+        Passed over: blocks that are not free or do not exist, and hashes that are here already.
+        """
+        adopted: list[tuple[int, bytes]] = []
+        for block, block_hash in blocks:
+            if 0 <= block < self.capacity and self._states[block] == _FREE and block_hash not in self._block_by_hash:
+                self._states[block] = _LEASED
+                self.seal(block, block_hash)
+                self.unreference([block])
+                adopted.append((block, block_hash))
+        self._free = [block for block in self._free if self._states[block] == _FREE]
+        return adopted
 
     def reference(self, block: int) -> None:
         """One more sequence uses this sealed block: it is not evicted meanwhile."""

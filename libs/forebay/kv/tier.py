@@ -1,6 +1,7 @@
 """The tiers in which a node keeps blocks."""
 
 from enum import Enum
+from typing import Final
 
 
 class Tier(Enum):
@@ -10,3 +11,7 @@ class Tier(Enum):
     HOST = "host"
     DISK = "disk"
     REMOTE = "remote"
+
+
+TIERS: Final = (Tier.DEVICE, Tier.HOST, Tier.DISK)
+"""The tiers that a node keeps blocks in, nearest first."""

@@ -1,22 +1,33 @@
-"""What the blocks of a node hold: finds prefixes over both tiers, makes room, promotes, demotes and seals.
+"""What the blocks of a node hold: finds prefixes over the tiers, makes room, promotes, demotes and seals.
 
-Does not know workers, leases or epochs: the ledger decides who may write. A hash lies in one tier at a time. Only
-DEVICE blocks are leased or referred to by sequences; HOST holds what was evicted from DEVICE, until it is wanted again.
+Does not know workers, leases or epochs: the ledger decides who may write. Only DEVICE blocks are leased to sequences.
+HOST holds what was evicted from DEVICE and had been used at least twice; DISK has copies of what came to HOST, written
+while it lies there, so that HOST can drop it without waiting.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from forebay.errors import KvExhaustedError
-from forebay.kv.effects import CopyBlock, Effects, IndexEvent, Moved, Removed, Stored
+from forebay.kv.block_traffic import BlockTraffic
+from forebay.kv.effect_log import EffectLog
+from forebay.kv.effects import BlockRecord, CopyBlock
 from forebay.kv.eviction.policy import NewPolicy
 from forebay.kv.eviction.reuse_rate import LowestReuseRate
-from forebay.kv.pool import BlockPool, TierCounts
-from forebay.kv.tier import Tier
+from forebay.kv.pool import TierCounts
+from forebay.kv.tier import TIERS, Tier
+from forebay.kv.tier_pools import TierPools
 
-TIERS: Final = (Tier.DEVICE, Tier.HOST)
-"""The tiers that a node keeps blocks in, nearest first."""
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Blocks of each tier. What was used less often than `kept_after_uses` is removed instead of demoted."""
+
+    device_block_count: int
+    host_block_count: int = 0
+    disk_block_count: int = 0
+    kept_after_uses: int = 2
+    new_policy: NewPolicy = LowestReuseRate
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,42 +39,40 @@ class Reservation:
     promoted_count: int
 
 
-class EffectLog:
-    """Collects what one operation makes others do, in order."""
-
-    def __init__(self) -> None:
-        self.copies: list[CopyBlock] = []
-        self.events: list[IndexEvent] = []
-
-    def effects(self) -> Effects:
-        """All that was collected."""
-        return Effects(copies=tuple(self.copies), events=tuple(self.events))
-
-
 class TieredStore:
-    """Content of the DEVICE and HOST tiers of one node."""
+    """Content of the tiers of one node. traffic: what the service itself does with sealed blocks."""
 
-    def __init__(self, device_block_count: int, host_block_count: int, new_policy: NewPolicy = LowestReuseRate) -> None:
-        self._device = BlockPool(Tier.DEVICE, device_block_count, new_policy)
-        self._host = BlockPool(Tier.HOST, host_block_count, new_policy)
-        self.evicted_count = 0
+    def __init__(self, settings: StoreSettings) -> None:
+        counts = (settings.device_block_count, settings.host_block_count, settings.disk_block_count)
+        self._pools = TierPools(counts, settings.new_policy)
+        self._device, self._host = self._pools.device, self._pools.host
+        self._kept_after_uses = settings.kept_after_uses
+        self.traffic = BlockTraffic(self._pools)
 
-    def counts(self) -> tuple[TierCounts, TierCounts]:
-        """Blocks by state, DEVICE first."""
-        return self._device.counts(), self._host.counts()
+    @property
+    def capacity(self) -> int:
+        """Blocks of the DEVICE tier."""
+        return self._device.capacity
+
+    @property
+    def evicted_count(self) -> int:
+        """Blocks that have left the node for want of room."""
+        return self._pools.evicted_count
+
+    def counts(self) -> tuple[TierCounts, ...]:
+        """Blocks by state, DEVICE first; of DISK only where there is one."""
+        return self._pools.counts()
 
     def find(self, block_hash: bytes) -> Tier | None:
-        """Tier in which a block is held. Changes no recency."""
-        if self._device.find(block_hash) is not None:
-            return Tier.DEVICE
-        return None if self._host.find(block_hash) is None else Tier.HOST
+        """Nearest tier in which a block is held. Changes no recency."""
+        return self._pools.find(block_hash)
 
     def hashes(self, tier: Tier) -> list[bytes]:
-        """Hashes of all findable blocks of a tier."""
-        return {Tier.DEVICE: self._device, Tier.HOST: self._host}[tier].hashes()
+        """Hashes of all findable blocks whose nearest tier this is."""
+        return self._pools.hashes(tier)
 
     def reserve(self, prefix_hashes: Sequence[bytes], block_count: int, log: EffectLog) -> Reservation:
-        """Takes the longest held run of a prefix, promoted where needed, and new blocks up to `block_count`.
+        """Takes the longest run of a prefix held in memory, promoted where needed, and new blocks up to `block_count`.
 
         Errors: KvExhaustedError; then nothing was done.
         """
@@ -81,6 +90,7 @@ class TieredStore:
         self._check_room(new_count, idle_found_count=sum(map(self._device.is_idle, found)))
         for block in found:
             self._device.reference(block)
+            self._pools.count_uses(block, 1)
         for block in host_blocks:
             self._host.reference(block)  # so that making room does not evict what is to be promoted
         new_blocks = self.lease(new_count, log)
@@ -103,29 +113,54 @@ class TieredStore:
 
     def seal(self, blocks: Sequence[int], hashes: Sequence[bytes], log: EffectLog) -> None:
         """Makes leased DEVICE blocks immutable and findable, each with one reference."""
-        stored: list[bytes] = []
-        raised: list[bytes] = []
         for block, block_hash in zip(blocks, hashes, strict=True):
             if self._device.find(block_hash) is not None:
                 self._device.seal(block, None)
                 continue
+            is_kept_below = self._pools.find(block_hash) is not None
+            self._pools.seal_in_device(block, block_hash, log, self._kept_after_uses if is_kept_below else None)
             host_block = self._host.find(block_hash)
-            if host_block is None:
-                stored.append(block_hash)
-            else:
-                self._host.drop(host_block)  # the same content has just been written where it is wanted
-                raised.append(block_hash)
-            self._device.seal(block, block_hash)
-        if stored:
-            log.events.append(Stored(Tier.DEVICE, tuple(stored)))
-        if raised:
-            log.events.append(Moved(Tier.HOST, Tier.DEVICE, tuple(raised)))
+            if host_block is not None:
+                self._pools.settle(host_block, log)  # the same content has just been written where it is wanted
 
     def give_back(self, blocks: Sequence[int], sealed_count: int) -> None:
         """Takes a sequence's blocks back: the first `sealed_count` become cache, the others free."""
         # Last block first: a prefix is useless without its beginning, which must therefore be evicted last.
         self._device.unreference(blocks[:sealed_count][::-1])
         self._device.free(list(blocks[sealed_count:]))
+
+    def open_fill(self, block_hash: bytes, log: EffectLog) -> int | None:
+        """A DEVICE block for bytes of another node, until `traffic.finish_fill`. None: here, on its way, or no room."""
+        has_room = self._device.free_count + self._device.evictable_count > 0
+        if self._pools.is_in_memory(block_hash) or self.traffic.is_filling(block_hash) or not has_room:
+            return None
+        (block,) = self.lease(1, log)
+        self.traffic.begin_fill(block_hash, block)
+        return block
+
+    def free_ahead(self, free_count: int, log: EffectLog) -> None:
+        """Evicts until so many DEVICE blocks are free, or none can be evicted: ahead of the requests that need them."""
+        missing = min(free_count - self._device.free_count, self._device.evictable_count)
+        if missing > 0:
+            self._evict(missing, log)
+
+    def flush(self, log: EffectLog) -> int:
+        """Removes all that nobody refers to, from all tiers; returns how many blocks."""
+        dropped_count = 0
+        for pool in (self._device, self._host, self._pools.disk):
+            for block in pool.coldest(pool.evictable_count):
+                self._pools.drop(pool, block, log)
+                dropped_count += 1
+        return dropped_count
+
+    def restore(self, tier: Tier, blocks: Iterable[tuple[int, bytes]], log: EffectLog) -> None:
+        """At start: these blocks of a tier hold content of these hashes, from before a crash or restart."""
+        for index, block_hash in self._pools[tier].adopt(blocks):
+            others = [other for other in TIERS if other is not tier and self._pools[other].find(block_hash) is not None]
+            if tier is not Tier.DISK:
+                log.records.append(BlockRecord(tier, index, block_hash))
+            if not others or TIERS.index(tier) < TIERS.index(others[0]):
+                log.change(block_hash, others[0] if others else None, tier)
 
     def _check_room(self, new_count: int, idle_found_count: int) -> None:
         available = self._device.free_count + self._device.evictable_count - idle_found_count
@@ -137,31 +172,36 @@ class TieredStore:
             )
 
     def _evict(self, count: int, log: EffectLog) -> None:
-        """Frees `count` DEVICE blocks: the warmest move to HOST as far as it has room, the coldest are removed."""
+        """Frees `count` DEVICE blocks: of those worth keeping, the warmest go to HOST as far as it has room."""
         victims = self._device.coldest(count)
-        demoted_count = min(count, self._host.free_count + self._host.evictable_count)
-        self._remove(self._host, self._host.coldest(max(0, demoted_count - self._host.free_count)), log)
-        self._remove(self._device, victims[: count - demoted_count], log)
-        moved: list[bytes] = []
-        for block in victims[count - demoted_count :]:
-            block_hash = self._device.drop(block)
-            log.copies.append(CopyBlock(Tier.DEVICE, block, Tier.HOST, self._host.store(block_hash)))
-            moved.append(block_hash)
-        if moved:
-            log.events.append(Moved(Tier.DEVICE, Tier.HOST, tuple(moved)))
+        worthy = [block for block in victims if self._is_worth_keeping(block)]
+        demoted_count = min(len(worthy), self._host.free_count + self._host.evictable_count)
+        for block in self._host.coldest(max(0, demoted_count - self._host.free_count)):
+            self._pools.drop(self._host, block, log)
+        demoted = set(worthy[len(worthy) - demoted_count :])
+        for block in victims:
+            if block in demoted:
+                self._demote(block, log)
+            else:
+                self._pools.drop(self._device, block, log)
 
-    def _remove(self, pool: BlockPool, blocks: list[int], log: EffectLog) -> None:
-        if blocks:
-            log.events.append(Removed(pool.tier, tuple(map(pool.drop, blocks))))
-            self.evicted_count += len(blocks)
+    def _is_worth_keeping(self, block: int) -> bool:
+        is_used = self._pools.uses(block) >= self._kept_after_uses
+        return is_used and self._host.find(self._device.hash_of(block)) is None
+
+    def _demote(self, block: int, log: EffectLog) -> None:
+        (host_block,) = self._host.lease(1)
+        block_hash = self._device.hash_of(block)
+        self._pools.seal_in_host(host_block, block_hash, log)
+        self._pools.drop(self._device, block, log)
+        log.copies.append(CopyBlock(Tier.DEVICE, block, Tier.HOST, host_block))
+        self._host.unreference([host_block])
+        self.traffic.write_back(block_hash, host_block, log)
 
     def _promote(self, host_blocks: list[int], device_blocks: list[int], log: EffectLog) -> None:
-        moved: list[bytes] = []
         for host_block, device_block in zip(host_blocks, device_blocks, strict=True):
-            self._host.unreference([host_block])
-            block_hash = self._host.drop(host_block)
-            self._device.seal(device_block, block_hash)
+            block_hash = self._host.hash_of(host_block)
+            self._pools.seal_in_device(device_block, block_hash, log, self._kept_after_uses)
             log.copies.append(CopyBlock(Tier.HOST, host_block, Tier.DEVICE, device_block))
-            moved.append(block_hash)
-        if moved:
-            log.events.append(Moved(Tier.HOST, Tier.DEVICE, tuple(moved)))
+            self._host.unreference([host_block])
+            self._pools.settle(host_block, log)

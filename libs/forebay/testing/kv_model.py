@@ -9,16 +9,15 @@ from collections.abc import Callable
 
 from forebay.errors import DuplicateWorkerError, ForebayError
 from forebay.kv.attachments import WorkerProcess
-from forebay.kv.effects import CopyBlock, Effects, Moved, Removed, Stored
+from forebay.kv.effects import CopyBlock, Effects
 from forebay.kv.grant import Grant, Renewal, SealEntry
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
-from forebay.kv.tiered_store import TIERS
+from forebay.testing.kv_content import GARBAGE, ModelContent, ServiceKilledError
 from forebay.testing.kv_writers import Answer, Held, Worker
 
 DEVICE_BLOCKS, LEASE_S, GRACE_S = 12, 10.0, 2.0
 SEQUENCE_IDS = tuple(f"s{number}" for number in range(5))
-SCRIBBLE = b"half-written KV"
 
 
 def chained(prompt: int, depth: int) -> bytes:
@@ -30,15 +29,13 @@ Message = tuple[Worker, Callable[[], Grant | None]]
 
 
 class ModelNode:
-    """One node with three workers. Without `copies` it does not carry the ledger's copies out: a planted bug."""
+    """One node with three workers."""
 
-    def __init__(self, host_blocks: int, ledger_type: type[BlockLedger] = BlockLedger, copies: bool = True) -> None:
-        self.ledger = ledger_type(LedgerSettings(DEVICE_BLOCKS, host_blocks, LEASE_S, GRACE_S))
-        self.capacities = (DEVICE_BLOCKS, host_blocks)
+    def __init__(self, tiers: ModelContent, ledger_type: type[BlockLedger] = BlockLedger) -> None:
+        self.tiers = tiers
+        self.ledger_type = ledger_type
         self.now_s = 0.0
-        self.does_copy = copies
-        self.content = {Tier.DEVICE: [b""] * DEVICE_BLOCKS, Tier.HOST: [b""] * host_blocks}
-        self.index: dict[bytes, Tier] = {}  # as a reader of the events sees it
+        self.ledger = ledger_type(tiers.store, LedgerSettings(LEASE_S, GRACE_S))
         self.messages: list[Message] = []
         self.answers: list[Answer] = []  # late ones
         self.manifests: list[tuple[str, int, int]] = [("s0", 77, 0)]  # sequence, epoch, prompt
@@ -103,7 +100,7 @@ class ModelNode:
         worker, sequence_id, held = chosen
         end = min(len(held.block_ids), held.stopped_before + c % 7)
         for depth in range(held.stopped_before, end):
-            self.content[Tier.DEVICE][held.block_ids[depth]] = chained(held.prompt, depth)
+            self.tiers.blocks[Tier.DEVICE][held.block_ids[depth]] = chained(held.prompt, depth)
         hashes = [chained(held.prompt, depth) for depth in range(held.acknowledged, end)]
         entry = SealEntry(sequence_id, held.epoch, held.acknowledged, hashes, hand_over=c % 7 == 0)
         held.stopped_before = end
@@ -174,10 +171,64 @@ class ModelNode:
             if process not in alive:
                 self.ledger.detach(attachment_id, self.now_s, process_is_gone=True)
 
+    def kill_service(self, a: int, b: int, c: int) -> None:
+        """Workers keep the memory of the service that is gone, which nobody reads any more."""
+        self.count_up()
+        self.tiers.start()
+        first_number = max(self.epoch_owner, default=0) + 1000
+        self.ledger = self.ledger_type(self.tiers.store, LedgerSettings(LEASE_S, GRACE_S, first_number))
+        self.messages.clear()
+        self.answers.clear()
+        for number, worker in enumerate(self.workers):
+            worker.held.clear()
+            worker.attachment_id = 0
+            if not worker.is_stopped:
+                self.attach(number, 0, 0)
+
+    def count_up(self) -> None:
+        """What the ledger of this run of the service has counted."""
+        stats = self.ledger.stats()
+        self.tiers.reached.update(
+            {"taken over": stats.take_overs, "found": stats.prefix_blocks_found, "evicted": stats.evicted_blocks}
+        )
+
+    def kill_service_soon(self, a: int, b: int, c: int) -> None:
+        """In the middle of what it carries out next."""
+        self.tiers.steps_to_live = a % 9
+
+    def of_the_service(self, a: int, b: int, c: int) -> None:
+        """Something that the service does with blocks besides what sequences ask for."""
+        tiers, hashes = self.tiers, [chained(c % 7, depth) for depth in range(1 + b % 6)]
+        does: tuple[Callable[[], None], ...] = (
+            lambda: tiers.end_write(b, c),
+            lambda: tiers.end_read(b, c),
+            lambda: tiers.fetch(hashes),
+            lambda: tiers.end_fetch(b),
+            lambda: tiers.begin_fill(hashes[-1]),
+            lambda: tiers.end_fill(b, c),
+            lambda: tiers.hold(hashes[-1]),
+            lambda: tiers.let_go(b),
+            lambda: tiers.pin(hashes, self.now_s + c),
+            lambda: tiers.expire_pins(self.now_s),
+            lambda: tiers.free_ahead(c % 13),
+            lambda: tiers.flip(b),
+        )
+        does[a % len(does)]()
+
+    def rarely_of_the_service(self, a: int, b: int, c: int) -> None:
+        (self.tiers.flush if a % 3 else self.tiers.switch_disk_off)()
+
+    def do(self, name: str, a: int, b: int, c: int) -> None:
+        """One thing that happens, by the name of its method; the service may be killed in it."""
+        try:
+            getattr(self, name)(a, b, c)
+        except ServiceKilledError:
+            self.kill_service(a, b, c)
+
     def scribble(self, a: int, b: int, c: int) -> None:
         for worker in self.workers:
             for block in worker.writable():
-                self.content[Tier.DEVICE][block] = SCRIBBLE
+                self.tiers.blocks[Tier.DEVICE][block] = GARBAGE
 
     def repeat(self, a: int, b: int, c: int) -> None:
         """A message arrives that was sent long ago, or again."""
@@ -249,19 +300,7 @@ class ModelNode:
     def carry_out(self, effects: Effects) -> None:
         for copy in effects.copies:
             self.check_copy(copy)
-            if self.does_copy:
-                self.content[copy.to_tier][copy.to_index] = self.content[copy.from_tier][copy.from_index]
-        for event in effects.events:
-            for block_hash in event.hashes:
-                match event:
-                    case Stored(tier):
-                        assert block_hash not in self.index
-                        self.index[block_hash] = tier
-                    case Removed(tier):
-                        assert self.index.pop(block_hash) is tier
-                    case Moved(from_tier, to_tier):
-                        assert self.index[block_hash] is from_tier
-                        self.index[block_hash] = to_tier
+        self.tiers.carry_out(effects)
 
     def expire(self) -> None:
         for revoked in self.ledger.expire(self.now_s).revoked:
@@ -279,16 +318,15 @@ class ModelNode:
             for other_id, held in other.held.items() if other.is_alive else ():
                 if (other, other_id) != (worker, sequence_id):
                     assert not set(held.block_ids[held.stopped_before :]) & set(grant.block_ids), "a second writer"
-        self.carry_out_then_check_prefix(prompt, grant)
+        self.check_prefix(prompt, grant)
 
-    def carry_out_then_check_prefix(self, prompt: int, grant: Grant) -> None:
-        before = [blocks.copy() for blocks in self.content.values()]
-        if self.does_copy:
-            for copy in grant.effects.copies:
-                self.content[copy.to_tier][copy.to_index] = self.content[copy.from_tier][copy.from_index]
+    def check_prefix(self, prompt: int, grant: Grant) -> None:
+        """As its bytes will be once the copies are done, which is before the worker hears of it."""
+        blocks = {tier: content.copy() for tier, content in self.tiers.blocks.items()}
+        for copy in grant.effects.copies if self.tiers.does_copy else ():
+            blocks[copy.to_tier][copy.to_index] = blocks[copy.from_tier][copy.from_index]
         for depth, block in enumerate(grant.block_ids[: grant.cached_block_count]):
-            assert self.content[Tier.DEVICE][block] == chained(prompt, depth), "a cached block holds something else"
-        self.content = dict(zip(self.content, before, strict=True))
+            assert blocks[Tier.DEVICE][block] == chained(prompt, depth), "a cached block holds something else"
 
     def check_copy(self, copy: CopyBlock) -> None:
         for worker in self.workers:
@@ -296,13 +334,11 @@ class ModelNode:
                 assert tier is Tier.HOST or block not in worker.writable(), "a writer meets a copy"
 
     def check(self) -> None:
-        stats = self.ledger.stats()
-        for counts, capacity in zip(stats.tiers, self.capacities, strict=True):
-            assert counts.free + counts.leased + counts.sealed == counts.capacity == capacity
-            assert 0 <= counts.referenced <= counts.sealed
+        self.tiers.check()
         writable = [worker.writable() for worker in self.workers]
-        assert sum(map(len, writable)) == len(set().union(*writable)) <= stats.tiers[0].leased
-        assert self.index == {block_hash: tier for tier in TIERS for block_hash in self.ledger.hashes(tier)}
+        by_service = self.tiers.written_by_service(Tier.DEVICE)
+        assert sum(map(len, writable)) + len(by_service) == len(by_service.union(*writable)), "two writers"
+        assert sum(map(len, writable)) + len(by_service) <= self.ledger.stats().tiers[0].leased
         for worker in self.workers:
             for held in worker.held.values() if worker.is_alive else ():
                 if self.now_s < held.lease_until_s:
@@ -310,10 +346,13 @@ class ModelNode:
 
     def check_sealed(self, held: Held) -> None:
         for depth, block in enumerate(held.block_ids[: held.acknowledged]):
-            assert self.content[Tier.DEVICE][block] == chained(held.prompt, depth), "a referenced block was evicted"
+            assert self.tiers.blocks[Tier.DEVICE][block] == chained(held.prompt, depth), (
+                "a referenced block was evicted"
+            )
 
     def end(self) -> None:
         """One worker dies, the others let go and say so only by their heartbeats; then nothing is leased or used."""
+        self.tiers.steps_to_live = None
         self.workers[0].is_alive = False
         for worker in self.workers[1:]:
             worker.is_stopped = False
@@ -327,10 +366,12 @@ class ModelNode:
             self.attach(number, 0, 0)
             for _ in range(2):
                 self.renew(number, 2, 0)
+        self.tiers.end()
         self.check()
         stats = self.ledger.stats()
-        assert (stats.sequences, stats.tiers[0].leased, stats.tiers[0].referenced) == (0, 0, 0), "a leak"
-        assert stats.tiers[0].sealed + stats.tiers[1].sealed == len(self.index)
+        assert stats.sequences == 0, "a leak"
+        self.count_up()
+        assert all((one.leased, one.referenced) == (0, 0) for one in stats.tiers), "a leak"
 
 
 OPERATIONS = {
@@ -352,5 +393,9 @@ OPERATIONS = {
     "look_for_dead": 3,
     "scribble": 3,
     "repeat": 3,
+    "of_the_service": 10,
+    "rarely_of_the_service": 0.2,
+    "kill_service": 0.5,
+    "kill_service_soon": 1,
 }
 """Methods of ModelNode by how often they should happen; each takes three integers that choose what happens."""

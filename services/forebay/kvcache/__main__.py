@@ -2,12 +2,16 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, closing
 from importlib.metadata import version
 from typing import Final
 
+from xxhash import xxh3_128_digest
+
 from forebay.chips import chip_class_named
 from forebay.chips.kv_layout import layout_for
+from forebay.errors import StartError
 from forebay.events.connection import connect
 from forebay.events.kv_publisher import KvEventPublisher
 from forebay.fleet.drain import drain
@@ -16,11 +20,17 @@ from forebay.fleet.registrar import Registrar
 from forebay.kv.layout import KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
+from forebay.kv.tiered_store import StoreSettings, TieredStore
 from forebay.kvcache.announcer import Announcer
-from forebay.kvcache.arena import Arena
+from forebay.kvcache.carrier import Carrier
 from forebay.kvcache.config import KvCacheSettings
+from forebay.kvcache.disk.folder import open_folder
+from forebay.kvcache.disk.queue import DiskQueue
+from forebay.kvcache.disk.store import DiskStore
+from forebay.kvcache.disk_traffic import DiskTraffic
+from forebay.kvcache.memory_tier import MemoryTier
 from forebay.kvcache.mover import BlockMover
-from forebay.kvcache.node import KvEventSink, KvNode
+from forebay.kvcache.node import KvNode
 from forebay.kvcache.process_watch import ProcessWatch
 from forebay.kvcache.servicer import KvCacheServicer, NodeIdentity
 from forebay.models.model_file import ModelFile, open_model
@@ -39,6 +49,9 @@ SPAN_NAMES: Final = {
     f"/{SERVICE}/RenewLease": None,  # belongs to no request
     f"/{SERVICE}/GetStats": None,
     f"/{SERVICE}/DumpIndex": None,
+    f"/{SERVICE}/PrefetchBlocks": None,
+    f"/{SERVICE}/PinBlocks": None,
+    f"/{SERVICE}/FlushBlocks": None,
 }
 TICK_S: Final = 0.2
 STOP_GRACE_S: Final = 1.0
@@ -52,19 +65,33 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
     # Also the first epoch and attachment id, so that no later run uses one of them again.
     incarnation = time.time_ns() // 1000
     async with AsyncExitStack() as stack:
+        key = content_key(model.digest, chip_class.arithmetic, layout)
         sizes_bytes = {Tier.DEVICE: settings.device_bytes, Tier.HOST: settings.host_bytes}
-        arenas = [
-            stack.enter_context(closing(Arena(settings.node_id, tier, size_bytes, layout.block_bytes)))
+        memory = {
+            tier: stack.enter_context(closing(MemoryTier(settings.node_id, tier, size_bytes, layout.block_bytes, key)))
             for tier, size_bytes in sizes_bytes.items()
             if size_bytes > 0
-        ]
+        }
+        disk = open_disk(settings, key.hex(), layout)
+        if disk is not None:
+            stack.callback(disk.close)
         connection = await connect(settings.nats_url, f"kvcache-{settings.node_id}")
         stack.push_async_callback(connection.close)
         publisher = KvEventPublisher(connection, settings.node_id, incarnation)
         stack.push_async_callback(publisher.close)
         publisher.start()
         watch = stack.enter_context(closing(ProcessWatch()))
-        node = build_node(settings, arenas, layout, Announcer(publisher), watch, incarnation)
+        store, carrier = build_store(settings, memory, disk), build_carrier(memory, layout.block_bytes)
+        ledger = build_ledger(settings, store, incarnation)
+        node = KvNode(ledger, store, carrier, Announcer(publisher), time.monotonic, watch.is_alive)
+        if disk is not None:
+            host = memory[Tier.HOST].arena
+            carrier.disk = DiskTraffic(DiskQueue(disk), lambda index: host.block(index, layout.block_bytes), node)
+            stack.push_async_callback(carrier.disk.close)
+        for tier, one in memory.items():
+            node.restore(tier, one.recovered)
+        if disk is not None:
+            node.restore(Tier.DISK, reversed(disk.recover()))  # of a block that is there twice, the later
         identity = NodeIdentity(
             node_id=settings.node_id,
             incarnation=incarnation,
@@ -72,10 +99,12 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
             layout=layout,
             arithmetic=chip_class.arithmetic,
             lease_s=settings.lease_s,
-            segments=tuple(arena.segment for arena in arenas),
+            segments=(memory[Tier.DEVICE].arena.segment,),
+            disk_wait_s=settings.disk_wait_s,
         )
+        servicer = KvCacheServicer(node, identity, None if disk is None else lambda: disk.stats)
         server = Server(settings.listen, SPAN_NAMES)
-        server.add(kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server, KvCacheServicer(node, identity), SERVICE)
+        server.add(kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server, servicer, SERVICE)
         address = await server.start()
         stack.push_async_callback(server.stop, STOP_GRACE_S)
         registrar = Registrar(connection, member_of(settings, identity, model, settings.advertise or address))
@@ -91,29 +120,56 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
             ticker.cancel()
 
 
-def build_node(
-    settings: KvCacheSettings,
-    arenas: list[Arena],
-    layout: KvLayout,
-    events: KvEventSink,
-    watch: ProcessWatch,
-    first_number: int,
-) -> KvNode:
-    """The node over its memory."""
-    block_counts = {arena.tier: arena.block_count for arena in arenas}
-    ledger = BlockLedger(
-        LedgerSettings(
+def content_key(model_digest: str, arithmetic: str, layout: KvLayout) -> bytes:
+    """Names what the bytes of a node's blocks mean: what was kept under another key is of no use."""
+    return xxh3_128_digest(repr((model_digest, arithmetic, layout)).encode())
+
+
+def open_disk(settings: KvCacheSettings, key: str, layout: KvLayout) -> DiskStore | None:
+    """The DISK tier, if there is to be one. Errors: StartError."""
+    if settings.disk_dir is None and settings.disk_bytes == 0:
+        return None
+    if settings.disk_dir is None or settings.disk_bytes == 0:
+        raise StartError("a disk tier needs both --disk-dir and --disk-bytes")
+    if settings.host_bytes == 0:
+        raise StartError(
+            "a disk tier needs a host tier, from which it is written and into which it is read: --host-bytes"
+        )
+    return open_folder(settings.disk_dir, settings.disk_bytes, key, layout)
+
+
+def build_store(settings: KvCacheSettings, memory: Mapping[Tier, MemoryTier], disk: DiskStore | None) -> TieredStore:
+    """What the tiers hold: nothing yet."""
+    block_counts = {tier: one.arena.block_count for tier, one in memory.items()}
+    return TieredStore(
+        StoreSettings(
             device_block_count=block_counts[Tier.DEVICE],
             host_block_count=block_counts.get(Tier.HOST, 0),
+            disk_block_count=0 if disk is None else disk.shape.block_count,
+            kept_after_uses=settings.kept_after_uses,
+        )
+    )
+
+
+def build_ledger(settings: KvCacheSettings, store: TieredStore, first_number: int) -> BlockLedger:
+    """Rights to the blocks: nobody's yet."""
+    return BlockLedger(
+        store,
+        LedgerSettings(
             lease_s=settings.lease_s,
             grace_s=settings.grace_s,
             offer_s=settings.offer_s,
             first_number=first_number,
-        )
+            tenant_block_count=settings.tenant_blocks,
+        ),
     )
-    stride_bytes = arenas[0].block_stride_bytes
-    mover = BlockMover({arena.tier: arena.view for arena in arenas}, stride_bytes, layout.block_bytes)
-    return KvNode(ledger, mover, events, time.monotonic, watch.is_alive)
+
+
+def build_carrier(memory: Mapping[Tier, MemoryTier], block_bytes: int) -> Carrier:
+    """Copies between the tiers of memory, each with its checkpoint."""
+    stride_bytes = memory[Tier.DEVICE].arena.block_stride_bytes
+    mover = BlockMover({tier: one.arena.view for tier, one in memory.items()}, stride_bytes, block_bytes)
+    return Carrier(mover, {tier: one.checkpoint for tier, one in memory.items()})
 
 
 def member_of(settings: KvCacheSettings, identity: NodeIdentity, model: ModelFile, address: str) -> Member:

@@ -53,6 +53,11 @@ class Arena:
         """What a worker must know to map it."""
         return MemorySegment(self.tier, self.shm_name, self.size_bytes, self.block_stride_bytes, self.block_count)
 
+    def block(self, index: int, length_bytes: int) -> memoryview:
+        """So many bytes of a block, from its beginning."""
+        start = index * self.block_stride_bytes
+        return self.view[start : start + length_bytes]
+
     def close(self) -> None:
         """Unlinks and unmaps the segment; workers that have it mapped keep their mapping."""
         self._path.unlink(missing_ok=True)

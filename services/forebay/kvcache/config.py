@@ -20,6 +20,21 @@ class KvCacheSettings(ServiceSettings):
     chip_class: str = Field(DECODE_DEFAULT, description="chip class of this node's workers: says the format of KV")
     device_bytes: int = Field(512 * 2**20, ge=1, description="shared memory for blocks that workers compute with")
     host_bytes: int = Field(256 * 2**20, ge=0, description="shared memory for blocks evicted from there; 0: none")
+    disk_dir: Path | None = Field(
+        None, description="folder of its own for copies of those, kept over restarts; none: no disk tier"
+    )
+    disk_bytes: int = Field(
+        0, ge=0, description="size of the disk tier, taken at once; changing it empties the tier; 0: none"
+    )
+    disk_wait_s: float = Field(
+        0.5, ge=0, le=60, description="most seconds a sequence waits for its prefix to be read from disk"
+    )
+    kept_after_uses: int = Field(
+        2, ge=1, le=100, description="blocks that were used less often are removed, not moved to a lower tier"
+    )
+    tenant_blocks: int | None = Field(
+        None, ge=1, description="most blocks that the sequences of one tenant may use at once; none: all"
+    )
     lease_s: float = Field(10.0, ge=0.1, le=3600, description="seconds a worker's right lasts after its renewal")
     offer_s: float = Field(
         DEFAULT_OFFER_S,

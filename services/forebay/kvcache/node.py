@@ -5,19 +5,25 @@ operation, its copies and the numbers of its events are one step to everybody el
 """
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from forebay.errors import DrainingError, InvalidFieldError
 from forebay.kv.attachments import WorkerProcess
-from forebay.kv.effects import Effects, IndexEvent, Revoked
+from forebay.kv.block_traffic import Fetch
+from forebay.kv.effect_log import EffectLog
+from forebay.kv.effects import Effects, IndexEvent, ReadSlot, Revoked, WriteSlot
 from forebay.kv.grant import Grant, Renewal, Sealed, SealEntry
-from forebay.kv.ledger import BlockLedger, LedgerStats
-from forebay.kv.tier import Tier
-from forebay.kv.tiered_store import TIERS
-from forebay.kvcache.mover import BlockMover
+from forebay.kv.ledger import BlockLedger
+from forebay.kv.ledger_stats import LedgerStats
+from forebay.kv.pins import Pins
+from forebay.kv.tier import TIERS, Tier
+from forebay.kv.tiered_store import TieredStore
+from forebay.kvcache.carrier import Carrier
 
 _log = logging.getLogger(__name__)
 
@@ -47,19 +53,29 @@ class KvNode:
     def __init__(
         self,
         ledger: BlockLedger,
-        mover: BlockMover,
+        store: TieredStore,
+        carrier: Carrier,
         events: KvEventSink,
         clock: Callable[[], float],
         is_alive: Callable[[WorkerProcess], bool],
     ) -> None:
         self._ledger = ledger
-        self._mover = mover
+        self._store = store
+        self._carrier = carrier
         self._events = events
         self._clock = clock
         self._is_alive = is_alive
+        self._pins = Pins(store.traffic, store.capacity)
         self._news: dict[int, News] = {}
+        self._fetching: dict[Fetch, asyncio.Event] = {}
         self._last_event_number = 0
         self._is_draining = False
+
+    def restore(self, tier: Tier, blocks: Iterable[tuple[int, bytes]]) -> None:
+        """At start: blocks that hold what an earlier service had sealed, by index and hash."""
+        log = EffectLog()
+        self._store.restore(tier, blocks, log)
+        self._carry_out(log.effects())
 
     def attach(self, process: WorkerProcess) -> tuple[int, News]:
         """Lets a worker in; returns its attachment id and where its news come.
@@ -82,11 +98,69 @@ class KvNode:
         self._news.pop(attachment_id, None)
         self._ledger.detach(attachment_id, self._clock(), process_is_gone=not self._is_alive(process))
 
-    def begin(self, attachment_id: int, sequence_id: str, prefix_hashes: Sequence[bytes], block_count: int) -> Grant:
+    @asynccontextmanager
+    async def fetched(self, prefix_hashes: Sequence[bytes], patience_s: float) -> AsyncIterator[None]:
+        """Brings what is held of a prefix into memory, as far as it gets in `patience_s`, and keeps it there."""
+        log = EffectLog()
+        fetch = self._store.traffic.fetch(prefix_hashes, log)
+        has_all = self._fetching[fetch] = asyncio.Event()
+        try:
+            self._carry_out(log.effects())
+            if fetch.awaited:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(patience_s):
+                        await has_all.wait()
+            yield
+        finally:
+            del self._fetching[fetch]
+            log = EffectLog()
+            self._store.traffic.abandon(fetch, log)
+            self._carry_out(log.effects())
+
+    def needs_fetch(self, prefix_hashes: Sequence[bytes]) -> bool:
+        """Whether some of the held prefix lies on disk only."""
+        if not self._store.traffic.is_disk_on:
+            return False
+        tiers = itertools.takewhile(lambda tier: tier is not None, map(self._store.find, prefix_hashes))
+        return Tier.DISK in tiers
+
+    def prefetch(self, prefix_hashes: Sequence[bytes]) -> int:
+        """Begins to bring a prefix into memory, for whoever asks for it soon; returns how many blocks come."""
+        log = EffectLog()
+        fetch = self._store.traffic.fetch(prefix_hashes, log)
+        awaited_count = len(fetch.awaited)
+        self._store.traffic.abandon(fetch, log)
+        self._carry_out(log.effects())
+        return awaited_count
+
+    def pin(self, block_hashes: Sequence[bytes], ttl_s: float) -> list[bytes]:
+        """As Pins.pin, for so long from now."""
+        return self._pins.pin(block_hashes, self._clock() + ttl_s)
+
+    @property
+    def pinned_count(self) -> int:
+        """Blocks that are pinned."""
+        return len(self._pins)
+
+    def flush(self) -> int:
+        """Removes all blocks that nobody refers to, from all tiers; returns how many."""
+        log = EffectLog()
+        removed_count = self._store.flush(log)
+        self._carry_out(log.effects())
+        return removed_count
+
+    def begin(
+        self,
+        attachment_id: int,
+        sequence_id: str,
+        prefix_hashes: Sequence[bytes],
+        block_count: int,
+        tenant: str = "",
+    ) -> Grant:
         """As BlockLedger.begin. Errors also: DrainingError."""
         self._refuse_if_draining()
         self._look_at_writer(sequence_id)
-        grant = self._ledger.begin(attachment_id, sequence_id, prefix_hashes, block_count, self._clock())
+        grant = self._ledger.begin(attachment_id, sequence_id, prefix_hashes, block_count, self._clock(), tenant)
         self._carry_out(grant.effects)
         return grant
 
@@ -121,11 +195,11 @@ class KvNode:
 
     def find(self, block_hash: bytes) -> Tier | None:
         """Tier in which a sealed block is held."""
-        return self._ledger.find(block_hash)
+        return self._store.find(block_hash)
 
     def snapshot(self) -> IndexSnapshot:
         """The index as of now."""
-        return IndexSnapshot(self._last_event_number, {tier: self._ledger.hashes(tier) for tier in TIERS})
+        return IndexSnapshot(self._last_event_number, {tier: self._store.hashes(tier) for tier in TIERS})
 
     def stats(self) -> LedgerStats:
         """Counts now, and totals since start."""
@@ -134,12 +208,15 @@ class KvNode:
     @property
     def copied_bytes(self) -> int:
         """KV bytes copied between tiers since start."""
-        return self._mover.copied_bytes
+        return self._carrier.copied_bytes
 
     def tick(self) -> None:
         """Looks for dead workers and ends what ran out. To be called several times a second."""
         self._look_for_dead()
         self._carry_out(self._ledger.expire(self._clock()))
+        log = EffectLog()
+        self._pins.expire(self._clock(), log)
+        self._carry_out(log.effects())
 
     def drain(self) -> None:
         """From now on refuses new workers and new sequences."""
@@ -150,8 +227,29 @@ class KvNode:
         for news in self._news.values():
             news.put_nowait(None)
 
+    def on_written(self, write: WriteSlot, *, is_good: bool) -> None:
+        """As DiskListener."""
+        log = EffectLog()
+        self._store.traffic.finish_write(write.block_hash, log, is_good=is_good)
+        self._carry_out(log.effects())
+
+    def on_read(self, read: ReadSlot, *, is_good: bool, is_source_bad: bool) -> None:
+        """As DiskListener."""
+        log = EffectLog()
+        self._store.traffic.finish_fill(read.block_hash, log, is_good=is_good, is_source_bad=is_source_bad)
+        self._carry_out(log.effects())
+        for fetch, has_all in self._fetching.items():
+            if not fetch.awaited:
+                has_all.set()
+
+    def on_disk_failed(self) -> None:
+        """As DiskListener."""
+        log = EffectLog()
+        self._store.traffic.switch_disk_off(log)
+        self._carry_out(log.effects())
+
     def _carry_out(self, effects: Effects) -> None:
-        self._mover.move(effects.copies)
+        self._carrier.carry_out(effects)
         if effects.events:
             self._events.publish(self._last_event_number + 1, effects.events)
             self._last_event_number += len(effects.events)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations  # grpc's context is generic for the type checker only
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from forebay.errors import (
 from forebay.kv.grant import Grant
 from forebay.kv.layout import KvLayout
 from forebay.kv.segment import MemorySegment
+from forebay.kvcache.disk.store import DiskStats
 from forebay.kvcache.node import KvNode
 from forebay.telemetry import span, spans
 from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
@@ -28,7 +29,8 @@ from forebay.wire.kv_index import entry_to_proto
 from forebay.wire.layout import layout_from_proto, layout_to_proto
 from forebay.wire.tier import tier_to_proto
 
-MAX_FIND_HASHES = 65_536
+MAX_HASHES = 65_536
+LONGEST_PIN_S = 86_400.0
 DUMP_PAGE_ENTRIES = 4096
 RENEWALS_PER_LEASE = 4
 """A worker that misses two heartbeats still has its lease."""
@@ -44,13 +46,18 @@ class NodeIdentity:
     layout: KvLayout
     arithmetic: str
     lease_s: float
-    segments: tuple[MemorySegment, ...]
+    segments: tuple[MemorySegment, ...]  # that workers map
+    disk_wait_s: float = 0.5  # most seconds that a sequence waits for its prefix to come from disk
 
 
 class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
-    """Serves one node. No method awaits between its question to the node and the answer."""
+    """Serves one node. No method awaits between its question to the node and the answer.
 
-    def __init__(self, node: KvNode, identity: NodeIdentity) -> None:
+    disk: counts of the DISK tier, if there is one.
+    """
+
+    def __init__(self, node: KvNode, identity: NodeIdentity, disk: Callable[[], DiskStats] | None = None) -> None:
+        self._disk = disk
         self._node = node
         self._identity = identity
 
@@ -72,7 +79,7 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
         self, request: kvcache_pb2.AcquireBlocksRequest, context: ServicerContext[Any, Any]
     ) -> kvcache_pb2.AcquireBlocksResponse:
         wire.check_id(request.sequence_id, "sequence_id")
-        grant = self._granted(request)
+        grant = await self._granted(request)
         copied_bytes = grant.promoted_block_count * self._identity.layout.block_bytes
         get_current_span().set_attributes(
             {
@@ -101,9 +108,7 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
     async def FindMissingBlocks(
         self, request: kvcache_pb2.FindMissingBlocksRequest, context: ServicerContext[Any, Any]
     ) -> kvcache_pb2.FindMissingBlocksResponse:
-        if len(request.block_hashes) > MAX_FIND_HASHES:
-            raise InvalidFieldError(f"at most {MAX_FIND_HASHES} blocks can be asked for at once", field="block_hashes")
-        found = [(one, self._node.find(one)) for one in wire.checked_hashes(request.block_hashes, "block_hashes")]
+        found = [(one, self._node.find(one)) for one in _some_hashes(request.block_hashes)]
         return kvcache_pb2.FindMissingBlocksResponse(
             missing_block_hashes=[one for one, tier in found if tier is None],
             held_blocks=[
@@ -130,6 +135,7 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
         self, request: kvcache_pb2.GetStatsRequest, context: ServicerContext[Any, Any]
     ) -> kvcache_pb2.GetStatsResponse:
         stats = self._node.stats()
+        disk = None if self._disk is None else self._disk()
         return kvcache_pb2.GetStatsResponse(
             node_id=self._identity.node_id,
             tiers=map(wire.tier_stats, stats.tiers),
@@ -143,6 +149,11 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
             layout=layout_to_proto(self._identity.layout),
             model_digest=self._identity.model_digest,
             arithmetic=self._identity.arithmetic,
+            pinned_blocks=self._node.pinned_count,
+            disk_failure=None if disk is None else disk.failure,
+            disk_read_blocks=0 if disk is None else disk.read_count,
+            disk_written_blocks=0 if disk is None else disk.written_count,
+            disk_corrupt_blocks=0 if disk is None else disk.corrupt_count,
         )
 
     async def DumpIndex(
@@ -169,12 +180,21 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
     async def PrefetchBlocks(
         self, request: kvcache_pb2.PrefetchBlocksRequest, context: ServicerContext[Any, Any]
     ) -> kvcache_pb2.PrefetchBlocksResponse:
-        raise NotServedYetError("this version promotes blocks when they are acquired, not before")
+        accepted_count = self._node.prefetch(_some_hashes(request.block_hashes))
+        return kvcache_pb2.PrefetchBlocksResponse(accepted_blocks=accepted_count)
 
     async def PinBlocks(
         self, request: kvcache_pb2.PinBlocksRequest, context: ServicerContext[Any, Any]
     ) -> kvcache_pb2.PinBlocksResponse:
-        raise NotServedYetError("this version has no pins")
+        hashes = _some_hashes(request.block_hashes)
+        if not 0 < request.ttl_s <= LONGEST_PIN_S:
+            raise InvalidFieldError(f"a pin lasts at most {LONGEST_PIN_S:g} s, and more than none", field="ttl_s")
+        return kvcache_pb2.PinBlocksResponse(missing_block_hashes=self._node.pin(hashes, request.ttl_s))
+
+    async def FlushBlocks(
+        self, request: kvcache_pb2.FlushBlocksRequest, context: ServicerContext[Any, Any]
+    ) -> kvcache_pb2.FlushBlocksResponse:
+        return kvcache_pb2.FlushBlocksResponse(removed_blocks=self._node.flush())
 
     def _check_match(self, request: kvcache_pb2.AttachWorkerRequest) -> None:
         ours = self._identity
@@ -204,13 +224,11 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
             renew_interval_s=self._identity.lease_s / RENEWALS_PER_LEASE,
         )
 
-    def _granted(self, request: kvcache_pb2.AcquireBlocksRequest) -> Grant:
+    async def _granted(self, request: kvcache_pb2.AcquireBlocksRequest) -> Grant:
         attachment_id, sequence_id = request.attachment_id, request.sequence_id
         match request.WhichOneof("grant"):
             case "new_sequence":
-                new = request.new_sequence
-                hashes = wire.checked_hashes(new.prefix_hashes, "new_sequence.prefix_hashes")
-                return self._node.begin(attachment_id, sequence_id, hashes, new.block_count)
+                return await self._begun(attachment_id, sequence_id, request.new_sequence)
             case "take_over":
                 wanted = request.take_over.block_count or None
                 return self._node.take_over(attachment_id, sequence_id, request.take_over.epoch, wanted)
@@ -221,9 +239,22 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
             case _:
                 raise InvalidFieldError("exactly one of new_sequence, take_over and extend must be set", field="grant")
 
+    async def _begun(self, attachment_id: int, sequence_id: str, new: kvcache_pb2.NewSequence) -> Grant:
+        hashes = wire.checked_hashes(new.prefix_hashes, "new_sequence.prefix_hashes")
+        if not self._node.needs_fetch(hashes):
+            return self._node.begin(attachment_id, sequence_id, hashes, new.block_count, new.tenant)
+        async with self._node.fetched(hashes, self._identity.disk_wait_s):
+            return self._node.begin(attachment_id, sequence_id, hashes, new.block_count, new.tenant)
+
     def _sealed(self, attachment_id: int, entry: kvcache_pb2.SealEntry) -> kvcache_pb2.SealResult:
         try:
             sealed = self._node.seal(attachment_id, wire.seal_entry(entry))
         except (StaleEpochError, UnknownSequenceError, InvalidFieldError) as error:
             return kvcache_pb2.SealResult(epoch=entry.epoch, error_reason=error.reason)
         return kvcache_pb2.SealResult(epoch=sealed.epoch)
+
+
+def _some_hashes(hashes: Sequence[bytes]) -> list[bytes]:
+    if len(hashes) > MAX_HASHES:
+        raise InvalidFieldError(f"at most {MAX_HASHES} blocks can be named at once", field="block_hashes")
+    return wire.checked_hashes(hashes, "block_hashes")

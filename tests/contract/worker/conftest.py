@@ -14,7 +14,9 @@ from forebay.kv.effects import IndexEvent
 from forebay.kv.layout import KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings, LedgerStats
 from forebay.kv.tier import Tier
+from forebay.kv.tiered_store import StoreSettings, TieredStore
 from forebay.kvcache.arena import Arena
+from forebay.kvcache.carrier import Carrier
 from forebay.kvcache.mover import BlockMover
 from forebay.kvcache.node import KvNode
 from forebay.kvcache.process_watch import ProcessWatch
@@ -96,9 +98,10 @@ async def _start(
     stride_bytes = -(-layout.block_bytes // 64) * 64
     with closing(Arena(node_id, Tier.DEVICE, stride_bytes * blocks, layout.block_bytes)) as arena:
         first_number = time.time_ns() // 1000
-        ledger = BlockLedger(LedgerSettings(blocks, 0, lease_s, 0.5, first_number))
+        store = TieredStore(StoreSettings(blocks))
+        ledger = BlockLedger(store, LedgerSettings(lease_s, 0.5, first_number))
         mover = BlockMover({Tier.DEVICE: arena.view}, arena.block_stride_bytes, layout.block_bytes)
-        node = KvNode(ledger, mover, NobodyFollows(), time.monotonic, ProcessWatch().is_alive)
+        node = KvNode(ledger, store, Carrier(mover, {}), NobodyFollows(), time.monotonic, ProcessWatch().is_alive)
         identity = NodeIdentity(node_id, first_number, model_digest, layout, arithmetic, lease_s, (arena.segment,))
         server = Server(listen)
         servicer = GatedServicer(node, identity)

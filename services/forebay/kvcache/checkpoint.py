@@ -1,0 +1,69 @@
+"""What the blocks of a memory tier hold, noted beside the tier's memory, so that a killed service's cache is not lost.
+
+One record per block, in a file of shared memory: it outlives this process as the memory does, and a reboot takes both.
+A record is the block's hash and a checksum over hash, place and key; half a record, or one of another model or layout,
+does not match and counts as none. Does not know when a record is true: whoever notes it keeps to the order of
+`forebay.kv.effects.BlockRecord`.
+"""
+
+import mmap
+import os
+from pathlib import Path
+from typing import Final
+
+from xxhash import xxh3_64_digest
+
+from forebay.errors import StartError
+from forebay.kv.hashing import HASH_BYTES
+
+_CHECK_BYTES: Final = 8
+_RECORD_BYTES: Final = HASH_BYTES + _CHECK_BYTES
+_NOTHING: Final = bytes(_RECORD_BYTES)
+
+
+class Checkpoint:
+    """Records of one tier."""
+
+    def __init__(self, path: Path, key: bytes, block_count: int) -> None:
+        """A new file in place of what is there. key: says what the hashes belong to. Errors: StartError."""
+        self._path, self._key = path, key
+        try:
+            path.unlink(missing_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(file, 0, block_count * _RECORD_BYTES)
+                self._memory = mmap.mmap(file, block_count * _RECORD_BYTES)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise StartError(f"cannot create {path}: {error.strerror}; shared memory is needed for KV") from error
+
+    def note(self, index: int, block_hash: bytes | None) -> None:
+        """The block holds this from now on; None: nothing that may be found."""
+        record = _NOTHING if block_hash is None else block_hash + _check(block_hash, index, self._key)
+        start = index * _RECORD_BYTES
+        self._memory[start : start + _RECORD_BYTES] = record
+
+    def close(self) -> None:
+        """Removes the file: who ends in good order leaves nothing behind."""
+        self._path.unlink(missing_ok=True)
+        self._memory.close()
+
+
+def read_checkpoint(path: Path, key: bytes) -> list[tuple[int, bytes]]:
+    """Index and hash of each block that was noted there under this key; nothing where there is no such file."""
+    try:
+        records = path.read_bytes()
+    except OSError:
+        return []
+    places = range(0, len(records) - _RECORD_BYTES + 1, _RECORD_BYTES)
+    noted = ((start // _RECORD_BYTES, records[start : start + HASH_BYTES], start + HASH_BYTES) for start in places)
+    return [
+        (index, block_hash)
+        for index, block_hash, end in noted
+        if records[end : end + _CHECK_BYTES] == _check(block_hash, index, key)
+    ]
+
+
+def _check(block_hash: bytes, index: int, key: bytes) -> bytes:
+    return xxh3_64_digest(block_hash + index.to_bytes(8, "little") + key)

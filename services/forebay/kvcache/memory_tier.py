@@ -1,0 +1,77 @@
+"""A tier's memory with its checkpoint, and what a killed service of the same node left of both.
+
+What was left is copied into new memory, never used in place: workers of the killed service may still have the old
+memory mapped, and must not write into blocks of this one.
+"""
+
+import logging
+import mmap
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from forebay.host.file_lock import try_lock
+from forebay.host.shared_memory import segment_name, segment_path
+from forebay.kv.tier import Tier
+from forebay.kvcache.arena import Arena
+from forebay.kvcache.checkpoint import Checkpoint, read_checkpoint
+
+_log = logging.getLogger(__name__)
+
+Noted = list[tuple[int, bytes]]
+"""Index and hash of blocks."""
+
+
+class MemoryTier:
+    """`arena`, `checkpoint`, and `recovered`: blocks that hold what a killed service had sealed."""
+
+    def __init__(self, node_id: str, tier: Tier, size_bytes: int, block_bytes: int, key: bytes) -> None:
+        """Makes the memory, and takes over what was left there under the same key.
+
+        Errors: StartError when another live service has the memory, or it is short.
+        """
+        path = segment_path(segment_name(node_id, tier.value))
+        index_path = path.with_name(f"{path.name}-index")
+        noted = read_checkpoint(index_path, key)
+        old = _map_left_behind(path) if noted else None
+        try:
+            self.arena = Arena(node_id, tier, size_bytes, block_bytes)
+            try:
+                self.recovered = [] if old is None else _copied(old, self.arena, noted)
+                self.checkpoint = Checkpoint(index_path, key, self.arena.block_count)
+            except BaseException:
+                self.arena.close()
+                raise
+        finally:
+            if old is not None:
+                old.close()
+        if self.recovered:
+            _log.info("%d sealed KV blocks of the %s tier recovered", len(self.recovered), tier.value)
+
+    def close(self) -> None:
+        """Leaves nothing behind."""
+        self.checkpoint.close()
+        self.arena.close()
+
+
+def _map_left_behind(path: Path) -> mmap.mmap | None:
+    """The memory of a service that is gone; None: there is none, or it is in use, of which `Arena` complains."""
+    with suppress(OSError, ValueError):
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if try_lock(file):
+                return mmap.mmap(file, 0, prot=mmap.PROT_READ)
+        finally:
+            os.close(file)
+    return None
+
+
+def _copied(old: mmap.mmap, arena: Arena, noted: Noted) -> Noted:
+    """Blocks keep their places; those beyond the end of either memory are lost."""
+    stride = arena.block_stride_bytes
+    kept = [one for one in noted if (one[0] + 1) * stride <= min(len(old), arena.size_bytes)]
+    with memoryview(old) as source:
+        for index, _ in kept:
+            start = index * stride
+            arena.view[start : start + stride] = source[start : start + stride]
+    return kept
