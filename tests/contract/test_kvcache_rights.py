@@ -407,7 +407,7 @@ async def test_a_large_index_comes_in_pages() -> None:
 
 async def test_what_comes_later_says_so(service: Service) -> None:
     with pytest.raises(NotServedYetError), translated():
-        await service.stub.PullBlocks(kvcache_pb2.PullBlocksRequest()).read()
+        await service.stub.PullBlocks(iter((pull_pb2.PullBlocksRequest(),))).read()
     with pytest.raises(NotServedYetError), translated():
         await service.stub.PrefetchBlocks(kvcache_pb2.PrefetchBlocksRequest())
     with pytest.raises(NotServedYetError), translated():

@@ -14,8 +14,9 @@ from forebay.kv.pull_frame import MAX_FOREIGN_FRAME_BYTES, Frame
 class Settled:
     """What follows from a frame that was read.
 
-    grant_bytes: to be granted to the source now; 0: not yet. arrived: the block that is whole and right now, whose memory
-    is not written again. repeat: the block to ask for again.
+    grant_bytes: to be granted to the source now; 0: not yet.
+    arrived: the block that is whole and right now, whose memory is not written again.
+    repeat: the block to ask for again.
     """
 
     grant_bytes: int = 0
@@ -26,7 +27,8 @@ class Settled:
 class PullSink:
     """Blocks 0 … block_count - 1, each arriving once or failing.
 
-    Invariants: a block that has arrived is never written again; the source never has more than `window_bytes` of credit.
+    Invariants: a block that has arrived is never written again; the source never has more than `window_bytes` of
+    credit.
     """
 
     def __init__(self, block_count: int, block_bytes: int, window_bytes: int) -> None:

@@ -51,6 +51,12 @@ class PullSource:
         """Blocks sent whole, those sent again not counted twice."""
         return self._next_unsent - self._shape.first_block_index
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is left to send until another block is sealed or asked for again, whatever the credit."""
+        are_sealed_sent = self.sent_block_count == len(self._digests)
+        return self._current is None and not self._due and are_sealed_sent
+
     def seal(self, digest: bytes) -> None:
         """The block `first_unsealed` may be sent; its bytes have this digest."""
         assert self.first_unsealed is not None

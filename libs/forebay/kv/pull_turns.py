@@ -1,7 +1,7 @@
 """Whose turn it is to send: pulls that share a way out get equal bytes while they have something to send.
 
-Pure. Whoever has had the least since it came goes next. One that comes, or comes back, begins at the level of those that
-are waiting, so that it neither makes up for the past nor waits for it.
+Pure. Whoever has had the least since it came goes next. One that comes, or comes back, begins at the level of those
+that are waiting, so that it neither makes up for the past nor waits for it.
 """
 
 from collections.abc import Hashable

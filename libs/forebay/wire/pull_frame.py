@@ -1,7 +1,7 @@
 """Frames of PullBlocks as the protobuf messages they are, without handing their bytes to protobuf.
 
-A `PullBlocksResponse` with a `PulledFrame` whose `data` comes last is a few header bytes followed by the raw bytes. Reads
-fields in any order, and skips unknown ones, since other implementations may write them so.
+A `PullBlocksResponse` with a `PulledFrame` whose `data` comes last is a few header bytes followed by the raw
+bytes. Reads fields in any order, and skips unknown ones, since other implementations may write them so.
 """
 
 from typing import Final
