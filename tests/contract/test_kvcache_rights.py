@@ -39,7 +39,7 @@ from forebay.rpc.status import translated
 from forebay.testing.kv_worker import KvWorker, attach
 from forebay.testing.kv_worker import numbered_hashes as hashes
 from forebay.testing.kv_worker import seal_entry as entry
-from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
+from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc, pull_pb2
 from forebay.v1.kvcache_pb2 import NewSequence
 from forebay.wire.layout import layout_to_proto
 from forebay.wire.tier import tier_to_proto

@@ -1,7 +1,6 @@
 """Pulls between two ends on real sockets: over gRPC and over a data connection the same bytes and the same statuses."""
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -33,7 +32,7 @@ from forebay.kvcache.transfer.source import METHOD, SERVICE, BlockSource, add_bl
 from forebay.kvcache.transfer.tcp_transport import TcpBlockTransport
 from forebay.rpc.server import Server
 from forebay.rpc.status import translated
-from forebay.testing.plain_blocks import PlainBlocks, PlainTarget
+from forebay.testing.plain_blocks import PlainBlocks, PlainTarget, random_block
 from forebay.testing.waiting import until
 from forebay.v1 import common_pb2, pull_pb2
 from forebay.wire.layout import layout_to_proto
@@ -79,7 +78,7 @@ class Ends:
 
 
 def content_of(block_hash: bytes) -> bytearray:
-    return bytearray(random.Random(block_hash).randbytes(LAYOUT.block_bytes))
+    return random_block(block_hash, LAYOUT.block_bytes)
 
 
 def puller(*transports: BlockTransport) -> BlockPuller:

@@ -1,5 +1,6 @@
 """Both ends of a pull over plain memory: a node's sealed blocks, and a target that keeps what arrives."""
 
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -7,6 +8,11 @@ from xxhash import xxh3_128_digest
 
 from forebay.kv.block_transport import HeldBlock, SequenceState
 from forebay.kv.layout import KvLayout
+
+
+def random_block(block_hash: bytes, block_bytes: int) -> bytearray:
+    """The content that tests give a block of this name, the same in every process."""
+    return bytearray(random.Random(block_hash).randbytes(block_bytes))  # noqa: S311  # to be told apart, not kept secret
 
 
 class PlainBlocks:
