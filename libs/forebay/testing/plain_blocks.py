@@ -34,8 +34,8 @@ class PlainBlocks:
         """Somebody computes this sequence."""
         self._set(sequence_id, SequenceState.SEALING)
 
-    def seal(self, block_hash: bytes, data: bytes | bytearray, sequence_id: str | None = None) -> None:
-        """The block is there. A bytearray stays the block's memory, and may be spoilt by a test."""
+    def seal(self, block_hash: bytes, data: bytes | bytearray | memoryview, sequence_id: str | None = None) -> None:
+        """The block is there. `data` stays its memory, which a test may spoil."""
         self._blocks[block_hash] = HeldBlock(memoryview(data).toreadonly(), xxh3_128_digest(data))
         if sequence_id is not None:
             self._tell(sequence_id)
