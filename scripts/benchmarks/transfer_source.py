@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import grpc
 
+from forebay.host.heap import keep_freed_memory
 from forebay.kv.layout import KvDtype, KvLayout
 from forebay.kvcache.transfer.data_listener import DataListener
 from forebay.kvcache.transfer.source import SERVICE, BlockSource, add_block_source
@@ -70,6 +71,7 @@ def add_stream(memory: memoryview, server: grpc.aio.Server) -> None:
 async def main() -> None:
     """Serves until stdin ends."""
     answers = claim_stdout()
+    keep_freed_memory()  # as the KV-cache service does
     memory = bytearray(os.urandom(BLOCK_COUNT * LAYOUT.block_bytes))
     blocks = PlainBlocks(LAYOUT)
     for index, block_hash in enumerate(hashes()):
