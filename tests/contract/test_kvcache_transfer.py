@@ -215,6 +215,29 @@ async def test_a_cancel_gives_blocks_back_and_ends_writing(ends: Ends, transport
     assert ends.blocks.references == 0
 
 
+async def test_cancels_at_any_moment_leave_nothing_behind(ends: Ends, transport: BlockTransport) -> None:
+    ends.seal(120)
+    one = puller(transport)
+
+    async def cancelled_at(block_index: int) -> list[int]:
+        def on_arrival(index: int) -> None:
+            if index == block_index:
+                pulling.cancel()
+
+        target = PlainTarget(120, LAYOUT.block_bytes, on_arrival)
+        pulling = asyncio.create_task(one.pull(ends.request(120), target))
+        await asyncio.wait((pulling,))
+        assert pulling.cancelled()
+        return target.arrivals
+
+    for arrivals in await asyncio.gather(*map(cancelled_at, range(0, 100, 9))):
+        assert arrivals == list(range(len(arrivals)))
+        assert len(arrivals) < 120
+    await ends.all_given_back()
+    target = PlainTarget(120, LAYOUT.block_bytes)
+    check(target, await one.pull(ends.request(120), target), 120)
+
+
 async def test_the_deadline_ends_both_sides(ends: Ends, transport: BlockTransport) -> None:
     ends.blocks.begin(SEQUENCE)
     ends.seal(1)
