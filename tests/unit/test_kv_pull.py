@@ -85,10 +85,16 @@ def corrupted(data: bytes) -> bytes:
     return bytes((data[0] ^ 1,)) + data[1:]
 
 
+def long_walk(seed: int) -> list[int]:
+    return random.Random(seed).choices(range(100), k=400)
+
+
+# Long ones reach far; short ones Hypothesis can shorten further.
+walks = st.integers(0, 2**32).map(long_walk) | st.lists(st.integers(0, 99), max_size=60)
 sizes = st.tuples(st.integers(1, 8), st.integers(1, 40), st.integers(1, 64))
 
 
-@given(sizes, st.lists(st.integers(0, 99), max_size=400), st.integers(1, 30))
+@given(sizes, walks, st.integers(1, 30))
 @settings(max_examples=400, deadline=None)
 def test_over_a_link_that_breaks_and_corrupts(
     size: tuple[int, int, int], actions: list[int], corrupt_percent: int
@@ -120,7 +126,7 @@ def test_over_a_link_that_breaks_and_corrupts(
         receiver.check()
 
 
-@given(sizes, st.lists(st.integers(0, 99), max_size=300), st.randoms(use_true_random=False))
+@given(sizes, walks, st.randoms(use_true_random=False))
 @settings(max_examples=300, deadline=None)
 def test_frames_of_several_streams_in_any_order(
     size: tuple[int, int, int], actions: list[int], source: random.Random
