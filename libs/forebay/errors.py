@@ -163,6 +163,22 @@ class DiskFailedError(ForebayError):
     code, reason = Code.UNAVAILABLE, "DISK_FAILED"
 
 
+class UnknownBlockError(ForebayError):
+    code, reason = Code.NOT_FOUND, "UNKNOWN_BLOCK"
+
+
+class BlockNotSealedError(ForebayError):
+    code, reason = Code.UNAVAILABLE, "BLOCK_NOT_SEALED"
+
+
+class BadFrameError(ForebayError):
+    code, reason = Code.DATA_LOSS, "BAD_FRAME"
+
+
+class NoDataConnectionError(ForebayError):
+    code, reason = Code.UNAVAILABLE, "NO_DATA_CONNECTION"
+
+
 class RemoteError(ForebayError):
     """An error of another process that carries no reason of ours, such as a lost connection."""
 

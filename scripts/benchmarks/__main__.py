@@ -6,7 +6,7 @@ from forebay.engine.openmp import spin_briefly
 
 spin_briefly()  # as workers do; torch, which the benchmarks import, reads it once
 
-from scripts.benchmarks import accuracy, disk, engine, mesh, sharing, startup, torch_compile  # noqa: E402
+from scripts.benchmarks import accuracy, disk, engine, mesh, sharing, startup, torch_compile, transfer  # noqa: E402
 from scripts.benchmarks.options import Options  # noqa: E402
 from scripts.benchmarks.peer_packages import PEERS  # noqa: E402
 
@@ -18,6 +18,7 @@ BENCHMARKS = {
     "sharing": sharing,
     "disk": disk,
     "torch_compile": torch_compile,
+    "transfer": transfer,
 }
 _PEERS_OF = {"engine": tuple(PEERS), "accuracy": ("llama.cpp",)}
 

@@ -41,7 +41,7 @@ from forebay.rpc.status import translated
 from forebay.testing.kv_worker import ARITHMETIC, KvWorker, attach
 from forebay.testing.kv_worker import numbered_hashes as hashes
 from forebay.testing.kv_worker import seal_entry as entry
-from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
+from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc, pull_pb2
 from forebay.v1.kvcache_pb2 import NewSequence
 from forebay.wire.layout import layout_to_proto
 from forebay.wire.tier import tier_to_proto
@@ -413,7 +413,7 @@ async def test_a_large_index_comes_in_pages() -> None:
 
 async def test_what_comes_later_says_so(service: Service) -> None:
     with pytest.raises(NotServedYetError), translated():
-        await service.stub.PullBlocks(kvcache_pb2.PullBlocksRequest()).read()
+        await service.stub.PullBlocks(iter((pull_pb2.PullBlocksRequest(),))).read()
 
 
 async def until_detached(service: Service) -> None:

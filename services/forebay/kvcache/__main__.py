@@ -17,6 +17,7 @@ from forebay.events.kv_publisher import KvEventPublisher
 from forebay.fleet.drain import drain
 from forebay.fleet.member import Member
 from forebay.fleet.registrar import Registrar
+from forebay.host.heap import keep_freed_memory
 from forebay.kv.layout import KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
@@ -201,4 +202,5 @@ async def idle(node: KvNode) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     run("kvcache", KvCacheSettings, serve, lambda settings: {spans.CHIP_CLASS: settings.chip_class})

@@ -23,7 +23,7 @@ from forebay.kv.segment import MemorySegment
 from forebay.kvcache.disk.store import DiskStats
 from forebay.kvcache.node import KvNode
 from forebay.telemetry import span, spans
-from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
+from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc, pull_pb2
 from forebay.wire import kv_rights as wire
 from forebay.wire.kv_index import entry_to_proto
 from forebay.wire.layout import layout_from_proto, layout_to_proto
@@ -170,9 +170,9 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
             )
 
     async def PullBlocks(
-        self, request: kvcache_pb2.PullBlocksRequest, context: ServicerContext[Any, Any]
-    ) -> AsyncIterator[kvcache_pb2.PullBlocksResponse]:
-        nothing: tuple[kvcache_pb2.PullBlocksResponse, ...] = ()
+        self, request_iterator: AsyncIterator[pull_pb2.PullBlocksRequest], context: ServicerContext[Any, Any]
+    ) -> AsyncIterator[pull_pb2.PullBlocksResponse]:
+        nothing: tuple[pull_pb2.PullBlocksResponse, ...] = ()
         for response in nothing:  # makes this the stream it will be
             yield response
         raise NotServedYetError("this version moves no KV between nodes")

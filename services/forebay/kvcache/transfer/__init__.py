@@ -1,0 +1,1 @@
+"""KV blocks between nodes: who sends, who receives, and the ways the bytes take."""
