@@ -6,11 +6,18 @@ from forebay.engine.openmp import spin_briefly
 
 spin_briefly()  # as workers do; torch, which the benchmarks import, reads it once
 
-from scripts.benchmarks import accuracy, engine, mesh, sharing, startup  # noqa: E402
+from scripts.benchmarks import accuracy, convert, engine, mesh, sharing, startup  # noqa: E402
 from scripts.benchmarks.options import Options  # noqa: E402
 from scripts.benchmarks.peer_packages import PEERS  # noqa: E402
 
-BENCHMARKS = {"startup": startup, "mesh": mesh, "engine": engine, "accuracy": accuracy, "sharing": sharing}
+BENCHMARKS = {
+    "startup": startup,
+    "mesh": mesh,
+    "engine": engine,
+    "accuracy": accuracy,
+    "sharing": sharing,
+    "convert": convert,
+}
 _PEERS_OF = {"engine": tuple(PEERS), "accuracy": ("llama.cpp",)}
 
 
