@@ -17,7 +17,7 @@ from forebay.testing.engine_runs import EngineRun, engine_run
 from forebay.testing.tiny_models import write_tiny_model
 
 VOCABULARY = 256  # of the tiny model; the real one has these ids too
-CHIP_CLASSES = ["cpu-bf16", "cpu-f32"]
+CHIP_CLASSES = ["cpu-bf16", "cpu-f32", "cpu-f32-kv8"]
 
 
 @pytest.fixture(scope="module", params=CHIP_CLASSES)
