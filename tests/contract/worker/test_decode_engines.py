@@ -16,6 +16,7 @@ from forebay.testing.attached_worker import attached_worker, served
 from forebay.testing.tiny_models import write_tiny_model
 from forebay.v1 import common_pb2, decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 from forebay.worker.engine_loader import EngineLoader
+from forebay.worker.request_check import ServedModel
 
 TOKENS = 24
 
