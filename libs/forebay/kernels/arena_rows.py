@@ -29,11 +29,6 @@ class ArenaRows:
         start = arena.storage_offset() + layer * self._layer
         return arena.as_strided((length // unit, unit), (unit, 1), start)
 
-    @property
-    def token_unit(self) -> int:
-        """Numbers in one row of `tokens_of_layer`."""
-        return self._token_unit
-
     def block_index(self, tables_SB: np.ndarray) -> Tensor:
         """Rows of the blocks [sequence, block], in order [key|value, sequence, kv_head, block]."""
         heads = np.arange(2 * self.kv_heads).reshape(2, 1, self.kv_heads, 1) * self._head

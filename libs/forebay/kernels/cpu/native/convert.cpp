@@ -34,7 +34,9 @@ struct Part {
     return (matrix(layout) + head) * layout.block_tokens * layout.head_dim;
   }
   std::ptrdiff_t row_start(const BlockLayout& layout) const {
-    if (layout.order == AxisOrder::kHeadToken) return head_start(layout) + std::ptrdiff_t{first_token} * layout.head_dim;
+    if (layout.order == AxisOrder::kHeadToken) {
+      return head_start(layout) + std::ptrdiff_t{first_token} * layout.head_dim;
+    }
     return (matrix(layout) * layout.block_tokens + std::ptrdiff_t{first_token} * layout.kv_heads + head) *
            layout.head_dim;
   }
@@ -42,7 +44,8 @@ struct Part {
     return layout.order == AxisOrder::kTokenHead ? std::ptrdiff_t{layout.kv_heads} * layout.head_dim : layout.head_dim;
   }
   std::size_t scale_start(const BlockLayout& layout) const {
-    return layout.scale_offset() + 4 * static_cast<std::size_t>((matrix(layout) + head) * layout.block_tokens + first_token);
+    const std::ptrdiff_t row = (matrix(layout) + head) * layout.block_tokens + first_token;
+    return layout.scale_offset() + 4 * static_cast<std::size_t>(row);
   }
 };
 
