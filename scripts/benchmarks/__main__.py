@@ -6,7 +6,17 @@ from forebay.engine.openmp import spin_briefly
 
 spin_briefly()  # as workers do; torch, which the benchmarks import, reads it once
 
-from scripts.benchmarks import accuracy, disk, engine, mesh, sharing, startup, torch_compile, transfer  # noqa: E402
+from scripts.benchmarks import (  # noqa: E402
+    accuracy,
+    convert,
+    disk,
+    engine,
+    mesh,
+    sharing,
+    startup,
+    torch_compile,
+    transfer,
+)
 from scripts.benchmarks.options import Options  # noqa: E402
 from scripts.benchmarks.peer_packages import PEERS  # noqa: E402
 
@@ -16,6 +26,7 @@ BENCHMARKS = {
     "engine": engine,
     "accuracy": accuracy,
     "sharing": sharing,
+    "convert": convert,
     "disk": disk,
     "torch_compile": torch_compile,
     "transfer": transfer,

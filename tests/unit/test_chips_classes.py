@@ -2,7 +2,7 @@
 
 import pytest
 
-from forebay.chips import KernelSet, NumberFormat, chip_class_named
+from forebay.chips import KernelSet, chip_class_named
 from forebay.chips.chip_class import BUILT_IN, DECODE_DEFAULT, PREFILL_DEFAULT, WITHOUT_COMPILER
 from forebay.chips.kv_layout import layout_for
 from forebay.errors import StartError
@@ -32,11 +32,6 @@ def test_an_unknown_class_is_refused_with_the_names_that_exist():
     assert all(name in refusal.value.message for name in BUILT_IN)
 
 
-@pytest.mark.parametrize("number_format", NumberFormat)
-def test_every_number_format_is_a_kv_dtype_of_the_same_name(number_format):
-    assert KvDtype(number_format.value).name == number_format.name
-
-
 def test_arithmetic_tells_apart_what_computes_other_bits() -> None:
     by_arithmetic: dict[str, set[str]] = {}
     for name, chip_class in BUILT_IN.items():
@@ -45,5 +40,12 @@ def test_arithmetic_tells_apart_what_computes_other_bits() -> None:
         "native-bfloat16-a16": {"cpu-compute", "cpu-bandwidth"},
         "native-bfloat16-a8": {"cpu-compute-a8", "cpu-bandwidth-a8"},
         "torch-bfloat16": {"cpu-bf16"},
-        "torch-float32": {"cpu-f32"},
+        "torch-float32": {"cpu-f32", "cpu-f32-kv8"},
     }
+
+
+def test_the_layout_of_a_class_with_8_bit_kv_has_scales_and_blocks_of_16():
+    layout = layout_for(open_model(resolve_model(None)).config, chip_class_named("cpu-f32-kv8"))
+
+    assert (layout.dtype, layout.block_tokens) == (KvDtype.INT8, 16)
+    assert layout.scale_offset_bytes is not None

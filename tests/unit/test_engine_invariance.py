@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,22 +12,31 @@ from hypothesis import strategies as st
 
 from forebay.chips import chip_class_named
 from forebay.engine.types import Sequence, Slice
+from forebay.kv.layout import KvDtype
 from forebay.models.default_model import resolve_model
 from forebay.models.model_file import open_model
 from forebay.testing.engine_runs import EngineRun, engine_run
 from forebay.testing.tiny_models import write_tiny_model
 
 VOCABULARY = 256  # of the tiny model; the real one has these ids too
-CHIP_CLASSES = ["cpu-bf16", "cpu-f32"]
+CHIP_CLASSES = ["cpu-bf16", "cpu-f32", "cpu-f32-kv8"]
+KV_FORMATS = [
+    *(replace(chip_class_named(name), block_tokens=16) for name in CHIP_CLASSES),
+    replace(chip_class_named("cpu-bf16"), kv_dtype=KvDtype.INT8, block_tokens=32),
+    replace(chip_class_named("cpu-f32"), kv_dtype=KvDtype.FLOAT16, block_tokens=64),
+    replace(chip_class_named("cpu-f32"), kv_dtype=KvDtype.FLOAT8_E4M3, block_tokens=64),
+]
 
 
-@pytest.fixture(scope="module", params=CHIP_CLASSES)
+@pytest.fixture(
+    scope="module", params=KV_FORMATS, ids=lambda one: f"{one.name}-{one.kv_dtype.value}-{one.block_tokens}"
+)
 def tiny(request, tmp_path_factory) -> EngineRun:
     folder: Path = tmp_path_factory.mktemp("tiny")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FOREBAY_CACHE", str(folder / "cache"))
         model = open_model(write_tiny_model(folder / "model"))
-        return engine_run(model, chip_class_named(request.param), block_count=256, block_tokens=16)
+        return engine_run(model, request.param, block_count=256)
 
 
 @pytest.fixture(scope="module", params=CHIP_CLASSES)

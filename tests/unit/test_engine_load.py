@@ -36,6 +36,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cpu-bandwidth", NativeEngine),
         ("cpu-bf16", TorchEngine),
         ("cpu-f32", TorchEngine),
+        ("cpu-f32-kv8", TorchEngine),
     ],
 )
 def test_a_chip_class_names_its_kernels(tmp_path: Path, name: str, engine: type) -> None:

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from forebay.engine.arena import KvArena
 from forebay.errors import LayoutMismatchError
-from forebay.kernels.attention_plan import GROUPING_WASTE_BLOCKS, ArenaRows, plan_attention
+from forebay.kernels.attention_plan import GROUPING_WASTE_BLOCKS, plan_attention
+from forebay.kernels.paged_kv import PagedKv
 from forebay.kernels.port import HeadShape, RopeRows, Span
 from forebay.kernels.torch_reference import EXACT_LOGITS, TorchKernels
 from forebay.kv.layout import AxisOrder, KvDtype, KvLayout
@@ -19,6 +20,10 @@ def arena(dtype=torch.float32, block_count=8, head_dim=16, padding_bytes=0) -> K
     layout = KvLayout(KvDtype(str(dtype).removeprefix("torch.")), 3, 2, head_dim, block_tokens=16)
     stride_bytes = layout.block_bytes + padding_bytes
     return KvArena(bytearray(block_count * stride_bytes), layout, block_count, stride_bytes)
+
+
+def kernels_over(memory: KvArena, dtype: torch.dtype, heads: HeadShape = HEADS) -> TorchKernels:
+    return TorchKernels(heads, PagedKv(memory.blocks, memory.scales, dtype), dtype)
 
 
 def no_rotation(rows: int, head_dim: int = 16) -> RopeRows:
@@ -34,7 +39,7 @@ def random_qkv(rows: int, dtype: torch.dtype, seed: int = 0, head_dim: int = 16)
 @pytest.mark.parametrize(("head_dim", "padding_bytes"), [(16, 0), (16, 4096), (40, 64), (24, 4)])
 def test_keys_and_values_land_in_their_blocks_and_nowhere_else(dtype, head_dim, padding_bytes):
     memory = arena(dtype, head_dim=head_dim, padding_bytes=padding_bytes)
-    kernels = TorchKernels(HeadShape(6, 2, head_dim), memory.blocks, dtype)
+    kernels = kernels_over(memory, dtype, HeadShape(6, 2, head_dim))
     qkv = random_qkv(3, dtype, head_dim=head_dim)
     plan = kernels.begin_step([Span(15, 2, [4, 7]), Span(33, 1, [1, 2, 3])])
 
@@ -52,7 +57,7 @@ def test_keys_and_values_land_in_their_blocks_and_nowhere_else(dtype, head_dim, 
 def test_attention_over_paged_blocks_is_plain_causal_attention(dtype, head_dim, padding_bytes):
     heads = HeadShape(6, 2, head_dim)
     memory = arena(dtype, head_dim=head_dim, padding_bytes=padding_bytes)
-    kernels = TorchKernels(heads, memory.blocks, dtype)
+    kernels = kernels_over(memory, dtype, heads)
     qkv = random_qkv(40, dtype, head_dim=head_dim)
     plan = kernels.begin_step([Span(0, 40, [5, 0, 2])])
     q = kernels.rotate_and_write(qkv.clone(), no_rotation(40, head_dim), plan, layer=2)
@@ -67,7 +72,7 @@ def test_attention_over_paged_blocks_is_plain_causal_attention(dtype, head_dim, 
 
 def test_rotation_turns_the_halves_of_a_head_as_complex_numbers():
     memory = arena()
-    kernels = TorchKernels(HEADS, memory.blocks, torch.float32)
+    kernels = kernels_over(memory, torch.float32)
     qkv = random_qkv(1, torch.float32)
     angle = torch.arange(8) / 3
     rope = RopeRows(angle.cos().view(1, 1, 1, 8), torch.stack([-angle.sin(), angle.sin()]).view(1, 1, 2, 8))
@@ -84,7 +89,7 @@ def test_rotation_turns_the_halves_of_a_head_as_complex_numbers():
 def test_a_block_that_is_begun_and_not_filled_forgets_what_was_in_it():
     memory = arena()
     memory.blocks.fill_(float("nan"))
-    kernels = TorchKernels(HEADS, memory.blocks, torch.float32)
+    kernels = kernels_over(memory, torch.float32)
 
     plan = kernels.begin_step([Span(0, 20, [1, 2])])
     q = kernels.rotate_and_write(random_qkv(20, torch.float32), no_rotation(20), plan, layer=0)
@@ -97,17 +102,17 @@ def test_a_block_that_is_continued_keeps_what_is_in_it():
     memory = arena()
     memory.blocks.fill_(1.0)
 
-    TorchKernels(HEADS, memory.blocks, torch.float32).begin_step([Span(17, 2, [1, 2]), Span(30, 2, [3, 4])])
+    kernels_over(memory, torch.float32).begin_step([Span(17, 2, [1, 2]), Span(30, 2, [3, 4])])
 
     assert (memory.blocks == 1).all()
 
 
 def test_single_tokens_share_a_group_until_padding_would_waste_too_much():
-    rows = ArenaRows(arena(block_count=64).blocks)
+    kv = PagedKv(arena(block_count=64).blocks, None, torch.float32)
     table = list(range(64))
     near, far = Span(20, 1, table), Span(16 * (GROUPING_WASTE_BLOCKS + 2), 1, table)
 
-    groups = plan_attention([near, near, far, Span(0, 5, table)], rows, HEADS, torch.bfloat16).groups
+    groups = plan_attention([near, near, far, Span(0, 5, table)], kv, HEADS, torch.bfloat16).groups
 
     assert [group.sequences for group in groups] == [2, 1, 1]
 
@@ -125,7 +130,7 @@ def test_silu_of_every_bfloat16_is_the_same_in_a_vector_and_alone():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("outputs", "inputs"), [(576, 576), (576, 1536), (64, 2048), (100, 172)])
 def test_rows_of_a_product_do_not_depend_on_their_number(dtype, outputs, inputs):
-    kernels = TorchKernels(HEADS, arena(dtype).blocks, dtype)
+    kernels = kernels_over(arena(dtype), dtype)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(outputs, inputs, generator=generator).to(dtype)
     x = torch.randn(96, inputs, generator=generator).to(dtype)
@@ -139,7 +144,7 @@ def test_rows_of_a_product_do_not_depend_on_their_number(dtype, outputs, inputs)
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_of_a_swiglu_do_not_depend_on_their_number(dtype):
-    kernels = TorchKernels(HEADS, arena(dtype).blocks, dtype)
+    kernels = kernels_over(arena(dtype), dtype)
     gate_up = torch.randn(50, 2 * 100, generator=torch.Generator().manual_seed(0)).to(dtype)
 
     whole = kernels.swiglu(gate_up)
@@ -148,7 +153,7 @@ def test_rows_of_a_swiglu_do_not_depend_on_their_number(dtype):
 
 
 def test_the_likeliest_logits_are_not_rounded_to_bfloat16():
-    kernels = TorchKernels(HEADS, arena(torch.bfloat16).blocks, torch.bfloat16)
+    kernels = kernels_over(arena(torch.bfloat16), torch.bfloat16)
     generator = torch.Generator().manual_seed(0)
     head = torch.randn(1000, 64, generator=generator).to(torch.bfloat16)
     x = torch.randn(5, 64, generator=generator).to(torch.bfloat16)
@@ -166,7 +171,7 @@ def test_the_likeliest_logits_are_not_rounded_to_bfloat16():
     ("layout_change", "stride_bytes", "field"),
     [
         ({"order": AxisOrder.LAYER_KV_TOKEN_HEAD}, None, "layout.order"),
-        ({"dtype": KvDtype.INT8}, None, "layout.dtype"),
+        ({"dtype": KvDtype.INT8}, 4098, "block_stride_bytes"),
         ({}, 100, "block_stride_bytes"),
         ({}, 12_289, "block_stride_bytes"),
         ({}, 20_000, "size_bytes"),

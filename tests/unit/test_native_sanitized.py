@@ -11,7 +11,7 @@ from forebay.kernels.cpu.build import NativeUnavailableError, plan_build
 from forebay.kernels.cpu.instruction_set import supported_sets
 
 HERE = Path(__file__).parent
-TESTS = ["test_native_kernels.py", "test_native_tiles.py", "test_native_invariance.py"]
+TESTS = ["test_native_kernels.py", "test_native_tiles.py", "test_native_invariance.py", "test_native_convert.py"]
 
 
 def runtimes():

@@ -9,10 +9,11 @@ from enum import Enum
 from types import MappingProxyType
 
 from forebay.errors import StartError
+from forebay.kv.layout import KvDtype
 
 
 class NumberFormat(Enum):
-    """Format of weights, activations or KV. The values are those of torch and of `KvDtype`."""
+    """Format of weights. The values are those of torch."""
 
     BFLOAT16 = "bfloat16"
     FLOAT32 = "float32"
@@ -31,6 +32,7 @@ class ChipClass:
 
     weight_dtype: of matrices that the model file does not hold in blocks of 4 or 8 bits; the native kernels keep such
     blocks as they are. Norm weights and the residual stream are float32.
+    kv_dtype, block_tokens: of the KV that it reads and writes; the native kernels know only bfloat16 and float32.
     activation_bits: 8 or 16, of the integers that the native kernels round inputs to such blocks to, in groups of 32.
     chunk_tokens: most prompt tokens of one step, unless a worker is told otherwise.
     threads: most cores of one step; None: all that the worker may use. Changes the speed, never the bits.
@@ -40,36 +42,40 @@ class ChipClass:
     device: str  # torch's device type
     kernels: KernelSet
     weight_dtype: NumberFormat
-    kv_dtype: NumberFormat
+    kv_dtype: KvDtype
+    block_tokens: int = 32
     activation_bits: int = 16
     chunk_tokens: int = 256
     threads: int | None = None
 
     @property
     def arithmetic(self) -> str:
-        """Equal exactly where two classes compute the same bits from the same weights: "native-bfloat16-a16"."""
+        """Equal where two classes compute the same bits from the same weights and KV: "native-bfloat16-a16"."""
         activations = f"-a{self.activation_bits}" if self.kernels is KernelSet.NATIVE else ""
         return f"{self.kernels.value}-{self.weight_dtype.value}{activations}"
 
 
 _BF16, _F32 = NumberFormat.BFLOAT16, NumberFormat.FLOAT32
+_KV_BF16, _KV_F32 = KvDtype.BFLOAT16, KvDtype.FLOAT32
 
 BUILT_IN: Mapping[str, ChipClass] = MappingProxyType(
     {
         chip_class.name: chip_class
         for chip_class in (
-            ChipClass("cpu-compute", "cpu", KernelSet.NATIVE, _BF16, _BF16, chunk_tokens=512),
-            ChipClass("cpu-bandwidth", "cpu", KernelSet.NATIVE, _BF16, _BF16),
-            ChipClass("cpu-compute-a8", "cpu", KernelSet.NATIVE, _BF16, _BF16, activation_bits=8, chunk_tokens=512),
-            ChipClass("cpu-bandwidth-a8", "cpu", KernelSet.NATIVE, _BF16, _BF16, activation_bits=8),
-            ChipClass("cpu-bf16", "cpu", KernelSet.TORCH, _BF16, _BF16),
-            ChipClass("cpu-f32", "cpu", KernelSet.TORCH, _F32, _F32),
+            ChipClass("cpu-compute", "cpu", KernelSet.NATIVE, _BF16, _KV_BF16, chunk_tokens=512),
+            ChipClass("cpu-bandwidth", "cpu", KernelSet.NATIVE, _BF16, _KV_BF16),
+            ChipClass("cpu-compute-a8", "cpu", KernelSet.NATIVE, _BF16, _KV_BF16, activation_bits=8, chunk_tokens=512),
+            ChipClass("cpu-bandwidth-a8", "cpu", KernelSet.NATIVE, _BF16, _KV_BF16, activation_bits=8),
+            ChipClass("cpu-bf16", "cpu", KernelSet.TORCH, _BF16, _KV_BF16),
+            ChipClass("cpu-f32", "cpu", KernelSet.TORCH, _F32, _KV_F32),
+            ChipClass("cpu-f32-kv8", "cpu", KernelSet.TORCH, _F32, KvDtype.INT8, block_tokens=16),
         )
     }
 )
 """Chip classes by name. `cpu-compute` and `cpu-bandwidth` give the same bits, so that a node may run its prefill
 workers as one and its decode workers as the other; likewise their faster `-a8` forms, which round activations to 8 bits
-as most CPU engines do. `cpu-bf16` needs no compiler; `cpu-f32` is the reference of the tests."""
+as most CPU engines do. `cpu-bf16` needs no compiler; `cpu-f32` is the reference of the tests, and
+`cpu-f32-kv8` the same with KV of 8 bits in blocks of 16 tokens."""
 
 PREFILL_DEFAULT = "cpu-compute"
 DECODE_DEFAULT = "cpu-bandwidth"

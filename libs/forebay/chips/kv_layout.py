@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from forebay.chips.chip_class import ChipClass, KernelSet
-from forebay.kv.layout import AxisOrder, KvDtype, KvLayout
+from forebay.kv.layout import AxisOrder, KvLayout
 from forebay.models.config import DecoderConfig
 
 _ORDERS: Mapping[KernelSet, AxisOrder] = MappingProxyType(
@@ -15,13 +15,13 @@ _ORDERS: Mapping[KernelSet, AxisOrder] = MappingProxyType(
 )
 
 
-def layout_for(config: DecoderConfig, chip_class: ChipClass, block_tokens: int = 32) -> KvLayout:
+def layout_for(config: DecoderConfig, chip_class: ChipClass) -> KvLayout:
     """Layout of the KV that an engine of this chip class reads and writes."""
     return KvLayout(
-        dtype=KvDtype(chip_class.kv_dtype.value),
+        dtype=chip_class.kv_dtype,
         layers=config.layers,
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
-        block_tokens=block_tokens,
+        block_tokens=chip_class.block_tokens,
         order=_ORDERS[chip_class.kernels],
     )

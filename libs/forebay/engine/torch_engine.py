@@ -17,6 +17,7 @@ from forebay.engine.types import Sampled, Sequence, Slice
 from forebay.engine.weights import DecoderWeights
 from forebay.errors import LayoutMismatchError
 from forebay.kernels.attention_plan import AttentionPlan
+from forebay.kernels.paged_kv import PagedKv
 from forebay.kernels.port import HeadShape, Span
 from forebay.kernels.torch_reference import TorchKernels
 from forebay.models.config import DecoderConfig
@@ -34,9 +35,10 @@ class TorchEngine:
         Raises:
             LayoutMismatchError: the arena's layout is not this model's.
         """
-        _check_layout(weights, config, arena)
+        _check_layout(config, arena)
         heads = HeadShape(config.query_heads, config.kv_heads, config.head_dim)
-        self._kernels = TorchKernels(heads, arena.blocks, weights.embedding.dtype)
+        dtype = weights.embedding.dtype
+        self._kernels = TorchKernels(heads, PagedKv(arena.blocks, arena.scales, dtype), dtype)
         self._decoder: Decoder[AttentionPlan] = Decoder(config, weights, self._kernels)
         self._rope = RopeTable(config)
         self._threads = threads
@@ -93,11 +95,11 @@ def _token_ids(part: Slice) -> list[int]:
     return token_ids if end <= prompt_tokens else token_ids + sequence.output_token_ids[: end - prompt_tokens]
 
 
-def _check_layout(weights: DecoderWeights, config: DecoderConfig, arena: KvArena) -> None:
+def _check_layout(config: DecoderConfig, arena: KvArena) -> None:
     layout = arena.layout
-    found = (layout.layers, layout.kv_heads, layout.head_dim, layout.dtype.value)
-    needed = (config.layers, config.kv_heads, config.head_dim, str(weights.embedding.dtype).removeprefix("torch."))
+    found = (layout.layers, layout.kv_heads, layout.head_dim)
+    needed = (config.layers, config.kv_heads, config.head_dim)
     if found != needed:
         raise LayoutMismatchError(
-            f"the arena has (layers, kv_heads, head_dim, dtype) {found}, the engine needs {needed}", field="layout"
+            f"the arena has (layers, kv_heads, head_dim) {found}, the engine needs {needed}", field="layout"
         )

@@ -7,7 +7,6 @@ from forebay.engine.arena import KvArena
 from forebay.engine.kv_memory import KvMemory
 from forebay.engine.torch_engine import TorchEngine
 from forebay.engine.weights import load_weights
-from forebay.errors import StartError
 from forebay.models.cache_folder import cache_dir
 from forebay.models.model_file import ModelFile
 
@@ -20,8 +19,6 @@ def load_torch_engine(
     progress: Callable[[str], None] = lambda line: None,
 ) -> TorchEngine:
     """As `forebay.engine.load.load_engine`, for a chip class with torch kernels."""
-    if chip_class.kv_dtype is not chip_class.weight_dtype:
-        raise StartError(f"chip class {chip_class.name}: the torch engine needs equal weight and KV dtypes")
     arena = KvArena(memory.buffer, memory.layout, memory.block_count, memory.block_stride_bytes)
     tenths = _Tenths(f"packing the weights of {model.name}, only this once", progress)
     weights = load_weights(model, chip_class.weight_dtype, cache_dir() / "weights", tenths)

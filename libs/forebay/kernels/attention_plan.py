@@ -1,16 +1,16 @@
 """Where each row of a step reads and writes KV: index tensors, made once per step and used by every layer.
 
-Knows the arena's geometry and how sequences are grouped; computes no attention.
+Knows how sequences are grouped; not the arena's geometry, and computes no attention.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import gcd
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from forebay.kernels.paged_kv import KvIndex, PagedKv
 from forebay.kernels.port import HeadShape, Span
 
 TILE_TOKENS = 128
@@ -45,7 +45,7 @@ class Tile:
 class Group:
     """Sequences whose KV is gathered together, padded to the longest."""
 
-    read_index: Tensor  # rows of Arena geometry, order [key|value, sequence, kv_head, block]
+    read_index: KvIndex  # order [key|value, sequence, kv_head, block]
     sequences: int
     context_tokens: int
     tiles: tuple[Tile, ...]
@@ -55,54 +55,8 @@ class Group:
 class AttentionPlan:
     """One step's reads and writes."""
 
-    write_index: Tensor  # order [row, key|value, kv_head]
+    write_index: KvIndex  # order [row, key|value, kv_head]
     groups: tuple[Group, ...]
-
-
-class ArenaRows:
-    """An arena seen as rows of equal length, so that one index reaches any block or token, per layer.
-
-    A row is what divides both the block stride and a head's share of a block (or of a token), so any stride works.
-    """
-
-    def __init__(self, arena: Tensor) -> None:
-        """Args: arena: [blocks, layers, 2, kv_heads, block_tokens, head_dim], contiguous within a block."""
-        _, layers, _, self.kv_heads, self.block_tokens, self.head_dim = arena.shape
-        self._stride = arena.stride(0)
-        self._head = self.block_tokens * self.head_dim
-        self._block_unit = gcd(self._stride, self._head)
-        self._token_unit = gcd(self._stride, self.head_dim)
-        self._layer = 2 * self.kv_heads * self._head
-        self.blocks_of_layer = [self._rows(arena, self._block_unit, layer) for layer in range(layers)]
-        self.tokens_of_layer = [self._rows(arena, self._token_unit, layer) for layer in range(layers)]
-
-    def _rows(self, arena: Tensor, unit: int, layer: int) -> Tensor:
-        length = (arena.shape[0] - 1) * self._stride + (arena.shape[1] - layer) * self._layer
-        start = arena.storage_offset() + layer * self._layer
-        return arena.as_strided((length // unit, unit), (unit, 1), start)
-
-    @property
-    def token_unit(self) -> int:
-        """Numbers in one row of `tokens_of_layer`."""
-        return self._token_unit
-
-    def block_index(self, tables_SB: np.ndarray) -> Tensor:
-        """Rows of the blocks [sequence, block], in order [key|value, sequence, kv_head, block]."""
-        heads = np.arange(2 * self.kv_heads).reshape(2, 1, self.kv_heads, 1) * self._head
-        first = tables_SB[None, :, None, :] * self._stride + heads
-        return _spread(first, self._head, self._block_unit)
-
-    def token_index(self, blocks_M: np.ndarray, slots_M: np.ndarray) -> Tensor:
-        """Rows of single tokens, in order [token, key|value, kv_head]."""
-        heads = np.arange(2 * self.kv_heads) * self._head
-        first = (blocks_M * self._stride + slots_M * self.head_dim)[:, None] + heads
-        return _spread(first, self.head_dim, self._token_unit)
-
-
-def _spread(first: np.ndarray, length: int, unit: int) -> Tensor:
-    """Row indexes of runs of `length` numbers that begin at `first`, rows being `unit` numbers long."""
-    rows = first.reshape(-1, 1) // unit + np.arange(length // unit)
-    return torch.from_numpy(rows.reshape(-1))
 
 
 def invariant_rows(rows: int, reduction: int, dtype: torch.dtype) -> int:
@@ -116,23 +70,23 @@ def invariant_rows(rows: int, reduction: int, dtype: torch.dtype) -> int:
     return -(-rows // 16) * 16
 
 
-def plan_attention(spans: Sequence[Span], rows: ArenaRows, heads: HeadShape, dtype: torch.dtype) -> AttentionPlan:
+def plan_attention(spans: Sequence[Span], kv: PagedKv, heads: HeadShape, dtype: torch.dtype) -> AttentionPlan:
     """Index tensors for the rows of these spans. Single-token spans that follow each other share groups."""
     groups: list[Group] = []
     first_row = 0
-    for members in _grouped(spans, rows.block_tokens):
-        groups.append(_group(members, first_row, rows, heads, dtype))
+    for members in _grouped(spans, kv.block_tokens):
+        groups.append(_group(members, first_row, kv, heads, dtype))
         first_row += sum(span.token_count for span in members)
-    return AttentionPlan(_write_index(spans, rows), tuple(groups))
+    return AttentionPlan(_write_index(spans, kv), tuple(groups))
 
 
-def _write_index(spans: Sequence[Span], rows: ArenaRows) -> Tensor:
+def _write_index(spans: Sequence[Span], kv: PagedKv) -> KvIndex:
     blocks, slots = [], []
     for span in spans:
         positions = np.arange(span.start_token, span.end_token)
-        blocks.append(np.asarray(span.block_table, dtype=np.int64)[positions // rows.block_tokens])
-        slots.append(positions % rows.block_tokens)
-    return rows.token_index(np.concatenate(blocks), np.concatenate(slots))
+        blocks.append(np.asarray(span.block_table, dtype=np.int64)[positions // kv.block_tokens])
+        slots.append(positions % kv.block_tokens)
+    return kv.token_index(np.concatenate(blocks), np.concatenate(slots))
 
 
 def _grouped(spans: Sequence[Span], block_tokens: int) -> Iterator[list[Span]]:
@@ -153,19 +107,19 @@ def _is_worth_joining(members: list[Span], span: Span, block_tokens: int) -> boo
     return max(counts) * len(counts) - sum(counts) <= GROUPING_WASTE_BLOCKS
 
 
-def _group(members: list[Span], first_row: int, rows: ArenaRows, heads: HeadShape, dtype: torch.dtype) -> Group:
-    block_count = max(-(-span.end_token // rows.block_tokens) for span in members)
+def _group(members: list[Span], first_row: int, kv: PagedKv, heads: HeadShape, dtype: torch.dtype) -> Group:
+    block_count = max(-(-span.end_token // kv.block_tokens) for span in members)
     tables = np.empty((len(members), block_count), dtype=np.int64)
     for table, span in zip(tables, members, strict=True):
-        used = -(-span.end_token // rows.block_tokens)
+        used = -(-span.end_token // kv.block_tokens)
         table[:used] = span.block_table[:used]
         table[used:] = span.block_table[0]  # masked; its own block, so that no other sequence's values are read
-    context_tokens = block_count * rows.block_tokens
+    context_tokens = block_count * kv.block_tokens
     if members[0].token_count == 1:
         tiles = [_single_token_tile(members, first_row, context_tokens, heads, dtype)]
     else:
-        tiles = list(_span_tiles(members[0], first_row, rows.block_tokens, heads, dtype))
-    return Group(rows.block_index(tables), len(members), context_tokens, tuple(tiles))
+        tiles = list(_span_tiles(members[0], first_row, kv.block_tokens, heads, dtype))
+    return Group(kv.block_index(tables), len(members), context_tokens, tuple(tiles))
 
 
 def _single_token_tile(

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from forebay.kernels.attention_plan import (
     ONEDNN_RUNNING_SUM,
-    ArenaRows,
     AttentionPlan,
     Tile,
     invariant_rows,
     plan_attention,
 )
+from forebay.kernels.paged_kv import PagedKv
 from forebay.kernels.port import HeadShape, RopeRows, Span
 
 EXACT_LOGITS = 64
@@ -31,21 +31,20 @@ EXACT_LOGITS = 64
 class TorchKernels:
     """`Kernels[AttentionPlan]` over one arena on the CPU."""
 
-    def __init__(self, heads: HeadShape, arena: Tensor, dtype: torch.dtype) -> None:
-        """Args: arena: [blocks, layers, 2, kv_heads, block_tokens, head_dim], of `dtype`, contiguous within a block."""
+    def __init__(self, heads: HeadShape, kv: PagedKv, dtype: torch.dtype) -> None:
+        """Args: kv: of the same activation dtype."""
         self._heads = heads
-        self._arena = arena
+        self._kv = kv
         self._dtype = dtype
-        self._rows = ArenaRows(arena)
         self._scale = heads.head_dim**-0.5
 
     def begin_step(self, spans: Sequence[Span]) -> AttentionPlan:
         """Index tensors of the step; zeroes the blocks it begins and leaves unfilled."""
         for span in spans:
-            last_block, filled = divmod(span.end_token, self._rows.block_tokens)
-            if filled and last_block * self._rows.block_tokens >= span.start_token:
-                self._arena[span.block_table[last_block]].zero_()
-        return plan_attention(spans, self._rows, self._heads, self._dtype)
+            last_block, filled = divmod(span.end_token, self._kv.block_tokens)
+            if filled and last_block * self._kv.block_tokens >= span.start_token:
+                self._kv.clear(span.block_table[last_block])
+        return plan_attention(spans, self._kv, self._heads, self._dtype)
 
     def linear(self, x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
         """[M, N]; few rows are padded, because other kernels would round them otherwise."""
@@ -67,9 +66,7 @@ class TorchKernels:
         turned = halves * rope.cos
         turned += halves.flip(2) * rope.signed_sin
         rotated.copy_(turned.flatten(2))
-        rows = self._rows.tokens_of_layer[layer]
-        kv = qkv_MHD[:, heads.query_heads :].reshape(-1, self._rows.token_unit)
-        rows.index_copy_(0, plan.write_index, kv)
+        self._kv.write(layer, plan.write_index, qkv_MHD[:, heads.query_heads :])
         return qkv_MHD[:, : heads.query_heads]
 
     def attention(self, q_MHD: Tensor, plan: AttentionPlan, layer: int) -> Tensor:
@@ -80,9 +77,7 @@ class TorchKernels:
         """
         outputs = []
         for group in plan.groups:
-            gathered = self._rows.blocks_of_layer[layer].index_select(0, group.read_index)
-            shape = (2, group.sequences * self._heads.kv_heads, group.context_tokens, self._heads.head_dim)
-            keys, values = gathered.view(shape)
+            keys, values = self._kv.read(layer, group.read_index, group.context_tokens)
             outputs += [self._attend(q_MHD[tile.rows], keys, values, tile) for tile in group.tiles]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -101,7 +96,7 @@ class TorchKernels:
 
     def _mix(self, probabilities: Tensor, values: Tensor) -> Tensor:
         """Sum of the values by pieces of the context, each short enough for its product to be a running sum."""
-        piece_tokens = ONEDNN_RUNNING_SUM if self._dtype == torch.bfloat16 else self._rows.block_tokens
+        piece_tokens = ONEDNN_RUNNING_SUM if self._dtype == torch.bfloat16 else self._kv.block_tokens
         mixed = torch.bmm(probabilities[..., :piece_tokens], values[:, :piece_tokens])
         if values.shape[1] <= piece_tokens:
             return mixed

@@ -5,7 +5,13 @@ from enum import Enum
 
 
 class KvDtype(Enum):
-    """Number format of KV."""
+    """Number format of KV.
+
+    FLOAT16 and FLOAT8_E4M3 (OCP e4m3fn, which has a NaN but no infinity) have no scales; writers cut finite numbers
+    beyond their range to the largest one, +-65,504 and +-448. INT8 is symmetric: an integer of -127 .. 127 times the
+    float32 scale of its token's head, which is known as soon as that one token is written. In no format does a NaN or
+    an infinity become a finite number: `forebay.kv.conversion` says what it becomes.
+    """
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -27,6 +33,9 @@ _SIZE_BYTES = {
     KvDtype.INT8: 1,
 }
 
+SCALE_BYTES = 4
+"""Bytes of one scale."""
+
 
 class AxisOrder(Enum):
     """Order of axes inside one block."""
@@ -42,7 +51,11 @@ class AxisOrder(Enum):
 
 @dataclass(frozen=True, slots=True)
 class KvLayout:
-    """Shape of one block. Two workers can share blocks only when their layouts are equal."""
+    """Shape of one block. Two workers can share blocks only when their layouts are equal.
+
+    Blocks of INT8 end with their scales, float32, from `scale_offset_bytes` on: [layer, key|value, kv_head, token]
+    whatever the order of the numbers.
+    """
 
     dtype: KvDtype
     layers: int
@@ -55,8 +68,32 @@ class KvLayout:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one block, all layers."""
-        return self.layers * 2 * self.kv_heads * self.block_tokens * self.head_dim * self.dtype.size_bytes
+        """Bytes of one block, all layers, scales included."""
+        if self.scale_offset_bytes is None:
+            return self._row_count * self.head_dim * self.dtype.size_bytes
+        return self.scale_offset_bytes + self._row_count * SCALE_BYTES
+
+    @property
+    def scale_offset_bytes(self) -> int | None:
+        """Where in a block its scales begin, a multiple of their size; None: the dtype has none."""
+        if self.dtype is not KvDtype.INT8:
+            return None
+        return -(-self._row_count * self.head_dim // SCALE_BYTES) * SCALE_BYTES
+
+    @property
+    def model_kv_heads(self) -> int:
+        """KV heads of the whole model, of which this layout has some."""
+        return self.kv_heads if self.total_kv_heads is None else self.total_kv_heads
+
+    @property
+    def head_range(self) -> range:
+        """The model's heads that lie in a block."""
+        return range(self.first_kv_head, self.first_kv_head + self.kv_heads)
+
+    @property
+    def _row_count(self) -> int:
+        """Runs of head_dim numbers in a block."""
+        return self.layers * 2 * self.kv_heads * self.block_tokens
 
     def differences(self, theirs: "KvLayout") -> str:
         """What of this layout differs from another, for a person: "dtype float32, not bfloat16"."""

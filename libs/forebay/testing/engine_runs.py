@@ -1,7 +1,7 @@
 """Driving an engine without scheduler or service: for tests of its numbers and for benchmarks of the bare engine."""
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -62,12 +62,18 @@ class EngineRun:
 
     def poison(self, block: int) -> None:
         """Fills a block with NaN."""
-        self.arena.blocks[block] = float("nan")
+        numbers = self.arena.blocks if self.arena.scales is None else self.arena.scales
+        numbers[block] = float("nan")
 
 
-def engine_run(model: ModelFile, chip_class: ChipClass, block_count: int, block_tokens: int = 32) -> EngineRun:
-    """Loads the model on torch over a fresh arena of so many blocks; block 0 is left unused."""
-    layout = layout_for(model.config, chip_class, block_tokens)
+def engine_run(model: ModelFile, chip_class: ChipClass, block_count: int, block_tokens: int | None = None) -> EngineRun:
+    """Loads the model on torch over a fresh arena of so many blocks; block 0 is left unused.
+
+    Args: block_tokens: None: those of the chip class.
+    """
+    if block_tokens is not None:
+        chip_class = replace(chip_class, block_tokens=block_tokens)
+    layout = layout_for(model.config, chip_class)
     memory = private_memory(layout, block_count)
     arena = KvArena(memory.buffer, layout, block_count)
     return EngineRun(load_torch_engine(model, chip_class, memory, chip_class.threads or 1), arena)

@@ -12,7 +12,7 @@ from forebay.worker.step_report import DEFAULT_GATHER_S
 
 CHIP_CLASS_HELP = (
     "device, kernels, precision and KV format: cpu-compute or cpu-bandwidth (native kernels), with -a8 behind it"
-    " faster and less exact; cpu-bf16 (no compiler needed), cpu-f32 (full precision)"
+    " faster and less exact; cpu-bf16 (no compiler needed), cpu-f32 (full precision), cpu-f32-kv8 (with KV of 8 bits)"
 )
 
 

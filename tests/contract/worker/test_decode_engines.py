@@ -16,6 +16,7 @@ from forebay.testing.attached_worker import attached_worker, served
 from forebay.testing.tiny_models import write_tiny_model
 from forebay.v1 import common_pb2, decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 from forebay.worker.engine_loader import EngineLoader
+from forebay.worker.request_check import ServedModel
 
 TOKENS = 24
 
@@ -23,12 +24,12 @@ TOKENS = 24
 class Node:
     """One node with a prefill and a decode worker."""
 
-    def __init__(self, kvcache: Any, prefill: Any, decode: Any, vocabulary_size: int) -> None:
+    def __init__(self, kvcache: Any, prefill: Any, decode: Any, model: ServedModel) -> None:
         self.kvcache, self.prefill, self.decode = kvcache, prefill, decode
-        self.vocabulary_size = vocabulary_size
+        self.model = model
 
     def prompt(self, token_count: int) -> list[int]:
-        return [(7 * place * place + 3 * place + 1) % self.vocabulary_size for place in range(token_count)]
+        return [(7 * place * place + 3 * place + 1) % self.model.vocabulary_size for place in range(token_count)]
 
     async def local(self, prompt: list[int], tenant: str, emitted: list[int] | None = None, **more: Any) -> Any:
         """Tokens, log-probabilities and summary of one sequence on a stream of its own."""
@@ -71,7 +72,7 @@ SAMPLING = common_pb2.SamplingParams(
 )
 
 
-@pytest.fixture(params=["cpu-bf16", "cpu-bandwidth"])
+@pytest.fixture(params=["cpu-bf16", "cpu-bandwidth", "cpu-f32-kv8"])
 async def node(
     request: pytest.FixtureRequest,
     tmp_path: Path,
@@ -111,7 +112,7 @@ async def node(
             kvcache,
             prefill_pb2_grpc.PrefillServiceStub(prefill_channel),
             decode_pb2_grpc.DecodeServiceStub(decode_channel),
-            model.vocabulary_size,
+            model,
         )
 
 
@@ -127,6 +128,7 @@ async def test_every_way_gives_the_same_bits(node: Node, token_count: int) -> No
     assert node.kvcache.stats().take_overs == 1
     resumed_tokens, resumed_logprobs, summary = await node.local(prompt, "local")
     assert (resumed_tokens, resumed_logprobs) == (tokens, logprobs)
-    assert summary.cached_tokens == (token_count - 1) // 32 * 32
+    block_tokens = node.model.layout.block_tokens
+    assert summary.cached_tokens == (token_count - 1) // block_tokens * block_tokens
     rest_tokens, rest_logprobs, _ = await node.local(prompt, "elsewhere", tokens[:9])
     assert (rest_tokens, rest_logprobs) == (tokens[9:], logprobs[9:])

@@ -11,7 +11,7 @@ from forebay.kernels.cpu.build import NativeUnavailableError, Progress, built_li
 from forebay.kernels.cpu.instruction_set import InstructionSet, supported_sets
 from forebay.models.cache_folder import cache_dir
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 PHASES = ("embed", "norm", "qkv", "rope", "attention", "join", "output", "gate_up", "down", "head", "scan")
 """What the seconds of forebay_engine_phase_seconds are of."""
 

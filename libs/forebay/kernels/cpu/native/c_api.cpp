@@ -3,6 +3,7 @@
 #include <exception>
 #include <vector>
 
+#include "convert.h"
 #include "norm.h"
 #include "peaks.h"
 #include "rope.h"
@@ -50,6 +51,11 @@ StepInput to_input(const forebay_step& from) {
   return {from.row_count,    from.token_ids,    from.slice_count,  from.slice_rows, from.slice_positions,
           from.block_tables, from.table_starts, from.sample_count, from.sample_rows, from.arena,
           from.block_stride_bytes, from.logits, from.logits_stride, from.best_tokens, from.is_finite};
+}
+
+BlockLayout to_block_layout(const forebay_kv_layout& from) {
+  return {static_cast<kv_numbers::Dtype>(from.dtype), static_cast<AxisOrder>(from.order), from.layers, from.kv_heads,
+          from.head_dim, from.block_tokens};
 }
 
 template <class Numbers>
@@ -140,6 +146,23 @@ double forebay_arithmetic_peak(int32_t arithmetic, int32_t thread_count, double 
 
 double forebay_read_peak(const uint8_t* bytes, int64_t size, int32_t thread_count) {
   return read_peak(bytes, static_cast<std::size_t>(size), thread_count);
+}
+
+int32_t forebay_convert(const forebay_conversion* from) {
+  try {
+    std::vector<BlockLayout> sources;
+    for (int i = 0; i < from->source_count; ++i) sources.push_back(to_block_layout(from->sources[i]));
+    std::vector<HeadRead> reads;
+    for (int i = 0; i < from->head_read_count; ++i) {
+      const forebay_head_read& read = from->head_reads[i];
+      reads.push_back({read.source, read.first_source_head, read.first_target_head, read.head_count});
+    }
+    convert({sources.data(), to_block_layout(*from->target), reads.data(), from->head_read_count, from->token_count,
+             from->source_blocks, from->target_blocks});
+  } catch (const std::exception&) {
+    return 1;
+  }
+  return 0;
 }
 
 void forebay_linear_rows(const forebay_linear* linear, const float* x, int32_t row_count, int64_t x_stride, float* y,

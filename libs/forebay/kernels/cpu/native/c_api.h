@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-#define FOREBAY_ABI_VERSION 2
+#define FOREBAY_ABI_VERSION 3
 
 typedef struct {
   const uint8_t* tiles;  // layout: linear.h
@@ -49,6 +49,24 @@ typedef struct {
   uint8_t* is_finite;
 } forebay_step;
 
+// A KV layout; dtype: forebay::kv_numbers::Dtype, order: forebay::AxisOrder.
+typedef struct {
+  int32_t dtype, order, layers, kv_heads, head_dim, block_tokens;
+} forebay_kv_layout;
+
+typedef struct {
+  int32_t source, first_source_head, first_target_head, head_count;
+} forebay_head_read;
+
+// See forebay::Conversion.
+typedef struct {
+  const forebay_kv_layout *sources, *target;
+  const forebay_head_read* head_reads;
+  int32_t source_count, head_read_count, token_count;
+  const uint8_t* const* source_blocks;
+  uint8_t* const* target_blocks;
+} forebay_conversion;
+
 typedef struct forebay_engine forebay_engine;
 
 int32_t forebay_abi_version(void);
@@ -68,6 +86,9 @@ void forebay_engine_phase_seconds(forebay_engine* engine, double* seconds);
 double forebay_arithmetic_peak(int32_t arithmetic, int32_t thread_count, double seconds);
 // Bytes per second that so many threads read from memory.
 double forebay_read_peak(const uint8_t* bytes, int64_t size, int32_t thread_count);
+
+// Converts a run of KV blocks. The caller has checked that the layouts can be converted. 0: done. 1: no memory.
+int32_t forebay_convert(const forebay_conversion* conversion);
 
 // Single kernels, for tests. x, y: rows of floats.
 void forebay_linear_rows(const forebay_linear* linear, const float* x, int32_t row_count, int64_t x_stride, float* y,
