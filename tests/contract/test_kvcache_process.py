@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from forebay.models.config_from_huggingface import config_from_huggingface
 from forebay.models.decoder_tensors import tensor_shapes
 from forebay.rpc.channel import open_channel
 from forebay.testing.kv_worker import KvWorker, attach, numbered_hashes, seal_entry
+from forebay.testing.kvcache_process import KvCacheProcess
 from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
 
 # Attaches as worker "victim", begins sequence "s", seals one block, tells the epoch, and writes on until it is killed.
@@ -71,34 +71,6 @@ def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         wait_until(lambda: ports.exists() and ports.read_text().endswith("}"))
         yield json.loads(ports.read_text())["nats"][0]
         process.terminate()
-
-
-class KvCacheProcess:
-    """`python -m forebay.kvcache` on a port of its own choice."""
-
-    def __init__(self, model: Path, nats_url: str, *arguments: str) -> None:
-        self.node_id = f"test-{uuid.uuid4().hex[:12]}"
-        command = [sys.executable, "-m", "forebay.kvcache", "--listen", "127.0.0.1:0", "--node-id", self.node_id]
-        sizes = ["--device-bytes", "65536", "--host-bytes", "65536"]
-        self.process = subprocess.Popen(
-            [*command, "--model", str(model), "--nats-url", nats_url, *sizes, *arguments],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def address(self) -> str:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            if "listening on " in line:
-                return line.partition("listening on ")[2].split()[0]
-        raise AssertionError("it did not start")
-
-    def segments(self) -> list[str]:
-        return sorted(path.name for path in Path("/dev/shm").glob(f"forebay-{self.node_id}-*"))
-
-    def finish(self) -> tuple[int, str]:
-        _, errors = self.process.communicate(timeout=30)
-        return self.process.returncode, errors
 
 
 @pytest.fixture

@@ -27,3 +27,8 @@ def try_lock(file_descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def unlock(file_descriptor: int) -> None:
+    """Gives a lock back, also where the file stays open elsewhere, as behind a mapping."""
+    fcntl.flock(file_descriptor, fcntl.LOCK_UN)

@@ -53,6 +53,10 @@ class BlockTraffic:
         self._fills: dict[bytes, _Fill] = {}
         self.is_disk_on = pools.disk.capacity > 0
 
+    def has(self, block_hash: bytes) -> bool:
+        """Whether a block is held in some tier."""
+        return self._pools.find(block_hash) is not None
+
     def hold(self, block_hash: bytes) -> Held | None:
         """Keeps a block where it is nearest, once for each call; None: it is not held anywhere."""
         tier = self._pools.find(block_hash)

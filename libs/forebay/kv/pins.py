@@ -33,7 +33,7 @@ class Pins:
         Errors: KvExhaustedError when there would be more pins than half the DEVICE blocks; then nothing was pinned.
         """
         wanted = list(dict.fromkeys(block_hashes))
-        new_count = sum(one not in self._pins for one in wanted)
+        new_count = sum(one not in self._pins and self._traffic.has(one) for one in wanted)
         if len(self._pins) + new_count > self._most_pins:
             raise KvExhaustedError(
                 f"{new_count} further blocks cannot be pinned: {len(self._pins)} of at most {self._most_pins} are"

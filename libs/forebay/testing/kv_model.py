@@ -7,6 +7,8 @@ AssertionError when one is broken.
 
 from collections.abc import Callable
 
+from xxhash import xxh3_128_digest
+
 from forebay.errors import DuplicateWorkerError, ForebayError
 from forebay.kv.attachments import WorkerProcess
 from forebay.kv.effects import CopyBlock, Effects
@@ -22,7 +24,7 @@ SEQUENCE_IDS = tuple(f"s{number}" for number in range(5))
 
 def chained(prompt: int, depth: int) -> bytes:
     """Hash of a prompt's block: all prompts begin alike, then differ."""
-    return bytes([prompt if depth >= 1 else 0, depth]) + bytes(14)
+    return xxh3_128_digest(bytes([prompt if depth >= 1 else 0, depth]))
 
 
 Message = tuple[Worker, Callable[[], Grant | None]]

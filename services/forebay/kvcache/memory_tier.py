@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from forebay.host.file_lock import try_lock
+from forebay.host.file_lock import try_lock, unlock
 from forebay.host.shared_memory import segment_name, segment_path
 from forebay.kv.tier import Tier
 from forebay.kvcache.arena import Arena
@@ -60,7 +60,9 @@ def _map_left_behind(path: Path) -> mmap.mmap | None:
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             if try_lock(file):
-                return mmap.mmap(file, 0, prot=mmap.PROT_READ)
+                old = mmap.mmap(file, 0, prot=mmap.PROT_READ)
+                unlock(file)  # for `Arena`, which looks for itself; the mapping keeps the file open
+                return old
         finally:
             os.close(file)
     return None

@@ -1,0 +1,284 @@
+"""The KV-cache service's tiers as clients see them: what moves, what outlives kills and faults, what is asked of it."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from xxhash import xxh3_128_digest
+
+from forebay.errors import InvalidFieldError, KvExhaustedError
+from forebay.rpc.channel import open_channel
+from forebay.rpc.status import translated
+from forebay.testing.kvcache_process import KvCacheProcess, WritingWorker, attach_writer
+from forebay.testing.nats_server import NatsServer
+from forebay.testing.tiny_models import write_tiny_model
+from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
+
+BLOCK_BYTES = 32 * 2 * 2 * 2 * 16 * 4  # of the tiny model in cpu-f32
+DEVICE, HOST, DISK = 6, 4, 40
+FEW = [
+    *("--chip-class", "cpu-f32", "--kept-after-uses", "1", "--drain-s", "0", "--disk-wait-s", "20"),
+    *("--device-bytes", str(DEVICE * BLOCK_BYTES), "--host-bytes", str(HOST * BLOCK_BYTES)),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="module")
+def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = NatsServer(tmp_path_factory.mktemp("nats"))
+    yield server.url
+    server.stop()
+
+
+@dataclass
+class Running:
+    """A service and a worker that writes."""
+
+    process: KvCacheProcess
+    stub: Any
+    writer: WritingWorker
+
+    async def stats(self) -> kvcache_pb2.GetStatsResponse:
+        response: kvcache_pb2.GetStatsResponse = await self.stub.GetStats(kvcache_pb2.GetStatsRequest())
+        return response
+
+    async def tier(self, tier: "common_pb2.KvTier") -> kvcache_pb2.TierStats:
+        return next(one for one in (await self.stats()).tiers if one.tier == tier)
+
+    async def index(self) -> dict[bytes, "common_pb2.KvTier"]:
+        pages = self.stub.DumpIndex(kvcache_pb2.DumpIndexRequest())
+        return {one.block_hash: one.tier async for page in pages for one in page.entries}
+
+    async def until(self, condition: Callable[[kvcache_pb2.GetStatsResponse], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition(await self.stats()):
+                pass
+
+
+class Scene:
+    """Starts services of one node, one after the other."""
+
+    def __init__(self, model: Path, nats_url: str, folder: Path, stack: AsyncExitStack) -> None:
+        self.model, self.nats_url, self.folder, self.stack = model, nats_url, folder, stack
+        self.node_id: str | None = None
+
+    @property
+    def disk(self) -> list[str]:
+        size_bytes = (DISK + 2) * (BLOCK_BYTES + 8192)
+        return ["--disk-dir", str(self.folder / "disk"), "--disk-bytes", str(size_bytes)]
+
+    async def start(self, *arguments: str) -> Running:
+        process = KvCacheProcess(self.model, self.nats_url, *FEW, *arguments, node_id=self.node_id)
+        self.stack.callback(process.clear)
+        self.node_id = process.node_id
+        channel = await self.stack.enter_async_context(open_channel(await asyncio.to_thread(process.address)))
+        stub = kvcache_pb2_grpc.KvCacheServiceStub(channel)
+        return Running(process, stub, await attach_writer(stub))
+
+
+@pytest.fixture
+async def scene(model: Path, nats_url: str, tmp_path: Path) -> AsyncIterator[Scene]:
+    async with AsyncExitStack() as stack:
+        yield Scene(model, nats_url, tmp_path, stack)
+
+
+def prompt(number: int, length: int = 2) -> list[bytes]:
+    return [xxh3_128_digest(f"{number} {index}".encode()) for index in range(length)]
+
+
+async def fill(running: Running, count: int) -> None:
+    """Computes so many prompts of two blocks, and lets what is demoted be written to disk."""
+    for number in range(count):
+        await running.writer.compute(f"fill-{number}", prompt(number))
+        await running.until(lambda stats: all(not one.leased_blocks for one in stats.tiers))
+
+
+async def test_what_no_memory_holds_is_found_on_disk(scene: Scene) -> None:
+    running = await scene.start(*scene.disk)
+    await fill(running, 10)
+    held = await running.index()
+    assert len(held) == 20, "nothing was lost: what left DEVICE and HOST lies on disk"
+    assert held[prompt(0)[0]] == held[prompt(0)[1]] == common_pb2.KV_TIER_DISK
+    assert await running.writer.compute("again", prompt(0)) == 2
+    stats = await running.stats()
+    assert (stats.disk_read_blocks, stats.disk_corrupt_blocks) == (2, 0)
+    assert not stats.HasField("disk_failure")
+
+
+async def test_a_hint_brings_blocks_into_memory_before_they_are_asked_for(scene: Scene) -> None:
+    running = await scene.start(*scene.disk)
+    await fill(running, 10)
+    hint = kvcache_pb2.PrefetchBlocksRequest(block_hashes=prompt(1))
+    assert (await running.stub.PrefetchBlocks(hint)).accepted_blocks == 2
+    await running.until(lambda stats: stats.disk_read_blocks == 2)
+    assert set(map((await running.index()).get, prompt(1))) == {common_pb2.KV_TIER_HOST}
+    assert (await running.stub.PrefetchBlocks(hint)).accepted_blocks == 0
+
+
+async def test_all_tiers_outlive_a_kill(scene: Scene) -> None:
+    running = await scene.start(*scene.disk)
+    await fill(running, 10)
+    await running.writer.worker.begin("open", 3)
+    before = await running.index()
+    assert {*before.values()} == {common_pb2.KV_TIER_DEVICE, common_pb2.KV_TIER_HOST, common_pb2.KV_TIER_DISK}
+    running.process.kill()
+    again = await scene.start(*scene.disk)
+    assert await again.index() == before
+    assert (await again.stats()).active_sequences == (await again.stats()).tiers[0].leased_blocks == 0
+    for number in range(10):
+        index = await again.index()
+        held = len([*itertools.takewhile(index.__contains__, prompt(number))])
+        assert await again.writer.compute(f"again-{number}", prompt(number)) == held
+    assert (await again.stats()).disk_read_blocks > 0
+
+
+async def test_memory_of_a_killed_service_is_never_written_through_old_mappings(scene: Scene) -> None:
+    running = await scene.start()
+    await running.writer.compute("one", prompt(1))
+    old = running.writer
+    open_grant = await old.worker.begin("open", 4)
+    running.process.kill()
+    again = await scene.start()
+    for block in open_grant.block_ids:  # a worker in the middle of a step goes on
+        start = block * BLOCK_BYTES
+        old._memory[start : start + BLOCK_BYTES] = bytes(BLOCK_BYTES)
+    assert await again.writer.compute("again", prompt(1)) == 2
+    await again.writer.compute("other", prompt(2, length=4))
+    assert await again.writer.compute("other-again", prompt(2, length=4)) == 4
+
+
+async def test_a_service_of_another_arithmetic_takes_nothing_over(scene: Scene) -> None:
+    running = await scene.start(*scene.disk)
+    await fill(running, 10)
+    running.process.kill()
+    again = await scene.start(*scene.disk, "--chip-class", "cpu-bf16")
+    assert await again.index() == {}
+
+
+async def test_a_graceful_end_leaves_only_the_disk(scene: Scene) -> None:
+    running = await scene.start(*scene.disk)
+    await fill(running, 10)
+    on_disk = {one for one, tier in (await running.index()).items() if tier == common_pb2.KV_TIER_DISK}
+    running.process.process.terminate()
+    assert running.process.finish()[0] == 0
+    assert running.process.segments() == []
+    again = await scene.start(*scene.disk)
+    assert set(await again.index()) >= on_disk
+
+
+async def test_a_flipped_bit_is_never_served(scene: Scene) -> None:
+    running = await scene.start(*scene.disk)
+    await fill(running, 10)
+    (file,) = (scene.folder / "disk").iterdir()
+    content = file.read_bytes()
+    needle = running.writer.expected(prompt(0)[1])
+    place = content.index(needle)
+    with file.open("r+b") as damaged:
+        damaged.seek(place + len(needle) // 2)
+        damaged.write(b"\xff")
+    assert await running.writer.compute("again", prompt(0)) == 1, "the block before it is whole"
+    assert (await running.stats()).disk_corrupt_blocks == 1
+    assert await running.writer.compute("and-again", prompt(0)) == 2
+
+
+async def test_pins_keep_blocks_and_end_by_themselves(scene: Scene) -> None:
+    running = await scene.start()
+    await running.writer.compute("one", prompt(1))
+    pin = kvcache_pb2.PinBlocksRequest(block_hashes=[*prompt(1), *prompt(7)], ttl_s=1.0)
+    assert (await running.stub.PinBlocks(pin)).missing_block_hashes == prompt(7)
+    for number in range(20, 30):
+        await running.writer.compute(f"other-{number}", prompt(number))
+    assert set(map((await running.index()).get, prompt(1))) == {common_pb2.KV_TIER_DEVICE}
+    assert (await running.stats()).pinned_blocks == 2
+    await running.until(lambda stats: stats.pinned_blocks == 0)
+    for number in range(30, 50):
+        await running.writer.compute(f"other-{number}", prompt(number))
+    assert not set(prompt(1)) & set(await running.index())
+
+
+async def test_pins_leave_room_for_requests(scene: Scene) -> None:
+    running = await scene.start()
+    for number in (1, 2):
+        await running.writer.compute(f"one-{number}", prompt(number))
+    request = kvcache_pb2.PinBlocksRequest(block_hashes=[*prompt(1), *prompt(2)], ttl_s=60)
+    with pytest.raises(KvExhaustedError), translated():
+        await running.stub.PinBlocks(request)
+    assert (await running.stats()).pinned_blocks == 0
+
+
+@pytest.mark.parametrize("ttl_s", [0.0, -1.0, float("nan"), float("inf"), 1e9])
+async def test_a_pin_without_an_end_is_refused(scene: Scene, ttl_s: float) -> None:
+    running = await scene.start()
+    with pytest.raises(InvalidFieldError) as caught, translated():
+        await running.stub.PinBlocks(kvcache_pb2.PinBlocksRequest(block_hashes=prompt(1), ttl_s=ttl_s))
+    assert caught.value.field == "ttl_s"
+
+
+async def test_flush_empties_all_tiers_but_what_is_in_use(scene: Scene) -> None:
+    running = await scene.start(*scene.disk)
+    await fill(running, 10)
+    grant = await running.writer.worker.begin("open", 2, prompt(9))
+    assert grant.cached_block_count == 2
+    assert (await running.stub.FlushBlocks(kvcache_pb2.FlushBlocksRequest())).removed_blocks >= 18
+    assert set(await running.index()) == set(prompt(9))
+    stats = await running.stats()
+    assert sum(one.sealed_blocks for one in stats.tiers) == 2
+
+
+async def test_what_was_used_once_is_not_kept_below(scene: Scene) -> None:
+    running = await scene.start("--kept-after-uses", "2")
+    for number in range(5):
+        await running.writer.compute(f"once-{number}", prompt(number))
+    assert (await running.tier(common_pb2.KV_TIER_HOST)).sealed_blocks == 0
+    for number in range(5):
+        await running.writer.compute(f"twice-{number}", prompt(number))
+    for number in range(10, 14):
+        await running.writer.compute(f"other-{number}", prompt(number))
+    assert (await running.tier(common_pb2.KV_TIER_HOST)).sealed_blocks > 0
+
+
+async def test_a_tenant_has_no_more_than_its_quota(scene: Scene) -> None:
+    running = await scene.start("--tenant-blocks", "3")
+    worker = running.writer.worker
+
+    async def begin(sequence_id: str, tenant: str, block_count: int) -> kvcache_pb2.AcquireBlocksResponse:
+        new = kvcache_pb2.NewSequence(block_count=block_count, tenant=tenant)
+        return await worker.acquire(sequence_id, new_sequence=new)
+
+    first = await begin("one", "greedy", 2)
+    with pytest.raises(KvExhaustedError, match="of the 3 that one may have"):
+        await begin("two", "greedy", 2)
+    with pytest.raises(KvExhaustedError):
+        await worker.extend(first.epoch, 2, "one")
+    assert len((await begin("three", "modest", 2)).block_ids) == 2
+    assert len((await worker.extend(first.epoch, 1, "one")).block_ids) == 3
+    await worker.release(("one", first.epoch))
+    assert len((await begin("two", "greedy", 2)).block_ids) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--disk-bytes", "1000000"], "--disk-dir"),
+        (["--disk-dir", "/tmp/somewhere"], "--disk-bytes"),
+        (["--disk-dir", "/tmp/somewhere", "--disk-bytes", "1000000", "--host-bytes", "0"], "--host-bytes"),
+        (["--disk-dir", "/proc/nowhere", "--disk-bytes", "10000000"], "--disk-dir"),
+    ],
+)
+def test_a_disk_that_cannot_be_had_is_refused_in_one_line(
+    model: Path, nats_url: str, arguments: list[str], says: str
+) -> None:
+    service = KvCacheProcess(model, nats_url, *FEW, *arguments)
+    code, errors = service.finish()
+    assert (code, len(errors.splitlines())) == (2, 1)
+    assert says in errors
+    assert service.segments() == []
