@@ -1,16 +1,25 @@
 """Runs one benchmark by name."""
 
 import argparse
+from pathlib import Path
 
 from forebay.engine.openmp import spin_briefly
 
 spin_briefly()  # as workers do; torch, which the benchmarks import, reads it once
 
-from scripts.benchmarks import accuracy, engine, mesh, sharing, startup  # noqa: E402
+from scripts.benchmarks import accuracy, engine, kv_core, kv_hit_rates, mesh, sharing, startup  # noqa: E402
 from scripts.benchmarks.options import Options  # noqa: E402
 from scripts.benchmarks.peer_packages import PEERS  # noqa: E402
 
-BENCHMARKS = {"startup": startup, "mesh": mesh, "engine": engine, "accuracy": accuracy, "sharing": sharing}
+BENCHMARKS = {
+    "startup": startup,
+    "mesh": mesh,
+    "engine": engine,
+    "accuracy": accuracy,
+    "sharing": sharing,
+    "kv_core": kv_core,
+    "hit_rates": kv_hit_rates,
+}
 _PEERS_OF = {"engine": tuple(PEERS), "accuracy": ("llama.cpp",)}
 
 
@@ -31,13 +40,16 @@ def main() -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_argument("--rounds", type=int, default=5, help="measurements of each figure; the median counts (5)")
-        command.set_defaults(peers=(), activation_bits=16)
+        command.set_defaults(peers=(), activation_bits=16, trace=None)
         if peers := _PEERS_OF.get(name):
             _add_peers(command, peers)
         if name == "engine":
             _add_activation_bits(command)
+        if name == "hit_rates":
+            command.add_argument("--trace", type=Path, metavar="FILE", help="Mooncake's conversation_trace.jsonl[.gz]")
     arguments = parser.parse_args()
-    BENCHMARKS[arguments.name].run(Options(arguments.rounds, tuple(arguments.peers), arguments.activation_bits))
+    options = Options(arguments.rounds, tuple(arguments.peers), arguments.activation_bits, arguments.trace)
+    BENCHMARKS[arguments.name].run(options)
 
 
 def _add_activation_bits(command: argparse.ArgumentParser) -> None:

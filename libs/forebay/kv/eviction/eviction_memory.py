@@ -40,7 +40,7 @@ class EvictionMemory:
     def remember(self, block_hash: bytes, use_count: int, moment: int) -> None:
         """Notes 1..MOST_USES uses and a moment of this hash."""
         high, low = _halves(block_hash)
-        uses = use_count if use_count < MOST_USES else MOST_USES
+        uses = min(MOST_USES, use_count)
         note = (high & _FINGERPRINT_MASK) << _MOMENT_BITS | moment & _MOMENT_MASK
         self._notes[low % self._size] = note << _USES_BITS | uses
 
