@@ -1,7 +1,7 @@
 """The pure core of the KV-cache service: bytes per block, time to find a prefix, block operations a second.
 
 An index holds a million blocks, in a fresh process whose resident memory is counted: filled once, and after every block
-was replaced twice. Operations go through BlockLedger: requests of 32 blocks, of which nothing is cached, in a full
+was replaced twice. A prefix is looked for in it that lies in no processor cache. Operations go through BlockLedger: requests of 32 blocks, of which nothing is cached, in a full
 tier, so that each block is acquired (which evicts another), sealed and released.
 
 Example:
@@ -50,7 +50,8 @@ def _index_figures(name: str) -> list[Figure]:
     return [
         Figure(f"{index}: filled", answer["filled"], "bytes/block", "<= 200"),
         Figure(f"{index}: every block replaced", answer["changed"], "bytes/block", "<= 200"),
-        Figure(f"{index}: find a prefix of 4,096", median(answer["find_s"]) * 1e3, "ms", "<= 1"),
+        Figure(f"{index}: find a prefix of 4,096", answer["find_s"] * 1e3, "ms", "<= 1"),
+        Figure(f"{index}: find it again, from the processor's caches", answer["find_again_s"] * 1e3, "ms"),
     ]
 
 

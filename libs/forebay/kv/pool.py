@@ -1,7 +1,9 @@
 """The blocks of one tier: which are free, leased or sealed, what the sealed ones hold, and who refers to them.
 
 Does not know sequences, workers, leases or other tiers. Memory: every list and dictionary here has at most one entry
-per block, so that the index is bounded by the tier's capacity (about 260 bytes a block when all are sealed and idle).
+per block, so that the index is bounded by the tier's capacity: 160 to 185 bytes a block, what its eviction policy keeps
+and remembers included, when all are sealed and idle. Every capacity / 4 evictions the index is rebuilt to keep it so,
+which takes some 0.1 s at a million blocks.
 
 Invariants, per block: its state is one byte, so it is never two things at once; it has a hash exactly when it is sealed
 and findable; it is with the eviction policy exactly when it has a hash and no references.
