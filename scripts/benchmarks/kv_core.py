@@ -1,8 +1,9 @@
 """The pure core of the KV-cache service: bytes per block, time to find a prefix, block operations a second.
 
 An index holds a million blocks, in a fresh process whose resident memory is counted: filled once, and after every block
-was replaced twice. A prefix is looked for in it that lies in no processor cache. Operations go through BlockLedger: requests of 32 blocks, of which nothing is cached, in a full
-tier, so that each block is acquired (which evicts another), sealed and released.
+was replaced twice. The prefix that is looked for lies in no processor cache. Operations go through BlockLedger:
+requests of 32 blocks, of which nothing is cached, in a full tier, so that each block is acquired (which evicts
+another), sealed and released.
 
 Example:
   scripts/bench kv_core      some two minutes

@@ -73,9 +73,11 @@ def main() -> None:
     _fill(add, BLOCKS // 4)  # so that they are not in the processor's caches
     asked = [[bytes(bytearray(each)) for each in prefix] for prefix in prefixes]  # equal, not the same objects
     seconds = [(_seconds(find, prefix), _seconds(find, prefix)) for prefix in asked]
-    answer = {"filled": filled / BLOCKS, "changed": changed / BLOCKS}
-    answer |= {
-        name: statistics.median(each) for name, each in zip(("find_s", "find_again_s"), zip(*seconds), strict=True)
+    answer = {
+        "filled": filled / BLOCKS,
+        "changed": changed / BLOCKS,
+        "find_s": statistics.median(first for first, _ in seconds),
+        "find_again_s": statistics.median(again for _, again in seconds),
     }
     print(json.dumps(answer))
 

@@ -170,9 +170,31 @@ def test_ghosts_older_than_the_capacity_are_forgotten() -> None:
     for name in range(12):
         run_once(one, [0], [name])
         one.drop(0, block_hash(name))
-    run_once(one, [1], [0])
-    run_once(one, [2], [11])
-    assert one.coldest(2) == [1, 2]
+    run_once(one, [1, 2, 3], [2, 1, 0])  # dropped as the tenth, eleventh and twelfth before now
+    assert one.coldest(3) == [3, 2, 1]
+    run_once(one, [4], [99])
+    assert one.coldest(4) == [3, 2, 4, 1], "the ghost is in the main queue"
+
+
+@pytest.mark.parametrize(("older_by", "coldest"), [(43, "once"), (65, "twice")])
+def test_rate_is_uses_and_one_by_age_and_gap(older_by: int, coldest: str) -> None:
+    one = LowestReuseRate(8)  # the gap is 8 until one is seen
+    names = iter(range(100, 1000))
+
+    def pass_by(uses: int) -> None:
+        for _ in range(uses):
+            name = next(names)
+            run_once(one, [7], [name])
+            one.drop(7, block_hash(name))
+
+    one.enter(0, block_hash(0))
+    one.use(0)
+    one.admit([0])
+    pass_by(older_by - 1)
+    run_once(one, [1], [1])
+    pass_by(100)
+    # 2 / (100 + 8) against 3 / (143 + 8), and against 3 / (165 + 8)
+    assert one.coldest(1) == [1 if coldest == "once" else 0]
 
 
 def test_lost_note_of_a_beginning_does_not_make_it_colder_than_its_end() -> None:
