@@ -1,6 +1,7 @@
 """Runs one benchmark by name."""
 
 import argparse
+from pathlib import Path
 
 from forebay.engine.openmp import spin_briefly
 
@@ -11,6 +12,8 @@ from scripts.benchmarks import (  # noqa: E402
     convert,
     disk,
     engine,
+    kv_core,
+    kv_hit_rates,
     mesh,
     sharing,
     startup,
@@ -30,6 +33,8 @@ BENCHMARKS = {
     "disk": disk,
     "torch_compile": torch_compile,
     "transfer": transfer,
+    "kv_core": kv_core,
+    "hit_rates": kv_hit_rates,
 }
 _PEERS_OF = {"engine": tuple(PEERS), "accuracy": ("llama.cpp",)}
 
@@ -51,13 +56,16 @@ def main() -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_argument("--rounds", type=int, default=5, help="measurements of each figure; the median counts (5)")
-        command.set_defaults(peers=(), activation_bits=16)
+        command.set_defaults(peers=(), activation_bits=16, trace=None)
         if peers := _PEERS_OF.get(name):
             _add_peers(command, peers)
         if name == "engine":
             _add_activation_bits(command)
+        if name == "hit_rates":
+            command.add_argument("--trace", type=Path, metavar="FILE", help="Mooncake's conversation_trace.jsonl[.gz]")
     arguments = parser.parse_args()
-    BENCHMARKS[arguments.name].run(Options(arguments.rounds, tuple(arguments.peers), arguments.activation_bits))
+    options = Options(arguments.rounds, tuple(arguments.peers), arguments.activation_bits, arguments.trace)
+    BENCHMARKS[arguments.name].run(options)
 
 
 def _add_activation_bits(command: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ class TierPools:
         self.device, self.host, self.disk = self._in_order = tuple(
             BlockPool(tier, count, new_policy) for tier, count in zip(TIERS, block_counts, strict=True)
         )
+        self._finds = [(pool.tier, pool.find) for pool in self._in_order if pool.capacity]
         self._uses = bytearray(self.device.capacity)  # by sequences, of what lies in DEVICE
         self._gone = EvictionMemory(self.device.capacity)  # uses of what left the node
         self.evicted_count = 0
@@ -36,9 +37,9 @@ class TierPools:
 
     def find(self, block_hash: bytes) -> Tier | None:
         """Nearest tier in which a block is held. Changes no recency."""
-        for pool in self._in_order:
-            if pool.find(block_hash) is not None:
-                return pool.tier
+        for tier, find in self._finds:
+            if find(block_hash) is not None:
+                return tier
         return None
 
     def is_in_memory(self, block_hash: bytes) -> bool:

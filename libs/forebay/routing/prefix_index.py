@@ -2,19 +2,20 @@
 
 Knows hashes, not tokens. It may be wrong either way for a moment: the KV-cache service has the last word.
 
-Memory: about 250 bytes per block hash (key, ordered-dict entry and LRU links; holders are shared tuples), whatever the
-number of nodes that hold it, so 64 MB at the default capacity. Beyond the capacity the hashes used longest ago are
-forgotten, which costs a prefill that might have been saved, nothing else.
+Memory: at most 190 bytes per block hash (the hash, and its place in a dictionary at its emptiest; holders are shared
+tuples), whatever the number of nodes that hold it, so 50 MB at the default capacity. Beyond the capacity the hashes
+used longest ago are forgotten, which costs a prefill that might have been saved, nothing else.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Final
 
 from forebay.kv.tier import Tier
 
 DEFAULT_CAPACITY: Final = 262_144
+_FORGOTTEN_AT_ONCE: Final = 16  # one so-manieth of the capacity: finding the oldest hash passes over all gaps before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class PrefixIndex:
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
         self._capacity = capacity
-        self._holders: OrderedDict[bytes, _Holders] = OrderedDict()
+        self._holders: dict[bytes, _Holders] = {}  # used longest ago first
         self._shared: dict[_Holders, _Holders] = {}
 
     def __len__(self) -> int:
@@ -52,16 +53,18 @@ class PrefixIndex:
         """The node holds these blocks in this tier, perhaps in others too."""
         # Backwards, so that of one prompt's blocks the first is the last to be forgotten.
         for block_hash in reversed(tuple(hashes)):
-            self._update(block_hash, node_id, add=_BIT_OF[tier], drop=0)
-            self._holders.move_to_end(block_hash)
-        while len(self._holders) > self._capacity:
-            self._holders.popitem(last=False)
+            old = self._holders.pop(block_hash, ())
+            self._holders[block_hash] = self._changed(old, node_id, add=_BIT_OF[tier], drop=0)
+        if len(self._holders) > self._capacity:
+            excess = len(self._holders) - self._capacity + self._capacity // _FORGOTTEN_AT_ONCE
+            for block_hash in list(islice(self._holders, excess)):
+                del self._holders[block_hash]
 
     def remove(self, node_id: str, tier: Tier, hashes: Iterable[bytes]) -> None:
         """The node does not hold these blocks in this tier any more. Unknown ones are ignored."""
         for block_hash in hashes:
             if block_hash in self._holders:
-                self._update(block_hash, node_id, add=0, drop=_BIT_OF[tier])
+                self._update(block_hash, node_id, drop=_BIT_OF[tier])
 
     def move(self, node_id: str, from_tier: Tier, to_tier: Tier, hashes: Iterable[bytes]) -> None:
         """The node moved these blocks."""
@@ -79,37 +82,48 @@ class PrefixIndex:
         """The node is gone. Costs a pass over the whole index."""
         held = [h for h, holders in self._holders.items() if any(node == node_id for node, _ in holders)]
         for block_hash in held:
-            self._update(block_hash, node_id, add=0, drop=-1)
+            self._update(block_hash, node_id, drop=-1)
 
     def match(self, hashes: Sequence[bytes]) -> Mapping[str, PrefixMatch]:
         """For each node that holds the first block, how far it holds the run of `hashes` without a hole."""
+        found = list(map(self._holders.get, hashes))
+        held = found[: found.index(None)] if None in found else found
         tiers: dict[str, list[Tier]] = {}
         depth = 0
-        for block_hash in hashes:
+        for holders, same in groupby(held):
+            length = len(list(same))
             is_longer = False
-            for node_id, mask in self._holders.get(block_hash, ()):
+            for node_id, mask in holders or ():
                 run = tiers.setdefault(node_id, []) if depth == 0 else tiers.get(node_id)
                 if run is not None and len(run) == depth:
-                    run.append(_nearest(mask))
+                    run += [_nearest(mask)] * length
                     is_longer = True
             if not is_longer:
                 break
-            depth += 1
-        for block_hash in reversed(hashes[:depth]):
-            self._holders.move_to_end(block_hash)
+            depth += length
+        self._touch(hashes[:depth])
         return {node_id: PrefixMatch(tuple(run)) for node_id, run in tiers.items()}
 
-    def _update(self, block_hash: bytes, node_id: str, add: int, drop: int) -> None:
-        """Changes one node's tiers of one block, and forgets a block nobody holds."""
-        old = self._holders.get(block_hash, ())
+    def _touch(self, hashes: Sequence[bytes]) -> None:
+        """Puts hashes that are held where those used last are, the first of them last."""
+        used = {block_hash: self._holders[block_hash] for block_hash in reversed(hashes)}
+        for block_hash in used:
+            del self._holders[block_hash]
+        self._holders.update(used)
+
+    def _update(self, block_hash: bytes, node_id: str, drop: int) -> None:
+        """Takes tiers of one node from a hash that is held, and forgets a block nobody holds."""
+        holders = self._changed(self._holders[block_hash], node_id, add=0, drop=drop)
+        if holders:
+            self._holders[block_hash] = holders
+        else:
+            del self._holders[block_hash]
+
+    def _changed(self, old: _Holders, node_id: str, add: int, drop: int) -> _Holders:
         mask = next((m for node, m in old if node == node_id), 0)
         mask = (mask & ~drop) | add
         others = tuple(holder for holder in old if holder[0] != node_id)
-        holders = (*others, (node_id, mask)) if mask else others
-        if holders:
-            self._holders[block_hash] = self._share(holders)
-        else:
-            self._holders.pop(block_hash, None)
+        return self._share((*others, (node_id, mask)) if mask else others)
 
     def _share(self, holders: _Holders) -> _Holders:
         if len(self._shared) > 4096:

@@ -21,7 +21,7 @@ class KvCacheProcess:
         self.node_id = node_id or f"test-{uuid.uuid4().hex[:12]}"
         command = [sys.executable, "-m", "forebay.kvcache", "--listen", "127.0.0.1:0", "--node-id", self.node_id]
         sizes = ["--device-bytes", "65536", "--host-bytes", "65536"]
-        self.process = subprocess.Popen(
+        self.process = subprocess.Popen(  # noqa: S603  # our own module
             [*command, "--model", str(model), "--nats-url", nats_url, *sizes, *arguments],
             stderr=subprocess.PIPE,
             text=True,

@@ -6,6 +6,7 @@ costs a bad choice, nothing else. Does not know what a moment means: policies co
 """
 
 from array import array
+from struct import Struct
 from typing import Final, NamedTuple
 
 LEAST_NOTES: Final = 65_536
@@ -18,6 +19,8 @@ _USES_BITS: Final = 8
 _MOMENT_BITS: Final = 40  # wraps after 10^12 moments: 3 years at 10,000 a second
 _MOMENT_MASK: Final = (1 << _MOMENT_BITS) - 1
 _FINGERPRINT_SHIFT: Final = _USES_BITS + _MOMENT_BITS
+_FINGERPRINT_MASK: Final = (1 << 16) - 1
+_halves = Struct(">QQ").unpack  # of a hash
 
 
 class Remembered(NamedTuple):
@@ -36,20 +39,15 @@ class EvictionMemory:
 
     def remember(self, block_hash: bytes, use_count: int, moment: int) -> None:
         """Notes 1..MOST_USES uses and a moment of this hash."""
-        place, fingerprint = self._place(block_hash)
-        uses = min(use_count, MOST_USES)
-        note = (moment & _MOMENT_MASK) << _USES_BITS | uses
-        self._notes[place] = fingerprint << _FINGERPRINT_SHIFT | note
+        high, low = _halves(block_hash)
+        uses = min(MOST_USES, use_count)
+        note = (high & _FINGERPRINT_MASK) << _MOMENT_BITS | moment & _MOMENT_MASK
+        self._notes[low % self._size] = note << _USES_BITS | uses
 
     def recall(self, block_hash: bytes) -> Remembered | None:
         """What was noted of this hash, unless another has taken its place since."""
-        place, fingerprint = self._place(block_hash)
-        note = self._notes[place]
-        uses = note & MOST_USES
-        if uses == 0 or note >> _FINGERPRINT_SHIFT != fingerprint:
+        high, low = _halves(block_hash)
+        note = self._notes[low % self._size]
+        if note == 0 or note >> _FINGERPRINT_SHIFT != high & _FINGERPRINT_MASK:
             return None
-        return Remembered(uses, note >> _USES_BITS & _MOMENT_MASK)
-
-    def _place(self, block_hash: bytes) -> tuple[int, int]:
-        number = int.from_bytes(block_hash[-10:], "big")
-        return (number >> 16) % self._size, number & 0xFFFF
+        return Remembered(note & MOST_USES, note >> _USES_BITS & _MOMENT_MASK)

@@ -3,6 +3,9 @@
 A newcomer that is used twice again while it passes the small queue goes on to the main one, others are dropped and
 remembered as ghosts for a while: who comes back as a ghost enters the main queue at once. The main queue gives another
 round to what was used since the last. A block in use keeps its place, and is passed over as one that was used.
+
+Blocks that come together leave in the order of their prefix, last first. Not so those that come later: a beginning that
+was used too seldom may leave before an end that another request added, as is the nature of queues by arrival.
 """
 
 from collections.abc import Sequence
