@@ -12,11 +12,13 @@ from scripts.benchmarks import (  # noqa: E402
     convert,
     disk,
     engine,
+    kv,
     kv_core,
     kv_hit_rates,
     mesh,
     sharing,
     startup,
+    tiers,
     torch_compile,
     transfer,
 )
@@ -33,6 +35,8 @@ BENCHMARKS = {
     "disk": disk,
     "torch_compile": torch_compile,
     "transfer": transfer,
+    "kv": kv,
+    "tiers": tiers,
     "kv_core": kv_core,
     "hit_rates": kv_hit_rates,
 }

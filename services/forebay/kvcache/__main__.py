@@ -53,6 +53,7 @@ SPAN_NAMES: Final = {
     f"/{SERVICE}/PrefetchBlocks": None,
     f"/{SERVICE}/PinBlocks": None,
     f"/{SERVICE}/FlushBlocks": None,
+    f"/{SERVICE}/VerifyBlocks": None,
 }
 TICK_S: Final = 0.2
 STOP_GRACE_S: Final = 1.0

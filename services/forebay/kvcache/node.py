@@ -137,6 +137,29 @@ class KvNode:
         """As Pins.pin, for so long from now."""
         return self._pins.pin(block_hashes, self._clock() + ttl_s)
 
+    async def verify(self) -> tuple[int, int]:
+        """Reads every block of the DISK tier and drops the damaged. Returns how many were read, and damaged.
+
+        Errors: DiskFailedError, DrainingError.
+        """
+        disk, traffic, read_count, corrupt_count = self._carrier.disk, self._store.traffic, 0, 0
+        for block_hash in self._store.hashes_on_disk() if disk is not None else ():
+            held = traffic.hold_slot(block_hash)
+            if disk is None or held is None:  # it was dropped meanwhile
+                continue
+            log, is_whole = EffectLog(), True
+            try:
+                is_whole = await disk.is_whole(held.block, block_hash)
+                read_count += 1
+            finally:
+                if is_whole:
+                    traffic.let_go([held], log)
+                else:
+                    traffic.discard(held, log)
+                    corrupt_count += 1
+                self._carry_out(log.effects())
+        return read_count, corrupt_count
+
     @property
     def pinned_count(self) -> int:
         """Blocks that are pinned."""

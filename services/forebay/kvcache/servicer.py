@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # grpc's context is generic for the type checker only
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,7 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
 
     def __init__(self, node: KvNode, identity: NodeIdentity, disk: Callable[[], DiskStats] | None = None) -> None:
         self._disk = disk
+        self._verifying = asyncio.Lock()
         self._node = node
         self._identity = identity
 
@@ -195,6 +197,13 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
         self, request: kvcache_pb2.FlushBlocksRequest, context: ServicerContext[Any, Any]
     ) -> kvcache_pb2.FlushBlocksResponse:
         return kvcache_pb2.FlushBlocksResponse(removed_blocks=self._node.flush())
+
+    async def VerifyBlocks(
+        self, request: kvcache_pb2.VerifyBlocksRequest, context: ServicerContext[Any, Any]
+    ) -> kvcache_pb2.VerifyBlocksResponse:
+        async with self._verifying:  # one at a time: they share a buffer
+            verified_count, corrupt_count = await self._node.verify()
+        return kvcache_pb2.VerifyBlocksResponse(verified_blocks=verified_count, corrupt_blocks=corrupt_count)
 
     def _check_match(self, request: kvcache_pb2.AttachWorkerRequest) -> None:
         ours = self._identity
