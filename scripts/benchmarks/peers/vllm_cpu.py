@@ -6,7 +6,9 @@ token ids and nothing is turned into text. Configuration:
   threads      --threads, bound to a core each (VLLM_CPU_OMP_THREADS_BIND)
   KV cache     1 GiB (VLLM_CPU_KVCACHE_SPACE), prefix caching off: no prompt is answered from another's KV
   batches      max_num_seqs 16, max_num_batched_tokens 2,048: a prompt of 1,024 is one step
-  compilation  see --eager
+  compilation  the model is compiled, unless --eager is given
+It was found fastest so: compiled, it decoded one sequence 1.4 times as fast as eager with one thread, and 16 sequences
+1.2 times as fast with two.
 """
 
 import argparse
