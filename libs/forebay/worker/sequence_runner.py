@@ -33,7 +33,7 @@ from forebay.errors import (
 from forebay.kv.hashing import HashChain, reusable_block_count
 from forebay.worker.attachment import Attachment
 from forebay.worker.block_supply import BlockSupply, Patience, Wish
-from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, UseEngine
+from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, UseEngine, internal
 from forebay.worker.kv_rights import BlockGrant, KvRights, lost
 from forebay.worker.pauses import Pauses
 from forebay.worker.places import Places
@@ -56,6 +56,7 @@ class SequenceRunner:
     ) -> None:
         self.limits = limits
         self.is_draining = False
+        self.is_broken = False  # the engine's thread has ended: nothing can run any more
         self._patience = patience
         self._make_engine = make_engine
         self._clock = clock
@@ -70,12 +71,20 @@ class SequenceRunner:
         self._on_change: Callable[[], None] = lambda: None
         self._on_due: list[Callable[[], None]] = []
 
-    def connect(self, rights: KvRights, thread: EngineThread) -> None:
-        """Joins both halves. To be called once, on the loop, before the first sequence."""
+    def connect(self, rights: KvRights, thread: EngineThread, on_broken: Callable[[], None] = lambda: None) -> None:
+        """Joins both halves. To be called once, on the loop, before the first sequence.
+
+        on_broken: called when the engine's thread has ended by itself and all sequences have failed.
+        """
         self._rights = rights
         self._supply = BlockSupply(rights, self._patience, self.limits.block_tokens, self._relieve)
         self._thread = thread
-        thread.start(self._on_report, self._tell_due)
+
+        def break_down() -> None:
+            self._fail_all()
+            on_broken()
+
+        thread.start(self._on_report, self._tell_due, break_down)
 
     @property
     def sequences(self) -> list[RunningSequence]:
@@ -114,7 +123,7 @@ class SequenceRunner:
         """Gets a place and blocks for a sequence and computes it while the block runs; at its exit all is given up.
 
         Leaving early cancels the sequence. Raises DrainingError, DuplicateRequestError, QueueFullError and
-        KvExhaustedError; WorkerLostError.
+        KvExhaustedError; WorkerLostError; ForebayError itself when the worker is broken.
         """
         if self.is_draining:
             raise DrainingError("the worker is draining", retry_after_s=RETRY_AFTER_S)
@@ -227,6 +236,8 @@ class SequenceRunner:
         )
 
     def _enter_engine(self, running: RunningSequence, sequence: Sequence) -> None:
+        if self.is_broken:
+            raise internal()
         if not self._rights.owns(running.sequence_id):
             raise lost()  # lost while it waited for a place
         reason = finish_reason(sequence, self.limits.context_tokens)
@@ -256,6 +267,14 @@ class SequenceRunner:
             if running is not None:
                 self._leave_engine(running)
         self._standstill.note(report.stuck, self._clock())
+
+    def _fail_all(self) -> None:
+        """The engine's thread is no more: nothing writes to any block, and no command is answered."""
+        self.is_broken = True
+        for running in self.sequences:
+            running.fail(internal())
+            if running.is_in_engine:
+                self._leave_engine(running)
 
     def _tell_due(self) -> None:
         self._on_change()
