@@ -4,6 +4,7 @@ Pure. Implementations carry bytes; what they carry is decided by `pull_source` a
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -113,8 +114,15 @@ class SealedBlocks(Protocol):
         """Of all blocks."""
         ...
 
+    def fetched(self, block_hashes: Sequence[bytes]) -> AbstractAsyncContextManager[None]:
+        """Inside the block what is held of this prefix lies in memory, as far as it could be brought there.
+
+        Errors: DrainingError: no more blocks are given to other nodes.
+        """
+        ...
+
     def hold(self, block_hash: bytes) -> HeldBlock | None:
-        """Takes a reference to a block; None: it is not sealed here."""
+        """Takes a reference to a block; None: it does not lie sealed in memory here."""
         ...
 
     def release(self, block_hash: bytes) -> None:

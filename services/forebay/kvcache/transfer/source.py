@@ -38,19 +38,21 @@ class BlockSource:
         """The messages of PullBlocksResponse, serialised. Closing it releases the blocks."""
         _check_deadline(context.time_remaining())
         opening = await self._opening(requests)
-        pull = RunningPull(self._blocks, opening)
+        async with self._blocks.fetched(opening.block_hashes):
+            pull = RunningPull(self._blocks, opening)
         pull.start(requests)
+        send = self._over_data_connection if opening.wants_data_connection else self._over_stream
         try:
-            if opening.wants_data_connection:
-                async with aclosing(self._over_data_connection(pull)) as messages:
-                    async for message in messages:
-                        yield message
-                return
-            while (frame := await pull.next_frame()) is not None:
-                # The one copy of the payload on our side: gRPC wants bytes.
-                yield b"".join((frame_header(frame), pull.memory_of(frame)))
+            async with aclosing(send(pull)) as messages:
+                async for message in messages:
+                    yield message
         finally:
             await pull.close()
+
+    async def _over_stream(self, pull: RunningPull) -> AsyncGenerator[bytes, None]:
+        while (frame := await pull.next_frame()) is not None:
+            # The one copy of the payload on our side: gRPC wants bytes.
+            yield b"".join((frame_header(frame), pull.memory_of(frame)))
 
     async def _over_data_connection(self, pull: RunningPull) -> AsyncGenerator[bytes, None]:
         assert self._listener is not None
