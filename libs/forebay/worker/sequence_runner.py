@@ -33,6 +33,7 @@ from forebay.errors import (
 from forebay.kv.hashing import HashChain, reusable_block_count
 from forebay.worker.attachment import Attachment
 from forebay.worker.block_supply import BlockSupply, Patience, Wish
+from forebay.worker.bringing import Bringing, Transfer
 from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, UseEngine
 from forebay.worker.kv_rights import BlockGrant, KvRights, lost
 from forebay.worker.pauses import Pauses
@@ -186,15 +187,18 @@ class SequenceRunner:
         )
         running.chain.extend(spec.known_token_ids)
         wanted_blocks = self.limits.first_table_blocks(sequence)
-        # Before waiting for a place: an offer that nobody takes runs out.
+        # Before waiting for a place: an offer that nobody takes runs out, and what is brought takes time.
         grant = await self._take_over(running, wanted_blocks)
-        running.place = await self._places.enter(spec.priority)
-        self._on_change()
-        if spec.offer is not None and grant is not None:
-            sequence.computed_tokens = spec.offer.token_count
-        else:
-            grant = await self._supply.begin(self._wish(running, running.place, sequence))
-            sequence.computed_tokens = grant.cached_block_count * self.limits.block_tokens
+        with self._bringing(running, sequence) as bringing:
+            running.place = await self._places.enter(spec.priority)
+            self._on_change()
+            if spec.offer is not None and grant is not None:
+                sequence.computed_tokens = spec.offer.token_count
+            else:
+                if bringing is not None:
+                    running.cost.note_transfer(await bringing.ended())
+                grant = await self._supply.begin(self._wish(running, running.place, sequence))
+                sequence.computed_tokens = grant.cached_block_count * self.limits.block_tokens
         running.written_tokens = sequence.computed_tokens
         running.sealed_blocks = grant.cached_block_count
         running.table_blocks = len(grant.block_ids)
@@ -212,16 +216,30 @@ class SequenceRunner:
         except UnknownSequenceError:
             _log.info("an offer ran out before it was taken; what is sealed of it is found in the cache")
             return None
-        running.cost.transfer_s = self._clock() - began_s
-        running.cost.transfer_bytes = grant.copied_bytes
+        running.cost.note_transfer(Transfer(grant.copied_bytes, self._clock() - began_s))
         return grant
 
+    @contextmanager
+    def _bringing(self, running: RunningSequence, sequence: Sequence) -> Iterator[Bringing | None]:
+        """While the block runs, blocks of another node are brought, if there are any, and kept."""
+        source, hashes = running.spec.source, self._reusable_hashes(running, sequence)
+        if source is None or not source.block_hashes or not hashes:
+            yield None
+            return
+        bringing = self._rights.bring(source, hashes)
+        try:
+            yield bringing
+        finally:
+            bringing.close()
+
+    def _reusable_hashes(self, running: RunningSequence, sequence: Sequence) -> list[bytes]:
+        return running.chain.hashes[: reusable_block_count(sequence.token_count, self.limits.block_tokens)]
+
     def _wish(self, running: RunningSequence, place: Rank, sequence: Sequence) -> Wish:
-        reusable_blocks = reusable_block_count(sequence.token_count, self.limits.block_tokens)
         return Wish(
             sequence_id=running.sequence_id,
             rank=place,
-            prefix_hashes=running.chain.hashes[:reusable_blocks],
+            prefix_hashes=self._reusable_hashes(running, sequence),
             wanted_blocks=self.limits.first_table_blocks(sequence),
             needed_blocks=self.limits.table_blocks(sequence, 0),
         )
