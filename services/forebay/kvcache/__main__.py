@@ -209,8 +209,8 @@ def build_bringer(stack: AsyncExitStack, identity: NodeIdentity, node: KvNode, c
 def add_kvcache_service(both: tuple[BlockSource, KvCacheServicer], server: grpc.aio.Server) -> None:
     """PullBlocks by the source, all else by the servicer."""
     source, servicer = both
-    add_block_source(source, server)
     kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server(servicer, server)
+    add_block_source(source, server)
 
 
 def member_of(settings: KvCacheSettings, identity: NodeIdentity, model: ModelFile, address: str) -> Member:

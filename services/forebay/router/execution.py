@@ -42,13 +42,15 @@ class Prompt:
 class Workers:
     """Who computes; without `prefill` the decode worker does it all.
 
-    `taker`: by node, who takes a prefilled sequence over now: `decode`, or another of the node's when that one leaves.
+    `taker`: who decodes a prefilled sequence now: `decode`, or another of its node's when that one leaves.
+    `kvcache_address`: by node, where blocks can be pulled from.
     """
 
     tokenizers: Tokenizers
     decode: DecodeLink
     prefill: PrefillLink | None
-    taker: Callable[[str], DecodeLink | None]
+    taker: Callable[[], DecodeLink | None]
+    kvcache_address: Callable[[str], str | None]
 
 
 class Execution:
@@ -136,8 +138,10 @@ class Execution:
         assert self.first_token is not None
         start = self._start_sequence()
         start.manifest.CopyFrom(manifest)
+        # The prefill worker knows its service as it is reached on their own node.
+        start.manifest.kvcache_address = self._workers.kvcache_address(manifest.node_id) or manifest.kvcache_address
         start.emitted_token_ids.append(self.first_token.token_id)
-        self._decode = self._taker(manifest)
+        self._decode = self._taker()
         self._decode.start(start, self)
 
     def on_output(self, output: decode_pb2.SequenceOutput) -> None:
@@ -226,16 +230,19 @@ class Execution:
         )
 
     def _release_handed_over(self, manifest: common_pb2.Manifest) -> None:
-        """The sequence waits for an owner that will not come: a decode worker takes it over and lets it go."""
+        """The sequence waits for an owner that will not come: a decode worker of its node takes it and lets it go.
+
+        On another node nobody can: there the offer runs out by itself, within a second.
+        """
         start = self._start_sequence()
         start.manifest.CopyFrom(manifest)
         if self.first_token is not None:
             start.emitted_token_ids.append(self.first_token.token_id)
-        self._taker(manifest).start_abandoned(start)
+        self._taker().start_abandoned(start)
 
-    def _taker(self, manifest: common_pb2.Manifest) -> DecodeLink:
-        # The offer belongs to the node. When nobody there can take it, the link of the plan says why.
-        return self._workers.taker(manifest.node_id) or self._workers.decode
+    def _taker(self) -> DecodeLink:
+        # The blocks go to the planned node. When nobody there can go on, the link of the plan says why.
+        return self._workers.taker() or self._workers.decode
 
 
 def _error_of(output: decode_pb2.SequenceOutput) -> ForebayError | None:

@@ -114,7 +114,8 @@ class Generations:
             tokenizers=self._links.tokenizers,
             decode=self._links.decode(chosen.decode_worker_id),
             prefill=None if prefill_worker_id is None else self._links.prefill(prefill_worker_id),
-            taker=partial(self._links.taker, chosen.decode_worker_id),
+            taker=partial(self._links.taker, chosen.decode_worker_id, self._links.node_of(chosen.decode_worker_id)),
+            kvcache_address=self._links.kvcache_address,
         )
 
 

@@ -115,8 +115,8 @@ async def _start(
         puller = BlockPuller((GrpcBlockTransport(channels),), time.monotonic)
         home = Home(node_id, model_digest, layout)
         servicer = GatedServicer(node, identity, Bringer(home, node, carrier, puller, time.monotonic))
-        server.add(add_block_source, BlockSource(NodeSealedBlocks(node, carrier, layout, 0.5), None), SERVICE)
         server.add(kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server, servicer, SERVICE)
+        server.add(add_block_source, BlockSource(NodeSealedBlocks(node, carrier, layout, 0.5), None), SERVICE)
         address = await server.start()
         ticker = asyncio.create_task(_tick(node))
         try:

@@ -76,12 +76,15 @@ class BlockSource:
 def add_block_source(source: BlockSource, server: grpc.aio.Server) -> None:
     """Has `source` serve PullBlocks, its responses not serialised again.
 
-    To be called before the generated function that adds the whole service: the first handler of a method serves it.
+    To be called after the generated function that adds the whole service: the last registered handler of a method
+    serves it.
     """
     handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
         source.pull, request_deserializer=pull_pb2.PullBlocksRequest.FromString, response_serializer=None
     )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"PullBlocks": handler}),))
+    handlers = {"PullBlocks": handler}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    server.add_registered_method_handlers(SERVICE, handlers)
 
 
 def _check_deadline(time_remaining_s: float | None) -> None:
