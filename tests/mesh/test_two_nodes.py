@@ -11,6 +11,7 @@ from forebay.client import Client, Completion, ExecutionMode
 from forebay.errors import ForebayError
 from forebay.rpc.channel import open_channel
 from forebay.telemetry import spans
+from forebay.telemetry.span_store import StoredSpan
 from forebay.testing.prompts import SHORT_PROMPTS
 from forebay.testing.traces import stored_trace
 from forebay.testing.two_nodes import TwoNodes, two_nodes
@@ -66,6 +67,10 @@ async def nothing_is_held(fleet: TwoNodes, *names: str) -> None:
     await eventually(is_free)
 
 
+def named(trace: list[StoredSpan], name: str) -> list[StoredSpan]:
+    return [one for one in trace if one.name == name]
+
+
 def split(client: Client, prompt: list[int], salt: str) -> Completion:
     done = client.generate(
         prompt, mode="split", cache_salt=salt, max_tokens=OUTPUT_TOKENS, temperature=0, logprobs=5, ignore_eos=True
@@ -82,19 +87,22 @@ async def test_what_was_prefilled_on_another_node_goes_on_here(fleet: TwoNodes, 
     answer = await asyncio.to_thread(split, client, prompt, f"split-{number}")
     full_blocks = len(prompt) // 32
     assert answer.usage.cached_tokens == 0, "the prefill worker computed the whole prompt"
-    trace = await stored_trace(fleet, answer.trace_id, {spans.KV_TRANSFER, spans.DECODE, spans.PREFILL})
-    (transfer,) = [one for one in trace if one.name == spans.KV_TRANSFER]
-    (decode,) = [one for one in trace if one.name == spans.DECODE]
-    assert transfer.parent_span_id == decode.span_id
-    assert transfer.attributes[spans.TRANSFER_BYTES] == full_blocks * BLOCK_BYTES
-    assert transfer.attributes[spans.TRANSFER_RATE] > 0
-    assert transfer.attributes[spans.KV_FROM_LAYOUT] == "float32 x 32 tokens, layer_kv_head_token"
+    trace = await stored_trace(fleet, answer.trace_id, {spans.GENERATE, spans.DECODE, spans.PREFILL})
+    (root,), (prefill,), (decode,) = (named(trace, name) for name in (spans.GENERATE, spans.PREFILL, spans.DECODE))
+    early, late = sorted(named(trace, spans.KV_TRANSFER), key=lambda one: one.start_ns)
+    assert (early.parent_span_id, late.parent_span_id) == (root.span_id, decode.span_id)
+    assert prefill.start_ns < early.start_ns < prefill.end_ns, "it begins while the prompt is being computed"
+    came_early, came_late = (one.attributes[spans.TRANSFER_BYTES] for one in (early, late))
+    assert came_early + came_late == full_blocks * BLOCK_BYTES
+    assert came_early > 0
+    assert early.attributes[spans.TRANSFER_RATE] > 0
+    assert early.attributes[spans.KV_FROM_LAYOUT] == "float32 x 32 tokens, layer_kv_head_token"
     here = "float32 x 32 tokens" if is_exact(fleet) else "int8 x 16 tokens"
-    assert transfer.attributes[spans.KV_TO_LAYOUT] == f"{here}, layer_kv_head_token"
-    assert (transfer.attributes[spans.KV_FROM_TIER], transfer.attributes[spans.KV_TO_TIER]) == ("remote", "device")
+    assert early.attributes[spans.KV_TO_LAYOUT] == f"{here}, layer_kv_head_token"
+    assert (early.attributes[spans.KV_FROM_TIER], early.attributes[spans.KV_TO_TIER]) == ("remote", "device")
     assert decode.attributes[spans.CACHED_TOKENS] == full_blocks * 32
     assert decode.attributes[spans.COMPUTED_TOKENS] == len(prompt) % 32
-    assert decode.attributes[spans.TRANSFER_BYTES] == full_blocks * BLOCK_BYTES
+    assert decode.attributes[spans.TRANSFER_BYTES] == came_late
     await nothing_is_held(fleet, "kvcache-a", "kvcache-b")
 
 

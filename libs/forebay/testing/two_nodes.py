@@ -27,6 +27,9 @@ _START_TIMEOUT_S: Final = 120.0
 _STOP_GRACE_S: Final = 10.0
 _SMALL: Final = (*("--device-bytes", str(96 * 2**20)), *("--host-bytes", "0"))
 
+_SHORT_CHUNKS: Final = ("--chunk-tokens", "32")
+"""So that blocks of a short prompt are sealed one after the other."""
+
 
 @dataclass(frozen=True, slots=True)
 class TwoNodes:
@@ -96,11 +99,12 @@ def _services(
     yield service("router", "router", ports.ROUTER, nodes[0][0])
     for index, (node_id, chip_class) in enumerate(nodes):
         role, offset, letter = (("prefill", ports.PREFILL, "a"), ("decode", ports.DECODE, "b"))[index]
+        chunks = _SHORT_CHUNKS if role == "prefill" else ()
         both = ("--model", model, "--chip-class", chip_class)
         further = arguments_b if letter == "b" else ()
         at = ports.KVCACHE + index
         yield service("kvcache", f"kvcache-{letter}", at, node_id, *both, *_SMALL, *further)
-        yield service(role, role, offset, node_id, *both, "--kvcache", _address(base + at))
+        yield service(role, role, offset, node_id, *both, *chunks, "--kvcache", _address(base + at))
 
 
 def _address(port: int) -> str:

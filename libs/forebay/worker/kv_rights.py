@@ -112,6 +112,7 @@ class KvRights:
             hand_over=True,
         )
         request = kvcache_pb2.SealBlocksRequest(attachment_id=self._attachment().attachment_id, entries=[entry])
+        self._outbox.forget_seals(sequence_id)  # named here again, and refused once this is done
         del self._link.owned_epochs[sequence_id]  # not renewed any more: the service would call it lost
         task = asyncio.create_task(self._hand_over(request))
         self._hand_overs[sequence_id] = (epoch, task)

@@ -33,7 +33,7 @@ class SequenceSpec:
 
     hash_root: parent hash of the first block. offer: where the KV lies already on this node; source: where on another,
     from which its blocks are brought. With neither, and where blocks do not come: compute what the cache lacks.
-    is_handed_over: all blocks are sealed by `hand_over` at the end, instead of one by one as they fill.
+    seals_as_filled: whether blocks are sealed one by one, instead of all at the end by `hand_over`.
     """
 
     sequence_id: str
@@ -44,7 +44,7 @@ class SequenceSpec:
     priority: int = 0
     offer: Offer | None = None
     source: common_pb2.Manifest | None = None
-    is_handed_over: bool = False
+    seals_as_filled: bool = True
 
     @property
     def known_token_ids(self) -> list[int]:
@@ -125,7 +125,7 @@ class RunningSequence:
     written_tokens: int = 0  # positions whose KV is found or computed
     last_step: StepTime | None = None  # that computed some of it
     table_blocks: int = 0
-    sealed_blocks: int = 0
+    found_blocks: int = 0  # sealed from the first
     place: Rank | None = None
     is_in_engine: bool = False
     is_cancel_sent: bool = False

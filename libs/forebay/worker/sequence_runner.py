@@ -136,9 +136,8 @@ class SequenceRunner:
         """
         token_count = len(running.spec.prompt_token_ids)
         hashes = running.chain.hashes[: token_count // self.limits.block_tokens]
-        epoch = await self._rights.hand_over(
-            running.sequence_id, running.sealed_blocks, hashes[running.sealed_blocks :]
-        )
+        # Those that were sealed as they filled are named again: nobody has waited for their answers.
+        epoch = await self._rights.hand_over(running.sequence_id, running.found_blocks, hashes[running.found_blocks :])
         return epoch, hashes
 
     def give_away(self, running: RunningSequence) -> None:
@@ -200,7 +199,7 @@ class SequenceRunner:
                 grant = await self._supply.begin(self._wish(running, running.place, sequence))
                 sequence.computed_tokens = grant.cached_block_count * self.limits.block_tokens
         running.written_tokens = sequence.computed_tokens
-        running.sealed_blocks = grant.cached_block_count
+        running.found_blocks = grant.cached_block_count
         running.table_blocks = len(grant.block_ids)
         running.cost.cached_prompt_tokens = min(sequence.computed_tokens, len(spec.prompt_token_ids))
         sequence.block_table.extend(grant.block_ids)
@@ -284,10 +283,10 @@ class SequenceRunner:
         match outcome:
             case NewToken():
                 running.take(outcome.token_id, outcome.logprobs)
-            case BlocksFilled() if not running.spec.is_handed_over:
-                hashes = running.chain.hashes[outcome.first_index : outcome.first_index + outcome.block_count]
-                running.sealed_blocks = outcome.first_index + outcome.block_count
-                is_prompt = running.sealed_blocks * self.limits.block_tokens <= len(running.spec.prompt_token_ids)
+            case BlocksFilled() if running.spec.seals_as_filled:
+                end = outcome.first_index + outcome.block_count
+                hashes = running.chain.hashes[outcome.first_index : end]
+                is_prompt = end * self.limits.block_tokens <= len(running.spec.prompt_token_ids)
                 self._rights.seal(running.sequence_id, outcome.first_index, hashes, at_once=is_prompt)
             case NeedsBlocks() if running.place is not None and not running.is_closed:
                 extending = self._extend(running, running.place, outcome.block_count)

@@ -13,6 +13,7 @@ from typing import Final
 
 from forebay.errors import RETRY_AFTER_S, ForebayError, WorkerLostError
 from forebay.router.decode_link import DecodeLink
+from forebay.router.early_bring import EarlyBring
 from forebay.router.output import Output
 from forebay.router.prefill_call import PrefillCall
 from forebay.router.prefill_link import PrefillLink
@@ -43,7 +44,8 @@ class Workers:
     """Who computes; without `prefill` the decode worker does it all.
 
     `taker`: who decodes a prefilled sequence now: `decode`, or another of its node's when that one leaves.
-    `kvcache_address`: by node, where blocks can be pulled from.
+    `kvcache_address`: by node, where blocks can be pulled from. `early_bring`: brings the prompt's blocks to the decode
+    worker's node while they are computed on another; None: on the same, or it cannot.
     """
 
     tokenizers: Tokenizers
@@ -51,6 +53,7 @@ class Workers:
     prefill: PrefillLink | None
     taker: Callable[[], DecodeLink | None]
     kvcache_address: Callable[[str], str | None]
+    early_bring: EarlyBring | None = None
 
 
 class Execution:
@@ -88,6 +91,7 @@ class Execution:
             tenant=self._prompt.request.tenant,
             cache_salt=self._prompt.request.cache_salt,
             qos_tier=self._prompt.request.qos_tier,
+            seals_as_filled=self._workers.early_bring is not None,
         )
         self._prefill = self._workers.prefill.call(request, self)
 
@@ -122,7 +126,13 @@ class Execution:
         if self._prefill is not None:
             self._prefill.abandon(self._release_handed_over)
         self._decode.abandon(self._sequence_id)
+        self._end_early_bring()
         self._workers.tokenizers.forget(self._stream)
+
+    def on_begun(self) -> None:
+        """The prefill worker computes and seals."""
+        if self._workers.early_bring is not None:
+            self._workers.early_bring.start(self._sequence_id)
 
     def on_first_token(self, first: prefill_pb2.FirstToken) -> None:
         """The prefill worker sampled."""
@@ -146,6 +156,7 @@ class Execution:
 
     def on_output(self, output: decode_pb2.SequenceOutput) -> None:
         """The decode worker has news."""
+        self._end_early_bring()  # its sequence holds the blocks now
         is_last = bool(output.finish_reason) or output.HasField("error")
         if is_last:
             self._is_decode_over = True
@@ -179,6 +190,10 @@ class Execution:
     def on_text_failed(self, error: ForebayError) -> None:
         """No tokenizer can go on."""
         self._fail(error)
+
+    def _end_early_bring(self) -> None:
+        if self._workers.early_bring is not None:
+            self._workers.early_bring.close()
 
     async def _next_news(self) -> None:
         await self._wake.wait()
