@@ -53,7 +53,7 @@ class PullOutcome:
 
 
 class BlockTarget(Protocol):
-    """The receiver's memory."""
+    """The receiver's memory. What it raises, a ForebayError, ends the pull."""
 
     def memory(self, block_index: int) -> memoryview:
         """Where the block's bytes go; writable, of a block's size. Not asked for a block that has arrived."""

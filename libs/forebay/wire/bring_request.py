@@ -53,7 +53,7 @@ def checked_wish(request: pull_pb2.BringBlocksRequest) -> BringWish:
         source_hashes=checked_hashes(source.block_hashes, "source.block_hashes"),
         layout=layout_from_proto(source.layout),
         model_digest=source.model_digest,
-        sequence_id=source.sequence_id if source.sequence_id and request.seal_wait_s else None,
+        sequence_id=source.sequence_id or None,
         block_hashes=checked_hashes(request.block_hashes, "block_hashes"),
         timeout_s=request.timeout_s,
         seal_wait_s=request.seal_wait_s,
