@@ -33,6 +33,7 @@ from forebay.errors import (
 from forebay.kv.hashing import HashChain, reusable_block_count
 from forebay.worker.attachment import Attachment
 from forebay.worker.block_supply import BlockSupply, Patience, Wish
+from forebay.worker.bringing import Bringing, Transfer
 from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, UseEngine, internal
 from forebay.worker.kv_rights import BlockGrant, KvRights, lost
 from forebay.worker.pauses import Pauses
@@ -144,9 +145,8 @@ class SequenceRunner:
         """
         token_count = len(running.spec.prompt_token_ids)
         hashes = running.chain.hashes[: token_count // self.limits.block_tokens]
-        epoch = await self._rights.hand_over(
-            running.sequence_id, running.sealed_blocks, hashes[running.sealed_blocks :]
-        )
+        # Those that were sealed as they filled are named again: nobody has waited for their answers.
+        epoch = await self._rights.hand_over(running.sequence_id, running.found_blocks, hashes[running.found_blocks :])
         return epoch, hashes
 
     def give_away(self, running: RunningSequence) -> None:
@@ -195,17 +195,20 @@ class SequenceRunner:
         )
         running.chain.extend(spec.known_token_ids)
         wanted_blocks = self.limits.first_table_blocks(sequence)
-        # Before waiting for a place: an offer that nobody takes runs out.
+        # Before waiting for a place: an offer that nobody takes runs out, and what is brought takes time.
         grant = await self._take_over(running, wanted_blocks)
-        running.place = await self._places.enter(spec.priority)
-        self._on_change()
-        if spec.offer is not None and grant is not None:
-            sequence.computed_tokens = spec.offer.token_count
-        else:
-            grant = await self._supply.begin(self._wish(running, running.place, sequence))
-            sequence.computed_tokens = grant.cached_block_count * self.limits.block_tokens
+        with self._bringing(running, sequence) as bringing:
+            running.place = await self._places.enter(spec.priority)
+            self._on_change()
+            if spec.offer is not None and grant is not None:
+                sequence.computed_tokens = spec.offer.token_count
+            else:
+                if bringing is not None:
+                    running.cost.note_transfer(await bringing.ended())
+                grant = await self._supply.begin(self._wish(running, running.place, sequence))
+                sequence.computed_tokens = grant.cached_block_count * self.limits.block_tokens
         running.written_tokens = sequence.computed_tokens
-        running.sealed_blocks = grant.cached_block_count
+        running.found_blocks = grant.cached_block_count
         running.table_blocks = len(grant.block_ids)
         running.cost.cached_prompt_tokens = min(sequence.computed_tokens, len(spec.prompt_token_ids))
         sequence.block_table.extend(grant.block_ids)
@@ -221,16 +224,30 @@ class SequenceRunner:
         except UnknownSequenceError:
             _log.info("an offer ran out before it was taken; what is sealed of it is found in the cache")
             return None
-        running.cost.transfer_s = self._clock() - began_s
-        running.cost.transfer_bytes = grant.copied_bytes
+        running.cost.note_transfer(Transfer(grant.copied_bytes, self._clock() - began_s))
         return grant
 
+    @contextmanager
+    def _bringing(self, running: RunningSequence, sequence: Sequence) -> Iterator[Bringing | None]:
+        """While the block runs, blocks of another node are brought, if there are any, and kept."""
+        source, hashes = running.spec.source, self._reusable_hashes(running, sequence)
+        if source is None or not source.block_hashes or not hashes:
+            yield None
+            return
+        bringing = self._rights.bring(source, hashes)
+        try:
+            yield bringing
+        finally:
+            bringing.close()
+
+    def _reusable_hashes(self, running: RunningSequence, sequence: Sequence) -> list[bytes]:
+        return running.chain.hashes[: reusable_block_count(sequence.token_count, self.limits.block_tokens)]
+
     def _wish(self, running: RunningSequence, place: Rank, sequence: Sequence) -> Wish:
-        reusable_blocks = reusable_block_count(sequence.token_count, self.limits.block_tokens)
         return Wish(
             sequence_id=running.sequence_id,
             rank=place,
-            prefix_hashes=running.chain.hashes[:reusable_blocks],
+            prefix_hashes=self._reusable_hashes(running, sequence),
             wanted_blocks=self.limits.first_table_blocks(sequence),
             needed_blocks=self.limits.table_blocks(sequence, 0),
         )
@@ -285,10 +302,10 @@ class SequenceRunner:
         match outcome:
             case NewToken():
                 running.take(outcome.token_id, outcome.logprobs)
-            case BlocksFilled() if not running.spec.is_handed_over:
-                hashes = running.chain.hashes[outcome.first_index : outcome.first_index + outcome.block_count]
-                running.sealed_blocks = outcome.first_index + outcome.block_count
-                is_prompt = running.sealed_blocks * self.limits.block_tokens <= len(running.spec.prompt_token_ids)
+            case BlocksFilled() if running.spec.seals_as_filled:
+                end = outcome.first_index + outcome.block_count
+                hashes = running.chain.hashes[outcome.first_index : end]
+                is_prompt = end * self.limits.block_tokens <= len(running.spec.prompt_token_ids)
                 self._rights.seal(running.sequence_id, outcome.first_index, hashes, at_once=is_prompt)
             case NeedsBlocks() if running.place is not None and not running.is_closed:
                 extending = self._extend(running, running.place, outcome.block_count)
