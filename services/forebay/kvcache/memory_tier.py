@@ -1,7 +1,7 @@
 """A tier's memory with its checkpoint, and what a killed service of the same node left of both.
 
 What was left is copied into new memory, never used in place: workers of the killed service may still have the old
-memory mapped, and must not write into blocks of this one.
+memory mapped, and must not write into blocks of this one. A service that is killed while it copies leaves nothing.
 """
 
 import logging
@@ -32,8 +32,7 @@ class MemoryTier:
         """
         path = segment_path(segment_name(node_id, tier.value))
         index_path = path.with_name(f"{path.name}-index")
-        noted = read_checkpoint(index_path, key)
-        old = _map_left_behind(path) if noted else None
+        old, noted = _take_left_behind(path, index_path, key)
         try:
             self.arena = Arena(node_id, tier, size_bytes, block_bytes)
             try:
@@ -54,18 +53,24 @@ class MemoryTier:
         self.arena.close()
 
 
-def _map_left_behind(path: Path) -> mmap.mmap | None:
-    """The memory of a service that is gone; None: there is none, or it is in use, of which `Arena` complains."""
+def _take_left_behind(path: Path, index_path: Path, key: bytes) -> tuple[mmap.mmap | None, Noted]:
+    """Memory of a service that is gone, and what it holds; None: there is none, or a service that lives has it.
+
+    Its checkpoint is removed. New memory takes the old one's name before anything is copied into it, and what is noted
+    of the old must not be believed of the new, should this process be killed in between.
+    """
     with suppress(OSError, ValueError):
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             if try_lock(file):
+                noted = read_checkpoint(index_path, key)
+                index_path.unlink(missing_ok=True)
                 old = mmap.mmap(file, 0, prot=mmap.PROT_READ)
                 unlock(file)  # for `Arena`, which looks for itself; the mapping keeps the file open
-                return old
+                return old, noted
         finally:
             os.close(file)
-    return None
+    return None, []
 
 
 def _copied(old: mmap.mmap, arena: Arena, noted: Noted) -> Noted:
