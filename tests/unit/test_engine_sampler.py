@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.engine.sampler import sample, uniform
+from forebay.engine.draw import POINT_BITS, random_point
+from forebay.engine.sampler import sample
 from forebay.engine.types import SamplingParams, Sequence
 from forebay.errors import NumericFailureError
 
@@ -195,10 +196,14 @@ def test_a_token_does_not_depend_on_its_batch(seed, sampling_seed, sampling):
 
 def test_the_random_number_depends_on_seed_and_index_alone():
     # Fixed for ever: a request that another worker takes over must go on with the same numbers.
-    assert uniform(0, 0) == uniform(0, 0)
-    assert [round(uniform(seed, index), 6) for seed, index in ((0, 0), (0, 1), (1, 0))] == [0.815039, 0.050715, 0.15214]
-    assert 0 <= min(uniform(7, index) for index in range(2000)) < 0.01
-    assert 0.99 < max(uniform(7, index) for index in range(2000)) < 1
+    assert random_point(0, 0) == random_point(0, 0)
+    assert [round(random_point(seed, index) / 2**POINT_BITS, 6) for seed, index in ((0, 0), (0, 1), (1, 0))] == [
+        0.815039,
+        0.050715,
+        0.15214,
+    ]
+    assert 0 <= min(random_point(7, index) for index in range(2000)) < 0.01 * 2**POINT_BITS
+    assert 0.99 * 2**POINT_BITS < max(random_point(7, index) for index in range(2000)) < 2**POINT_BITS
 
 
 def test_each_output_position_draws_anew():
