@@ -98,7 +98,7 @@ def follower_of(run, subject, prompt):
     return follower
 
 
-@settings(max_examples=40, deadline=None)
+@settings(deadline=None)
 @given(case=cases)
 def test_a_step_gives_the_logits_of_float32_on_torch(case):
     dice = random.Random(case.seed)
