@@ -118,6 +118,14 @@ def test_of_equals_the_lowest_is_taken(functions, size):
         assert chosen(functions, logits, sequence(**sampling)) == size // 3
 
 
+def test_a_nucleus_that_is_reached_exactly_ends_there(functions):
+    logits = np.zeros(4, np.float32)
+
+    found = {chosen(functions, logits, sequence(seed=seed, top_p=0.5)) for seed in range(40)}
+
+    assert found == {choose(logits, draw_of(sequence(seed=seed, top_p=0.5))) for seed in range(40)} == {0, 1}
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_no_number_that_is_not_finite_is_overlooked(functions, size, poison):
