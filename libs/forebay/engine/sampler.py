@@ -19,6 +19,7 @@ from forebay.errors import NumericFailureError
 Row = NDArray[np.float32]
 
 _LARGEST = np.finfo(np.float32).max
+_TOGETHER = 8192  # numbers in float64 at once: memory for a whole row would be mapped and cleared anew each time
 
 
 def sample(logits_SV: Row, sequences: Rows[Sequence]) -> list[Sampled]:
@@ -62,13 +63,22 @@ def choose(logits_V: Row, draw: Draw) -> int:
 
 def log_probabilities(logits_V: Row, token_id: int, alternative_count: int) -> TokenLogprobs:
     """log_softmax of raw logits for one token and the likeliest ones; of equals the lower id comes first."""
-    logits = logits_V.astype(np.float64)
-    normalizer = logits.max() + np.log(np.exp(logits - logits.max()).sum())
+    normalizer = _log_sum_of_exp(logits_V)
     candidates = _likeliest(logits_V, alternative_count)
     return TokenLogprobs(
-        float(logits[token_id] - normalizer),
-        tuple((int(candidate), float(logits[candidate] - normalizer)) for candidate in candidates),
+        float(logits_V[token_id]) - normalizer,
+        tuple((int(candidate), float(logits_V[candidate]) - normalizer) for candidate in candidates),
     )
+
+
+def _log_sum_of_exp(logits_V: Row) -> float:
+    largest = float(logits_V.max())
+    total = 0.0
+    for start in range(0, len(logits_V), _TOGETHER):
+        some = logits_V[start : start + _TOGETHER].astype(np.float64)
+        some -= largest
+        total += float(np.exp(some, out=some).sum())
+    return largest + math.log(total)
 
 
 def _penalized(logits: Row, penalties: Penalties) -> Row:
