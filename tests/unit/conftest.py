@@ -10,7 +10,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from forebay.telemetry.metering import use_meter_provider
 
 # For runs in which each example takes long, under sanitizers.
-settings.register_profile("few", max_examples=8)
+settings.register_profile("few", max_examples=5)
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ double forebay_read_peak(const uint8_t* bytes, int64_t size, int32_t thread_coun
 int32_t forebay_convert(const forebay_conversion* conversion);
 
 // Single kernels, for tests. x, y: rows of floats.
-// What a step does with a row of logits, [vocabulary padded to 16]. 0: `token` is chosen. 1: a logit is NaN or infinite.
+// What a step does with a row of logits, [vocabulary padded to 16]. 0: `token` is chosen. 1: a logit is not finite.
 // 2: no memory.
 int32_t forebay_choose(float* logits, int32_t vocabulary, const forebay_draw* draw, int32_t* token);
 void forebay_linear_rows(const forebay_linear* linear, const float* x, int32_t row_count, int64_t x_stride, float* y,

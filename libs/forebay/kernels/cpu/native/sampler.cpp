@@ -206,13 +206,13 @@ std::int32_t Sampler::nucleus_token(const Draw& draw, std::uint64_t total) {
   return likely_at(part_of(draw.point, likely_at(needed - 1).sum)).token;
 }
 
-// A guess, from a sample of the blocks: tokens of fewer octaves weigh about half of `spare`.
+// A guess, from a sample of the blocks: tokens of fewer octaves weigh about three quarters of `spare`.
 double Sampler::likely_floor(std::uint64_t spare) {
   gather(kNothing, kSampledOf);
   fill_buckets();
   std::uint64_t weight = 0;
   int bucket = kBuckets;
-  while (bucket > 0 && weight <= spare / (2 * kSampledOf)) weight += bucket_weight_.data()[--bucket];
+  while (bucket > 0 && weight <= spare / 4 * 3 / kSampledOf) weight += bucket_weight_.data()[--bucket];
   return (bucket + 1) / kBucketsPerOctave;
 }
 
