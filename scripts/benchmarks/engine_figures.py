@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from forebay.kernels.peaks import Arithmetic, Peaks
 from scripts.benchmarks.engine_native import LINEARS, NativeContestant
-from scripts.benchmarks.engine_rounds import DECODE, OURS, PREFILL, TORCH, EngineRounds
+from scripts.benchmarks.engine_rounds import DECODE, DRAWN, DRAWN_WORKLOAD, OURS, PREFILL, TORCH, EngineRounds
 from scripts.benchmarks.generation import Generation, Workload
 from scripts.benchmarks.report import Figure, median
 
@@ -44,10 +44,22 @@ def decode_figures(rounds: EngineRounds, peaks: Sequence[Peaks], native: NativeC
         target = ">= 0.9" if workload.sequences == 1 else None
         figures.append(Figure("  of the memory bandwidth", median(shares), "", target))
         figures += _comparisons(rounds, workload, _tokens_per_s, _DECODE_TARGETS)
-    if LLAMA_CPP in rounds.names:
+    if LLAMA_CPP in rounds.others:
         ratio = rounds.ratio((OURS, _BATCH_LONG), (LLAMA_CPP, _SINGLE), _tokens_per_s)
         name = "  of llama.cpp's rate with 1 sequence, context 32"
         figures.append(Figure(name, ratio, "", ">= 6.5", _against(rounds, LLAMA_CPP)))
+    return figures
+
+
+def drawn_figures(rounds: EngineRounds) -> list[Figure]:
+    """What a step costs whose tokens are drawn."""
+    figures = []
+    workload = DRAWN_WORKLOAD
+    for name in DRAWN:
+        label = f"decode, {_sequences(workload.sequences)}, context {workload.prompt_tokens:,}, {name}"
+        figures.append(Figure(label, rounds.median_of(name, workload, _tokens_per_s), "tok/s"))
+        ratio = rounds.ratio((name, workload), (OURS, workload), _median_step_s)
+        figures.append(Figure("  step, of the greedy one", ratio, "", "<= 1.1"))
     return figures
 
 
@@ -74,8 +86,7 @@ def agreement_figures(rounds: EngineRounds) -> list[Figure]:
     """Whether all compute the same model: the first token after each prompt, which differs only on near-ties."""
     return [
         Figure(f"first tokens that agree with ours, {name}", rounds.agreement(name), "", None, _against(rounds, name))
-        for name in rounds.names
-        if name != OURS
+        for name in rounds.others
     ]
 
 
@@ -102,8 +113,8 @@ def _comparisons(
     rounds: EngineRounds, workload: Workload, number: Number, targets: dict[tuple[Workload, str], str]
 ) -> list[Figure]:
     figures = []
-    for name in rounds.names:
-        if name == OURS or not rounds.computes(name, workload):
+    for name in rounds.others:
+        if not rounds.computes(name, workload):
             continue
         figures.append(_rate(rounds, name, workload, f"  {name}", number))
         if name != TORCH:
@@ -124,6 +135,10 @@ def _against(rounds: EngineRounds, name: str) -> str:
 
 def _tokens_per_s(generation: Generation) -> float:
     return generation.tokens_per_s
+
+
+def _median_step_s(generation: Generation) -> float:
+    return generation.median_step_s
 
 
 def _prompt_tokens_per_s(generation: Generation) -> float:

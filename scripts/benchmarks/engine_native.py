@@ -1,11 +1,12 @@
 """Our native engine without scheduler or service, timed step by step. Knows one model; judges nothing."""
 
 import time
+from dataclasses import dataclass
 
-from forebay.engine.types import Slice
+from forebay.engine.types import SamplingParams, Slice
 from forebay.models.config import DecoderConfig
 from forebay.models.model_file import ModelFile
-from forebay.testing.native_runs import NativeSettings, native_run
+from forebay.testing.native_runs import GREEDY, NativeSettings, native_run
 from scripts.benchmarks.generation import Generation
 
 _BLOCK_COUNT = 700
@@ -24,10 +25,14 @@ class NativeContestant:
         self._packed_bytes = self._run.engine.weight_bytes
         self.packed_share = self._packed_bytes / model.path.stat().st_size
 
-    def generate(self, prompts: list[list[int]], steps: int) -> Generation:
+    def drawing(self, sampling: SamplingParams) -> "DrawingContestant":
+        """The same engine and memory, but tokens are drawn."""
+        return DrawingContestant(self, sampling)
+
+    def generate(self, prompts: list[list[int]], steps: int, sampling: SamplingParams = GREEDY) -> Generation:
         """As Contestant.generate; the prompts one after the other, in chunks, as a worker computes them."""
         self._run.next_block = 1
-        sequences = [self._run.sequence(prompt, steps + 1) for prompt in prompts]
+        sequences = [self._run.sequence(prompt, steps + 1, sampling) for prompt in prompts]
         self._run.engine.take_phase_seconds()
         began_s = time.perf_counter()
         for sequence, prompt in zip(sequences, prompts, strict=True):
@@ -67,3 +72,15 @@ class NativeContestant:
         feed_forward = 3 * config.intermediate_size * config.hidden_size
         head = config.vocabulary_size * config.hidden_size
         return 2.0 * (self._byte_planes * token_count * config.layers * (attention + feed_forward) + 2 * head)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawingContestant:
+    """Our native engine with tokens that are drawn instead of the likeliest."""
+
+    native: NativeContestant
+    sampling: SamplingParams
+
+    def generate(self, prompts: list[list[int]], steps: int) -> Generation:
+        """As Contestant.generate, but not greedily."""
+        return self.native.generate(prompts, steps, self.sampling)

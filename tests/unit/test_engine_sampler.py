@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.engine.sampler import sample, uniform
+from forebay.engine.draw import POINT_BITS, draw_of, random_point
+from forebay.engine.sampler import sample
+from forebay.engine.token_weights import UNIT_BITS, weights
 from forebay.engine.types import SamplingParams, Sequence
 from forebay.errors import NumericFailureError
 
@@ -195,10 +197,14 @@ def test_a_token_does_not_depend_on_its_batch(seed, sampling_seed, sampling):
 
 def test_the_random_number_depends_on_seed_and_index_alone():
     # Fixed for ever: a request that another worker takes over must go on with the same numbers.
-    assert uniform(0, 0) == uniform(0, 0)
-    assert [round(uniform(seed, index), 6) for seed, index in ((0, 0), (0, 1), (1, 0))] == [0.815039, 0.050715, 0.15214]
-    assert 0 <= min(uniform(7, index) for index in range(2000)) < 0.01
-    assert 0.99 < max(uniform(7, index) for index in range(2000)) < 1
+    assert random_point(0, 0) == random_point(0, 0)
+    assert [round(random_point(seed, index) / 2**POINT_BITS, 6) for seed, index in ((0, 0), (0, 1), (1, 0))] == [
+        0.815039,
+        0.050715,
+        0.15214,
+    ]
+    assert 0 <= min(random_point(7, index) for index in range(2000)) < 0.01 * 2**POINT_BITS
+    assert 0.99 * 2**POINT_BITS < max(random_point(7, index) for index in range(2000)) < 2**POINT_BITS
 
 
 def test_each_output_position_draws_anew():
@@ -207,3 +213,36 @@ def test_each_output_position_draws_anew():
     tokens = [sample(logits, [sequence(output=[0] * index, seed=3)])[0].token_id for index in range(30)]
 
     assert len(set(tokens)) > 10
+
+
+@given(st.lists(st.integers(0, VOCABULARY - 1), max_size=40), st.integers(0, 2**64 - 1), st.integers(0, 20))
+def test_the_place_of_a_draw_is_counted_from_the_output_alone(prompt, seed, count):
+    output = [3] * count
+
+    assert draw_of(sequence(prompt, output, seed=seed)).point == random_point(seed, count)
+    without, with_prompt = (sample(random_logits(count), [sequence(ids, output, seed=seed)]) for ids in ([], prompt))
+    assert with_prompt == without
+
+
+@given(st.floats(-60, 0))
+def test_weights_are_whole_numbers_near_the_powers_of_two(octaves):
+    (weight,) = weights(np.array([octaves]))
+
+    assert weight == pytest.approx(2.0 ** (octaves + UNIT_BITS), rel=1e-12, abs=0.5)
+    assert weights(np.array([0.0])) == [2**UNIT_BITS]
+    assert weights(np.array([-np.inf, -1e300])).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "token_ids"),
+    [
+        ({}, [46, 30, 49, 9, 48, 13, 7, 49]),
+        ({"temperature": 0.7, "top_p": 0.9}, [47, 30, 4, 9, 2, 13, 41, 49]),
+        ({"top_k": 5}, [47, 30, 47, 9, 48, 13, 7, 49]),
+        ({"min_p": 0.05, "temperature": 2.0}, [39, 9, 49, 9, 48, 13, 7, 49]),
+    ],
+)
+def test_a_seed_gives_the_same_tokens_for_ever(sampling, token_ids):
+    found = [sample(random_logits(i), [sequence(output=[0] * i, seed=5, **sampling)])[0].token_id for i in range(8)]
+
+    assert found == token_ids

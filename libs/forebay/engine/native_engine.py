@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forebay.engine.draw import draw_of
 from forebay.engine.native_arena import NativeArena
 from forebay.engine.native_cost import native_model_cost
+from forebay.engine.native_draws import NativeDraws
 from forebay.engine.native_model import NativeModel
-from forebay.engine.sampler import sample
-from forebay.engine.types import Sampled, SamplingParams, Sequence, Slice
+from forebay.engine.sampler import sampled
+from forebay.engine.types import Sampled, Sequence, Slice
 from forebay.errors import KvExhaustedError, LayoutMismatchError, StartError, TokenOutOfRangeError
 from forebay.kernels.cpu.library import PHASES, NativeLibrary, StepStruct
 from forebay.kernels.cpu.packed_file import PackedFile
@@ -82,12 +84,10 @@ class NativeEngine:
         """As Engine.step; results are in the order of the slices that sample."""
         if not slices:
             return []
-        logits, best_tokens, is_finite = self._compute(slices)
+        logits, tokens, is_finite = self._compute(slices)
         sampling = [part.sequence for part in slices if _samples(part)]
         return [
-            Sampled(sequence.sequence_id, int(best_tokens[row]))
-            if is_finite[row] and _is_plain_greedy(sequence.sampling)
-            else sample(logits[row : row + 1], [sequence])[0]
+            sampled(sequence, logits[row], int(tokens[row]) if is_finite[row] else None)
             for row, sequence in enumerate(sampling)
         ]
 
@@ -115,7 +115,7 @@ class NativeEngine:
         return dict(zip(PHASES, seconds, strict=True))
 
     def _compute(self, slices: list[Slice]) -> tuple[NDArray[np.float32], Int32s, NDArray[np.uint8]]:
-        """Logits [S, vocabulary], largest token of each, and whether all of them are finite."""
+        """Raw logits [S, vocabulary], the token chosen from each row, and whether it is finite: else there is none."""
         token_ids = self._token_ids(slices)
         slice_rows = np.array([part.token_count for part in slices], np.int32)
         positions = np.array([part.sequence.computed_tokens for part in slices], np.int32)
@@ -124,7 +124,8 @@ class NativeEngine:
         sample_rows = ends[[_samples(part) for part in slices]]
         sample_count = len(sample_rows)
         logits = self._logits_for(sample_count)
-        best_tokens, is_finite = np.empty(sample_count, np.int32), np.empty(sample_count, np.uint8)
+        draws = self._draws(slices)
+        tokens, is_finite = np.empty(sample_count, np.int32), np.empty(sample_count, np.uint8)
         step = StepStruct(
             row_count=len(token_ids),
             slice_count=len(slices),
@@ -134,6 +135,7 @@ class NativeEngine:
             block_stride_bytes=self._arena.block_stride_bytes,
             block_count=self._arena.block_count,
             logits_stride=logits.shape[1],
+            draws=draws.address,
             **_addresses(
                 token_ids=token_ids,
                 slice_rows=slice_rows,
@@ -142,19 +144,30 @@ class NativeEngine:
                 table_starts=table_starts,
                 sample_rows=sample_rows,
                 logits=logits,
-                best_tokens=best_tokens,
+                tokens=tokens,
                 is_finite=is_finite,
             ),
         )
         if self._functions.forebay_engine_step(self._handle, ctypes.byref(step)):
             raise MemoryError(f"no memory for a step of {len(token_ids)} tokens")
-        return logits[:sample_count, : self._config.vocabulary_size], best_tokens, is_finite
+        return logits[:sample_count, : self._config.vocabulary_size], tokens, is_finite
 
     def _token_ids(self, slices: list[Slice]) -> Int32s:
         token_ids = np.array(list(chain.from_iterable(_tokens_of(part) for part in slices)), np.int32)
+        self._check_token_ids(token_ids)
+        return token_ids
+
+    def _check_token_ids(self, token_ids: Int32s) -> None:
         if token_ids.min() < 0 or token_ids.max() >= self._config.vocabulary_size:
             raise TokenOutOfRangeError(f"a token id is not below {self._config.vocabulary_size}")
-        return token_ids
+
+    def _draws(self, slices: list[Slice]) -> NativeDraws:
+        draws = [draw_of(part.sequence) for part in slices if _samples(part)]
+        for draw in draws:
+            # Of a prompt found in the cache, nothing else looks at these.
+            if draw.penalties is not None:
+                self._check_token_ids(draw.penalties.token_ids)
+        return NativeDraws(draws)
 
     def _tables(self, slices: list[Slice]) -> tuple[Int32s, Int32s]:
         """Block tables one after the other, and where each starts."""
@@ -182,14 +195,6 @@ def _addresses(**arrays: NDArray[Any]) -> dict[str, int]:
 
 def _samples(part: Slice) -> bool:
     return part.sequence.computed_tokens + part.token_count == part.sequence.token_count
-
-
-def _is_plain_greedy(sampling: SamplingParams) -> bool:
-    """Whether the largest raw logit decides and nothing else is asked for."""
-    has_penalties = (
-        sampling.repetition_penalty != 1 or sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
-    )
-    return sampling.temperature == 0 and not has_penalties and sampling.logprobs is None
 
 
 def _tokens_of(part: Slice) -> Rows[int]:

@@ -12,7 +12,7 @@ from forebay.kernels.cpu.build import CompileError, NativeUnavailableError, Prog
 from forebay.kernels.cpu.instruction_set import InstructionSet, supported_sets
 from forebay.models.cache_folder import cache_dir
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 PHASES = ("embed", "norm", "qkv", "rope", "attention", "join", "output", "gate_up", "down", "head", "scan")
 """What the seconds of forebay_engine_phase_seconds are of."""
 
@@ -57,6 +57,18 @@ class ModelStruct(ctypes.Structure):
     ]
 
 
+class DrawStruct(ctypes.Structure):
+    """How one token is chosen."""
+
+    _fields_ = [
+        ("point", ctypes.c_uint64),
+        *((name, ctypes.c_double) for name in ("octaves_per_logit", "least_octaves", "top_p")),
+        *((name, _int32) for name in ("is_greedy", "top_k", "penalty_count")),
+        ("repetition", ctypes.c_float),
+        *((name, _pointer) for name in ("penalty_tokens", "penalty_losses")),
+    ]
+
+
 class StepStruct(ctypes.Structure):
     """One step."""
 
@@ -65,7 +77,7 @@ class StepStruct(ctypes.Structure):
         *((name, _pointer) for name in ("token_ids", "slice_rows", "slice_positions", "block_tables")),
         *((name, _pointer) for name in ("table_starts", "sample_rows", "arena")),
         *((name, ctypes.c_int64) for name in ("block_stride_bytes", "block_count", "logits_stride")),
-        *((name, _pointer) for name in ("logits", "best_tokens", "is_finite")),
+        *((name, _pointer) for name in ("logits", "draws", "tokens", "is_finite")),
     ]
 
 

@@ -15,6 +15,7 @@ struct forebay_engine {
   forebay_engine(Model model, int thread_count) : step(std::move(model)), threads(thread_count) {}
   DecoderStep step;
   Threads threads;
+  std::vector<Draw> draws;  // of the step at hand
 };
 
 namespace {
@@ -47,10 +48,15 @@ Model to_model(const forebay_model& from) {
   return model;
 }
 
-StepInput to_input(const forebay_step& from) {
+Draw to_draw(const forebay_draw& from) {
+  return {from.is_greedy != 0,  from.point,          from.octaves_per_logit, from.least_octaves, from.top_p, from.top_k,
+          from.penalty_count, from.penalty_tokens, from.penalty_losses,    from.repetition};
+}
+
+StepInput to_input(const forebay_step& from, const Draw* draws) {
   return {from.row_count,    from.token_ids,    from.slice_count,  from.slice_rows, from.slice_positions,
           from.block_tables, from.table_starts, from.sample_count, from.sample_rows, from.arena,
-          from.block_stride_bytes, from.logits, from.logits_stride, from.best_tokens, from.is_finite};
+          from.block_stride_bytes, from.logits, from.logits_stride, draws, from.tokens, from.is_finite};
 }
 
 BlockLayout to_block_layout(const forebay_kv_layout& from) {
@@ -120,7 +126,9 @@ int32_t forebay_engine_step(forebay_engine* engine, const forebay_step* step) {
   const int wanted = step->thread_count > 1 ? step->thread_count : 1;
   const int bounded = wanted < engine->threads.count() ? wanted : engine->threads.count();
   try {
-    engine->step.prepare(to_input(*step), bounded);
+    engine->draws.clear();
+    for (int32_t i = 0; i < step->sample_count; ++i) engine->draws.push_back(to_draw(step->draws[i]));
+    engine->step.prepare(to_input(*step, engine->draws.data()), bounded);
   } catch (const std::exception&) {
     return 1;
   }
@@ -216,4 +224,16 @@ int32_t forebay_attention(const float* queries, int32_t query_count, const float
   const auto compute = is_kv_float32 ? attention<F32Numbers> : attention<Bf16Numbers>;
   compute(queries, query_count, keys, values, position, shape, block_table, arena, y);
   return 0;
+}
+
+int32_t forebay_choose(float* logits, int32_t vocabulary, const forebay_draw* draw, int32_t* token) {
+  try {
+    Sampler sampler;
+    const Draw how = to_draw(*draw);
+    sampler.reserve(vocabulary);
+    sampler.reserve_for(how);
+    return sampler.choose(logits, how, *token) ? 0 : 1;
+  } catch (const std::exception&) {
+    return 2;
+  }
 }

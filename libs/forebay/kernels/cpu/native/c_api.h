@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-#define FOREBAY_ABI_VERSION 3
+#define FOREBAY_ABI_VERSION 4
 
 typedef struct {
   const uint8_t* tiles;  // layout: linear.h
@@ -39,13 +39,24 @@ typedef struct {
   const forebay_layer* layers;
 } forebay_model;
 
+// How one token is chosen: forebay::Draw.
+typedef struct {
+  uint64_t point;
+  double octaves_per_logit, least_octaves, top_p;
+  int32_t is_greedy, top_k, penalty_count;
+  float repetition;
+  const int32_t* penalty_tokens;
+  const float* penalty_losses;
+} forebay_draw;
+
 typedef struct {
   int32_t row_count, slice_count, sample_count, thread_count;
   const int32_t *token_ids, *slice_rows, *slice_positions, *block_tables, *table_starts, *sample_rows;
   uint8_t* arena;
   int64_t block_stride_bytes, block_count, logits_stride;
   float* logits;
-  int32_t* best_tokens;
+  const forebay_draw* draws;
+  int32_t* tokens;
   uint8_t* is_finite;
 } forebay_step;
 
@@ -91,6 +102,9 @@ double forebay_read_peak(const uint8_t* bytes, int64_t size, int32_t thread_coun
 int32_t forebay_convert(const forebay_conversion* conversion);
 
 // Single kernels, for tests. x, y: rows of floats.
+// What a step does with a row of logits, [vocabulary padded to 16]. 0: `token` is chosen. 1: a logit is not finite.
+// 2: no memory.
+int32_t forebay_choose(float* logits, int32_t vocabulary, const forebay_draw* draw, int32_t* token);
 void forebay_linear_rows(const forebay_linear* linear, const float* x, int32_t row_count, int64_t x_stride, float* y,
                          int64_t y_stride);
 void forebay_unpack_row(const forebay_linear* linear, int32_t output, float* to);

@@ -37,7 +37,16 @@ void DecoderStep::prepare(const StepInput& input, int thread_count) {
     feed_forward_in_.reserve({&layer.down}, rows, model_.intermediate);
   }
   head_in_.reserve({&model_.head}, input.sample_count, model_.hidden);
+  prepare_samplers();
   cut_spans();
+}
+
+void DecoderStep::prepare_samplers() {
+  while (static_cast<int>(samplers_.size()) < thread_count_) samplers_.emplace_back();
+  for (Sampler& sampler : samplers_) {
+    sampler.reserve(model_.vocabulary);
+    for (int sample = 0; sample < input_.sample_count; ++sample) sampler.reserve_for(input_.draws[sample]);
+  }
 }
 
 void DecoderStep::cut_spans() {
@@ -102,7 +111,7 @@ void DecoderStep::run(int thread) {
   if (input_.sample_count == 0) return;
   head();
   meet(kHead, thread);
-  for_each(input_.sample_count, 1, [this](int sample) { scan(sample); });
+  for_each(input_.sample_count, 1, [this](int sample) { choose(sample); });
   meet(kScan, thread);
 }
 
@@ -147,6 +156,7 @@ std::size_t DecoderStep::workspace_bytes() const {
   for (const Inputs* inputs : {&hidden_in_, &attention_in_, &feed_forward_in_, &head_in_}) {
     for (const Activations& encoded : inputs->encoded) bytes += encoded.size_bytes();
   }
+  for (const Sampler& sampler : samplers_) bytes += sampler.size_bytes();
   return bytes;
 }
 

@@ -7,9 +7,11 @@
 #pragma once
 
 #include <array>
+#include <deque>
 
 #include "attention.h"
 #include "model.h"
+#include "sampler.h"
 #include "threads.h"
 
 namespace forebay {
@@ -29,8 +31,9 @@ struct StepInput {
   std::ptrdiff_t block_stride_bytes;
   float* logits;                         // [sample_count][logits_stride]
   std::ptrdiff_t logits_stride;          // >= vocabulary padded to 16
-  std::int32_t* best_tokens;             // [sample_count] token of the largest logit, the lowest such id
-  std::uint8_t* is_finite;               // [sample_count] 0 when a logit is NaN or infinite
+  const Draw* draws;                     // [sample_count] how each token is chosen
+  std::int32_t* tokens;                  // [sample_count] those chosen
+  std::uint8_t* is_finite;               // [sample_count] 0 when a logit is NaN or infinite, and no token is chosen
 };
 
 // Where the time of one thread went, summed over steps.
@@ -77,6 +80,7 @@ class DecoderStep {
   static constexpr int kPartsBelow = 8;  // panels
   static constexpr int kParts = 4;
 
+  void prepare_samplers();
   void cut_spans();
   // Computes items 0 .. count - 1 together with the other threads, `chunk` at a time.
   template <class Compute>
@@ -115,7 +119,7 @@ class DecoderStep {
   void gate_up(const Layer& layer);
   void norm_samples();
   void head();
-  void scan(int sample);
+  void choose(int sample);
   void count_time(Phase finished, int thread);
   void meet(Phase finished, int thread);
   // Ends a phase and does a small one: with few rows the thread that comes last does it before the others go on,
@@ -145,6 +149,7 @@ class DecoderStep {
   AlignedBytes query_numbers_;   // [row][query_width] in the numbers of the KV, scaled
   AlignedArray<Partial> partials_;
   Inputs hidden_in_, attention_in_, feed_forward_in_, head_in_;
+  std::deque<Sampler> samplers_;  // of each thread
   std::array<double, kPhases> phase_seconds_{};
   double phase_start_s_ = 0.0;
 };

@@ -106,23 +106,10 @@ void DecoderStep::head() {
   });
 }
 
-// Whether a row of logits is finite, and its largest.
-void DecoderStep::scan(int sample) {
-  const float* const logits = input_.logits + sample * input_.logits_stride;
-  using namespace lanes;
-  const float nothing = -__builtin_inff();
-  F32 poison = broadcast(0.0f), most = broadcast(nothing);
-  for (int first = 0; first < model_.vocabulary; first += kCount) {
-    const int left = model_.vocabulary - first;
-    const F32 some = load(logits + first);
-    poison = add(poison, keep_first(subtract(some, some), left, 0.0f));
-    most = maximum(most, keep_first(some, left, nothing));
-  }
-  input_.is_finite[sample] = sum(poison) == 0.0f ? 1 : 0;
-  const float largest_logit = largest(most);
-  int best = 0;
-  while (best < model_.vocabulary - 1 && logits[best] != largest_logit) ++best;
-  input_.best_tokens[sample] = best;
+void DecoderStep::choose(int sample) {
+  float* const logits = input_.logits + sample * input_.logits_stride;
+  Sampler& sampler = samplers_[static_cast<std::size_t>(this_thread)];
+  input_.is_finite[sample] = sampler.choose(logits, input_.draws[sample], input_.tokens[sample]) ? 1 : 0;
 }
 
 }  // namespace forebay
