@@ -53,26 +53,28 @@ def _figures(victim: Victim, all_rounds: Sequence[KillRound]) -> list[Figure]:
     verdicts = Counter(outcome.verdict for outcome in outcomes)
     reasons = Counter(outcome.reason for outcome in outcomes if outcome.verdict is Verdict.FAILED)
     longest_s = max((one.ended_s - one.began_s for one in outcomes), default=0.0)
-    figures = [
-        Figure(f"{victim}: kills", len(rounds), ""),
-        Figure("  requests", len(outcomes), ""),
-        Figure("    in its hands when it was killed", sum(one.cut_count for one in rounds), ""),
-        Figure("  ended well", verdicts[Verdict.GOOD], ""),
-        *(Figure(f"  ended with {reason}", count, "") for reason, count in sorted(reasons.items(), key=str)),
-        Figure("    begun when it was healthy again", sum(one.late_error_count for one in rounds), ""),
-        Figure("  wrong", verdicts[Verdict.WRONG], "", "<= 0"),
-        Figure("  hung", verdicts[Verdict.HUNG], "", "<= 0"),
-        Figure("  blocks leaked", sum(one.held_blocks for one in rounds), "", "<= 0"),
-        Figure("  longest request", longest_s, "s"),
-    ]
     times = {
         "healthy": [one.healthy_s for one in rounds],
         "a good answer": [one.first_good_s for one in rounds],
         "good again": [one.follow_up_s for one in rounds],
     }
-    for name, values in times.items():
-        figures += [Figure(f"  {name} after, p{share}", _percentile(values, share), "s") for share in (50, 99)]
-    return figures
+    return [
+        Figure(f"{victim}: kills", len(rounds), ""),
+        Figure(f"{victim}: requests", len(outcomes), ""),
+        Figure(f"{victim}:   in its hands when it was killed", sum(one.cut_count for one in rounds), ""),
+        Figure(f"{victim}: ended well", verdicts[Verdict.GOOD], ""),
+        *(Figure(f"{victim}: ended with {reason}", count, "") for reason, count in sorted(reasons.items(), key=str)),
+        Figure(f"{victim}:   begun when it was healthy again", sum(one.late_error_count for one in rounds), ""),
+        Figure(f"{victim}: wrong", verdicts[Verdict.WRONG], "", "<= 0"),
+        Figure(f"{victim}: hung", verdicts[Verdict.HUNG], "", "<= 0"),
+        Figure(f"{victim}: blocks leaked", sum(one.held_blocks for one in rounds), "", "<= 0"),
+        Figure(f"{victim}: longest request", longest_s, "s"),
+        *(
+            Figure(f"{victim}: {name} after, p{share}", _percentile(values, share), "s")
+            for name, values in times.items()
+            for share in (50, 99)
+        ),
+    ]
 
 
 def _percentile(values: Sequence[float], share: int) -> float:

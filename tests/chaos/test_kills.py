@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from forebay.rpc.channel import open_channel
 from forebay.testing.kill_rounds import Victim, kill_rounds, small_tiers
 from forebay.testing.mesh import RunningMesh, running_mesh
 from forebay.testing.steady_load import Verdict
+from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
 
 ROUNDS = 3  # of each kind
 
@@ -32,6 +34,14 @@ async def test_kills_in_the_middle_of_work(mesh: RunningMesh) -> None:
     assert sum(one.cut_count for one in rounds) > 0, "kills must have met requests"
     assert [one.held_blocks for one in rounds] == [0] * len(rounds)
     assert not tracebacks(mesh.logs_dir)
+    assert await disk_block_count(mesh) > 0, "the load must have been more than memory holds"
+
+
+async def disk_block_count(mesh: RunningMesh) -> int:
+    async with open_channel(mesh.address_of("kvcache")) as channel:
+        stub = kvcache_pb2_grpc.KvCacheServiceStub(channel)
+        stats = await stub.GetStats(kvcache_pb2.GetStatsRequest())
+    return next(one.sealed_blocks for one in stats.tiers if one.tier == common_pb2.KV_TIER_DISK)
 
 
 def tracebacks(logs_dir: Path) -> list[str]:

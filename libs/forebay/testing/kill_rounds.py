@@ -26,8 +26,6 @@ _READY_S: Final = 60.0
 _GOOD_S: Final = 60.0
 _CONCURRENCY: Final = 6
 _STEMS, _PER_STEM = 8, 4
-
-
 _DEVICE_BLOCKS, _HOST_BLOCKS, _DISK_BLOCKS = 100, 48, 160
 _BLOCK_BYTES: Final = 737_280 + 64  # of the default model
 
