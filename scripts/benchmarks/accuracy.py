@@ -14,7 +14,6 @@ Examples:
   scripts/bench accuracy --no-peers   ours alone
 """
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,6 +25,7 @@ import numpy as np
 
 from forebay.chips import chip_class_named
 from forebay.engine.types import Sequence, Slice
+from forebay.host.cores import usable_cores
 from forebay.models.default_model import resolve_model
 from forebay.models.model_file import ModelFile, open_model
 from forebay.testing.engine_runs import EngineRun, engine_run
@@ -49,7 +49,7 @@ def run(options: Options) -> None:
     """Everything is deterministic: one round."""
     model = open_model(resolve_model(None, print))
     texts = corpus(model)
-    threads = len(os.sched_getaffinity(0))
+    threads = usable_cores()
     block_count = 1 + len(texts) * -(-(MOST_TOKENS + 1) // _BLOCK_TOKENS)
     reference = _torch_run(model, "cpu-f32", threads, block_count)
     native, native_a8 = (

@@ -1,6 +1,7 @@
-"""The texts over which accuracy is measured: prose, dialogue, Chinese, numbers; this repository's docs, code, licence.
+"""The texts over which accuracy is measured: prose, dialogue, Chinese, numbers, documentation, code, a licence.
 
-Nothing is fetched: what is not of the repository was written for this. Judges nothing.
+Nothing is fetched: all was written for this, or copied from this repository once. The copies stay as they are, whatever
+becomes of what they were copied from, so that figures of two commits compare; so does the licence. Judges nothing.
 """
 
 from dataclasses import dataclass
@@ -10,17 +11,17 @@ from forebay.models.model_file import ModelFile
 from forebay.tokenizer.build import build_tokenizer
 
 MOST_TOKENS = 448
-_HERE = Path(__file__).parent
-_ROOT = _HERE.parents[1]
+_TEXTS = Path(__file__).parent / "texts"
+_LICENCE = Path(__file__).parents[2] / "LICENSE"
 _SOURCES = {
-    "English prose": _HERE / "texts" / "prose.txt",
-    "dialogue": _HERE / "texts" / "dialogue.txt",
-    "Chinese": _HERE / "texts" / "chinese.txt",
-    "numbers": _HERE / "texts" / "numbers.txt",
-    "documentation": _ROOT / "docs" / "architecture.md",
-    "Python": _ROOT / "libs" / "forebay" / "engine" / "scheduler.py",
-    "C++": _ROOT / "libs" / "forebay" / "kernels" / "cpu" / "native" / "threads.cpp",
-    "licence": _ROOT / "LICENSE",
+    "English prose": _TEXTS / "prose.txt",
+    "dialogue": _TEXTS / "dialogue.txt",
+    "Chinese": _TEXTS / "chinese.txt",
+    "numbers": _TEXTS / "numbers.txt",
+    "documentation": _TEXTS / "documentation.txt",
+    "Python": _TEXTS / "python.txt",
+    "C++": _TEXTS / "c++.txt",
+    "licence": _LICENCE,
 }
 
 

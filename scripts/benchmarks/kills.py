@@ -16,12 +16,10 @@ Examples:
 
 import asyncio
 import random
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-from forebay.testing.kill_rounds import KillRound, Victim, kill_rounds, small_tiers
+from forebay.testing.kill_rounds import SMALL_TIERS, KillRound, Victim, kill_rounds
 from forebay.testing.mesh import RunningMesh, running_mesh
 from forebay.testing.steady_load import Verdict
 from scripts.benchmarks.options import Options
@@ -30,12 +28,7 @@ from scripts.benchmarks.report import Figure, report
 
 def run(options: Options) -> None:
     """`rounds` kills of each kind."""
-    bench = Path(".bench")
-    bench.mkdir(exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix="kills-", dir=bench) as folder,
-        running_mesh(prefill_count=2, decode_count=2, **small_tiers(Path(folder).absolute() / "kv")) as mesh,
-    ):
+    with running_mesh(prefill_count=2, decode_count=2, **SMALL_TIERS) as mesh:
         rounds = asyncio.run(_rounds(mesh, options.rounds))
     report("kills", [figure for victim in Victim for figure in _figures(victim, rounds)])
 

@@ -1,12 +1,12 @@
 """What the mesh costs: time to first token and tokens/s against the same engine called in this process."""
 
 import asyncio
-import os
 import random
 import time
 
 from forebay.chips.chip_class import DECODE_DEFAULT
 from forebay.client import AsyncClient, Completion
+from forebay.host.cores import usable_cores
 from forebay.models.default_model import resolve_model
 from forebay.testing.mesh import running_mesh
 from scripts.benchmarks.bare_engine import BareEngine, random_prompt
@@ -24,7 +24,7 @@ WHOLE, STREAMED = DELIVERIES = ("whole", "streamed")  # the answer at once, or a
 def run(options: Options) -> None:
     """Each round measures engine and mesh one after the other, so that the machine's drift meets both."""
     # Both may use all cores: the bare engine always, a worker of the mesh while no other one computes.
-    bare = BareEngine(resolve_model(None), DECODE_DEFAULT, len(os.sched_getaffinity(0)))
+    bare = BareEngine(resolve_model(None), DECODE_DEFAULT, usable_cores())
     numbers = random.Random(7)  # prompts, not secrets
     first_bare: list[float] = []
     first_mesh: list[float] = []

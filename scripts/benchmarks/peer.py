@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from forebay.host.cores import usable_cores
 from scripts.benchmarks.answering_process import AnsweringProcess
 from scripts.benchmarks.generation import Generation
 from scripts.benchmarks.peer_packages import PeerPackage, install_peer
@@ -35,14 +36,14 @@ class Peer:
 
 
 def start_peer(package: PeerPackage, arguments: Sequence[str], progress: Callable[[str], None]) -> AnsweringProcess:
-    """Installs the peer if need be, and loads it. Raises ContestantAbsentError."""
+    """Installs the peer if need be, and loads it, to use as many cores as we do. Raises ContestantAbsentError."""
     install_peer(package, progress)
     progress(f"loading {package.name}")
     kept = {name: value for name, value in os.environ.items() if name not in _OURS}
     programs = package.environment.absolute() / "bin"
     process = AnsweringProcess(
         # Not resolved: the environment's Python is a link, and knows by its path where its packages are.
-        [str(programs / "python"), "-m", package.script, *arguments],
+        [str(programs / "python"), "-m", package.script, *arguments, "--threads", str(usable_cores())],
         {**kept, "PATH": f"{programs}:{kept['PATH']}"},
         package.environment.with_name(f"{package.folder}-run.log"),
     )

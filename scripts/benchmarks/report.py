@@ -12,6 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from forebay.host.cores import usable_cores
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -75,9 +77,7 @@ def _machine() -> str:
         platform.processor(),
     )
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{model}, {len(os.sched_getaffinity(0))} cores, {memory_gib:.0f} GiB, {platform.system()} {platform.machine()}"
-    )
+    return f"{model}, {usable_cores()} cores, {memory_gib:.0f} GiB, {platform.system()} {platform.machine()}"
 
 
 def _commit() -> str:

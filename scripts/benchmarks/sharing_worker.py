@@ -7,7 +7,6 @@ import argparse
 import asyncio
 import itertools
 import mmap
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from forebay.engine.native_arena import NativeArena
 from forebay.engine.native_load import load_native_engine, native_layout
 from forebay.engine.scheduler import Finished, Limits, Scheduler
 from forebay.engine.types import SamplingParams, Sequence
+from forebay.host.cores import usable_cores
 from forebay.models.default_model import resolve_model
 from forebay.models.model_file import open_model
 from forebay.role import Role
@@ -41,7 +41,7 @@ class SharingWorker:
         with arena.open("r+b") as file:
             memory = mmap.mmap(file.fileno(), 0)
         block_count = len(memory) // layout.block_bytes
-        core_count = len(os.sched_getaffinity(0))
+        core_count = usable_cores()
         engine = load_native_engine(model, NativeArena(memoryview(memory), layout, block_count), threads=core_count)
         limits = Limits(layout.block_tokens, model.config.context_tokens)
         self._thread = EngineThread(engine, Scheduler(limits), lambda: True, CoreShare(cores, core_count))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from forebay.rpc.channel import open_channel
-from forebay.testing.kill_rounds import Victim, kill_rounds, small_tiers
+from forebay.testing.kill_rounds import SMALL_TIERS, Victim, kill_rounds
 from forebay.testing.mesh import RunningMesh, running_mesh
 from forebay.testing.steady_load import Verdict
 from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
@@ -17,9 +17,8 @@ ROUNDS = 3  # of each kind
 
 
 @pytest.fixture(scope="module")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningMesh]:
-    disk = tmp_path_factory.mktemp("disk")
-    with running_mesh(prefill_count=2, decode_count=2, **small_tiers(disk)) as running:
+def mesh() -> Iterator[RunningMesh]:
+    with running_mesh(prefill_count=2, decode_count=2, **SMALL_TIERS) as running:
         yield running
 
 

@@ -184,7 +184,7 @@ async def test_restarted_request_begins_anew_where_the_dead_worker_had_sealed(sc
         (["--device-bytes", "100"], "--device-bytes 100 has no room for one block"),
         (["--device-bytes", str(1 << 50)], "lower --device-bytes"),
         (["--model", "/nowhere"], "/nowhere: no such model"),
-        (["--chip-class", "abacus"], "choose one of: cpu-bandwidth, cpu-bandwidth-a8, cpu-bf16"),
+        (["--chip-class", "abacus"], "choose one of: cpu-bandwidth, cpu-bandwidth-a8, cpu-bandwidth-w8, cpu-bf16"),
     ],
 )
 def test_start_is_refused_in_one_line(model: Path, nats_url: str, arguments: list[str], says: str) -> None:

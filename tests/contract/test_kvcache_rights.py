@@ -34,6 +34,8 @@ from forebay.kvcache.mover import BlockMover
 from forebay.kvcache.node import KvNode
 from forebay.kvcache.process_watch import ProcessWatch
 from forebay.kvcache.servicer import KvCacheServicer, NodeIdentity
+from forebay.kvcache.transfer.bringer import Bringer, Home
+from forebay.kvcache.transfer.puller import BlockPuller
 from forebay.role import Role
 from forebay.rpc.channel import open_channel
 from forebay.rpc.server import Server
@@ -79,17 +81,22 @@ class Service:
         self.now_s = 0.0
         stride_bytes = arenas[0].block_stride_bytes
         store = TieredStore(StoreSettings(*(arena.block_count for arena in arenas), kept_after_uses=1))
+        carrier = Carrier(
+            BlockMover({arena.tier: arena.view for arena in arenas}, stride_bytes, LAYOUT.block_bytes), {}
+        )
         self.node = KvNode(
             BlockLedger(store, LedgerSettings(LEASE_S, GRACE_S)),
             store,
-            Carrier(BlockMover({arena.tier: arena.view for arena in arenas}, stride_bytes, LAYOUT.block_bytes), {}),
+            carrier,
             self.follower,
             lambda: self.now_s,
             ProcessWatch().is_alive,
         )
         segments = tuple(arena.segment for arena in arenas)
         identity = NodeIdentity("node", 7, "digest", LAYOUT, ARITHMETIC, LEASE_S, segments)
-        self.servicer = KvCacheServicer(self.node, identity)
+        nowhere = BlockPuller((), lambda: self.now_s)
+        bringer = Bringer(Home("node", "digest", LAYOUT), self.node, carrier, nowhere, lambda: self.now_s)
+        self.servicer = KvCacheServicer(self.node, identity, bringer)
 
     async def start(self) -> None:
         self.server = Server("127.0.0.1:0")

@@ -102,6 +102,15 @@ async def fill(running: Running, count: int) -> None:
         await running.until(lambda stats: all(not one.leased_blocks for one in stats.tiers))
 
 
+def damage(scene: Scene, content: bytes) -> None:
+    """Turns a bit over in the disk file, in the middle of this block."""
+    (file,) = (scene.folder / "disk").iterdir()
+    place = file.read_bytes().index(content) + len(content) // 2
+    with file.open("r+b") as damaged:
+        damaged.seek(place)
+        damaged.write(bytes([content[len(content) // 2] ^ 1]))
+
+
 async def test_what_no_memory_holds_is_found_on_disk(scene: Scene) -> None:
     running = await scene.start(*scene.disk)
     await fill(running, 10)
@@ -178,13 +187,7 @@ async def test_a_graceful_end_leaves_only_the_disk(scene: Scene) -> None:
 async def test_a_flipped_bit_is_never_served(scene: Scene) -> None:
     running = await scene.start(*scene.disk)
     await fill(running, 10)
-    (file,) = (scene.folder / "disk").iterdir()
-    content = file.read_bytes()
-    needle = running.writer.expected(prompt(0)[1])
-    place = content.index(needle)
-    with file.open("r+b") as damaged:
-        damaged.seek(place + len(needle) // 2)
-        damaged.write(b"\xff")
+    damage(scene, running.writer.expected(prompt(0)[1]))
     assert await running.writer.compute("again", prompt(0)) == 1, "the block before it is whole"
     assert (await running.stats()).disk_corrupt_blocks == 1
     assert await running.writer.compute("and-again", prompt(0)) == 2
@@ -213,6 +216,28 @@ async def test_pins_leave_room_for_requests(scene: Scene) -> None:
     with pytest.raises(KvExhaustedError), translated():
         await running.stub.PinBlocks(request)
     assert (await running.stats()).pinned_blocks == 0
+
+
+async def test_verify_reads_the_whole_disk_and_drops_what_is_damaged(scene: Scene) -> None:
+    running = await scene.start(*scene.disk)
+    await fill(running, 10)
+    verify = kvcache_pb2.VerifyBlocksRequest()
+    whole = await running.stub.VerifyBlocks(verify)
+    assert (whole.verified_blocks, whole.corrupt_blocks) == (
+        (await running.tier(common_pb2.KV_TIER_DISK)).sealed_blocks,
+        0,
+    )
+    damage(scene, running.writer.expected(prompt(0)[1]))
+    found = await running.stub.VerifyBlocks(verify)
+    assert (found.verified_blocks, found.corrupt_blocks) == (whole.verified_blocks, 1)
+    assert prompt(0)[1] not in await running.index()
+    again = await running.stub.VerifyBlocks(verify)
+    assert (again.verified_blocks, again.corrupt_blocks) == (whole.verified_blocks - 1, 0)
+
+
+async def test_verify_without_a_disk_has_nothing_to_read(scene: Scene) -> None:
+    running = await scene.start()
+    assert (await running.stub.VerifyBlocks(kvcache_pb2.VerifyBlocksRequest())).verified_blocks == 0
 
 
 @pytest.mark.parametrize("ttl_s", [0.0, -1.0, float("nan"), float("inf"), 1e9])

@@ -39,6 +39,7 @@ def test_arithmetic_tells_apart_what_computes_other_bits() -> None:
     assert by_arithmetic == {
         "native-bfloat16-a16": {"cpu-compute", "cpu-bandwidth"},
         "native-bfloat16-a8": {"cpu-compute-a8", "cpu-bandwidth-a8"},
+        "native-int8-a16": {"cpu-compute-w8", "cpu-bandwidth-w8"},
         "torch-bfloat16": {"cpu-bf16"},
         "torch-float32": {"cpu-f32", "cpu-f32-kv8"},
     }

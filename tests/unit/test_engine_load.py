@@ -34,6 +34,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("cpu-compute", NativeEngine),
         ("cpu-bandwidth", NativeEngine),
+        ("cpu-bandwidth-w8", NativeEngine),
         ("cpu-bf16", TorchEngine),
         ("cpu-f32", TorchEngine),
         ("cpu-f32-kv8", TorchEngine),
@@ -41,6 +42,14 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_chip_class_names_its_kernels(tmp_path: Path, name: str, engine: type) -> None:
     assert isinstance(load(tmp_path / "tiny", name), engine)
+
+
+def test_16_bit_weights_take_half_the_bytes_in_a_class_with_8(tmp_path: Path) -> None:
+    whole, halved = (load(tmp_path / "tiny", name) for name in ("cpu-bandwidth", "cpu-bandwidth-w8"))
+
+    assert isinstance(whole, NativeEngine)
+    assert isinstance(halved, NativeEngine)
+    assert halved.weight_bytes < 0.6 * whole.weight_bytes
 
 
 @pytest.mark.usefixtures("no_compiler")

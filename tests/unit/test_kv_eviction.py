@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forebay.kv.effect_log import EffectLog
 from forebay.kv.eviction.block_queues import BlockQueues
 from forebay.kv.eviction.eviction_memory import LEAST_NOTES, MOST_USES, NOTES_PER_BLOCK, EvictionMemory, Remembered
 from forebay.kv.eviction.least_frequently_used import LeastFrequentlyUsed
@@ -16,7 +17,7 @@ from forebay.kv.eviction.reuse_rate import LowestReuseRate
 from forebay.kv.eviction.s3_fifo import S3Fifo
 from forebay.kv.hashing import chain as chain_hash
 from forebay.kv.tier import Tier
-from forebay.kv.tiered_store import EffectLog, TieredStore
+from forebay.kv.tiered_store import StoreSettings, TieredStore
 from forebay.testing.plain_policies import PlainLfu, PlainLru, PlainReuseRate, PlainS3Fifo
 
 PAIRS: list[tuple[NewPolicy, NewPolicy]] = [
@@ -128,7 +129,7 @@ def test_policy_equals_the_plain_one(
 def test_no_beginning_goes_before_its_end(
     policy: NewPolicy, capacity: int, requests: list[tuple[int, int, int]]
 ) -> None:
-    store = TieredStore(capacity, 0, policy)
+    store = TieredStore(StoreSettings(capacity, new_policy=policy))
     for request in requests:
         hashes, log = chain(*request), EffectLog()
         reserved = store.reserve(hashes, len(hashes), log)

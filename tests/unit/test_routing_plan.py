@@ -69,9 +69,8 @@ def test_every_plan_can_be_carried_out(request, fleet, matches, loads, tie_break
         chosen = plan(request, fleet, matches, loads, tie_break)
     except NoWorkerError:
         live = [w for w in fleet.decode if not w.is_draining]
-        partners = {w.node_id for w in fleet.prefill if not w.is_draining}
         if request.forced_mode is Mode.SPLIT:
-            assert not any(w.node_id in partners for w in live)
+            assert not live or all(w.is_draining for w in fleet.prefill)
         else:
             assert not live
         return
@@ -84,7 +83,8 @@ def test_every_plan_can_be_carried_out(request, fleet, matches, loads, tie_break
         prefiller = by_id[chosen.prefill_worker_id]
         assert prefiller.role is Role.PREFILL
         assert not prefiller.is_draining
-        assert prefiller.node_id == decoder.node_id
+        on_node = any(w.node_id == decoder.node_id and not w.is_draining for w in fleet.prefill)
+        assert (prefiller.node_id == decoder.node_id) == on_node, "another node's only where the node has none"
     if request.forced_mode is not None:
         assert chosen.mode is request.forced_mode
     match = matches.get(decoder.node_id, held(0))
@@ -170,7 +170,6 @@ def test_resume_only_when_little_is_left() -> None:
 @pytest.mark.parametrize(
     "stranger",
     [
-        prefill("p1", "n2"),
         dataclasses.replace(prefill("p1"), model_digest="other"),
         dataclasses.replace(prefill("p1"), layout=OTHER_LAYOUT),
         prefill("p1", is_draining=True),
@@ -183,6 +182,31 @@ def test_a_prefill_worker_that_cannot_share_blocks_is_no_partner(stranger: Worke
         made(PlanRequest(100, Mode.SPLIT), fleet)
     assert caught.value.metadata["role"] == "prefill"
     assert caught.value.retry_after_s == 1.0
+
+
+@pytest.mark.parametrize("forced_mode", [None, Mode.SPLIT])
+def test_a_node_without_prefill_worker_uses_one_of_another_node(forced_mode: Mode | None) -> None:
+    unlike = dataclasses.replace(LAYOUT, dtype=KvDtype.INT8, block_tokens=16)
+    fleet = FleetSnapshot((prefill("p1", "n2"),), (dataclasses.replace(decode("d1"), layout=unlike),))
+    chosen = made(PlanRequest(100, forced_mode), fleet)
+    assert (chosen.mode, chosen.prefill_worker_id, chosen.decode_worker_id) == (Mode.SPLIT, "p1", "d1")
+    assert "a prefill worker of node n2 computes the rest, and its KV is brought" in chosen.reason
+
+
+def test_of_equals_the_decode_worker_beside_a_prefill_worker_is_taken() -> None:
+    fleet = FleetSnapshot((prefill("p1", "n2"),), (decode("d1", "n1"), decode("d2", "n2")))
+    assert made(PlanRequest(100), fleet).decode_worker_id == "d2"
+    assert made(PlanRequest(100), fleet, loads={"d2": WorkerLoad(1, 0)}).decode_worker_id == "d1"
+
+
+def test_what_cannot_be_converted_is_refused_when_planning_and_the_reason_says_why() -> None:
+    other = dataclasses.replace(LAYOUT, block_tokens=24)
+    fleet = FleetSnapshot((dataclasses.replace(prefill("p1", "n2"), layout=other),), (decode("d1"),))
+    chosen = made(PlanRequest(100), fleet)
+    assert chosen.mode is Mode.LOCAL
+    assert "block_tokens 24 and 32" in chosen.reason
+    with pytest.raises(NoWorkerError, match="block_tokens 24 and 32"):
+        made(PlanRequest(100, Mode.SPLIT), fleet)
 
 
 def test_the_reason_says_what_decided() -> None:

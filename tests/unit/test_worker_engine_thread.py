@@ -60,6 +60,7 @@ class Rig:
     engine: CountingEngine
     reports: list[Report]
     cores: FixedCores
+    broken: asyncio.Event
 
     def outcomes(self, kind: type) -> list[object]:
         return [one for report in self.reports for one in report.outcomes if isinstance(one, kind)]
@@ -70,13 +71,13 @@ LIMITS = Limits(block_tokens=4, context_tokens=100)
 
 @asynccontextmanager
 async def started(may_write: Callable[[], bool] = lambda: True, limits: Limits = LIMITS) -> AsyncIterator[Rig]:
-    engine, reports = CountingEngine(), []
+    engine, reports, broken = CountingEngine(), [], asyncio.Event()
     engine.gate.set()
     cores = FixedCores(3)
     thread = EngineThread(engine, Scheduler(limits), may_write, cores, clock=lambda: engine.now_s)
-    thread.start(reports.append)
+    thread.start(reports.append, on_broken=broken.set)
     try:
-        yield Rig(thread, engine, reports, cores)
+        yield Rig(thread, engine, reports, cores, broken)
     finally:
         engine.gate.set()
         await thread.stop()
@@ -252,6 +253,46 @@ async def test_a_sequence_that_cannot_be_added_fails() -> None:
         rig.engine.gate.set()
         await until(lambda: rig.outcomes(Failed))
         assert rig.outcomes(Failed)[0].error.reason == "DUPLICATE_REQUEST"
+
+
+async def test_a_sequence_that_breaks_the_scheduler_fails_alone_and_the_thread_lives(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with started() as rig:
+        nothing_left = Sequence("nothing left", [5, 5], SamplingParams(max_tokens=2, seed=0), [0], computed_tokens=2)
+        rig.engine.gate.clear()
+        for one in (sequence("a"), nothing_left):
+            rig.thread.submit(Add(one, 0))
+        rig.thread.submit(MoreBlocks("a", None))
+        rig.thread.submit(Add(sequence("b"), 0))
+        rig.engine.gate.set()
+        await until(lambda: rig.outcomes(Finished))
+        assert {one.sequence_id: one.error.reason for one in rig.outcomes(Failed)} == dict.fromkeys(
+            ("a", "nothing left"), "INTERNAL"
+        )
+        assert [one.sequence_id for one in rig.outcomes(Finished)] == ["b"]
+        assert caplog.text.count("broke the scheduler") == 2
+        assert not rig.broken.is_set()
+
+
+async def test_a_thread_that_cannot_go_on_tells_what_it_has_and_that_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    async with started() as rig:
+        rig.thread.submit(Add(sequence(blocks=1), 0))
+        await until(lambda: rig.reports and rig.reports[-1].stuck)
+        rig.cores.is_broken = True
+        rig.thread.submit(MoreBlocks("a", (1, 2)))
+        await until(rig.broken.is_set)
+        assert "the engine's thread cannot go on" in caplog.text
+        assert rig.engine.steps == 1
+
+
+async def test_a_thread_that_is_stopped_is_not_broken() -> None:
+    async with started() as rig:
+        rig.thread.submit(Add(sequence(), 0))
+        await until(lambda: rig.outcomes(Finished))
+        await rig.thread.stop()
+        await asyncio.sleep(0)
+        assert not rig.broken.is_set()
 
 
 async def test_another_engine_takes_the_next_step() -> None:

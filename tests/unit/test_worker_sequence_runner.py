@@ -9,7 +9,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from forebay.engine.scheduler import Limits
 from forebay.engine.types import SamplingParams, TokenLogprobs
-from forebay.errors import WorkerLostError
+from forebay.errors import ForebayError, WorkerLostError
 from forebay.telemetry import metrics, spans
 from forebay.testing.waiting import until
 from forebay.worker.block_supply import Patience
@@ -50,8 +50,10 @@ class FakeThread:
 
     commands: list[Command] = field(default_factory=list)
 
-    def start(self, on_report: Callable[[Report], None], on_due: Callable[[], None]) -> None:
-        self.on_report, self.on_due = on_report, on_due
+    def start(
+        self, on_report: Callable[[Report], None], on_due: Callable[[], None], on_broken: Callable[[], None]
+    ) -> None:
+        self.on_report, self.on_due, self.on_broken = on_report, on_due, on_broken
 
     def submit(self, command: Command) -> None:
         self.commands.append(command)
@@ -92,6 +94,31 @@ async def test_a_sequence_lost_while_it_waits_for_a_place_never_enters_the_engin
         await second
     assert thread.added == ["first"]
     assert rights.released == ["first", "second"]
+    await runner.wait_idle()
+
+
+async def test_when_the_engines_thread_has_ended_nobody_waits_for_it() -> None:
+    rights, thread, told = FakeRights(), FakeThread(), []
+    runner = SequenceRunner(Limits(block_tokens=4, context_tokens=100, max_sequences=2), Patience(), lambda _: None)
+    runner.connect(rights, thread, on_broken=lambda: told.append(True))
+
+    async def run(sequence: SequenceSpec) -> None:
+        async with runner.open(sequence, ignored) as running:
+            await running.ended()
+
+    cancelled, running, waiting = (asyncio.create_task(run(spec(name))) for name in ("cancelled", "running", "waiting"))
+    await until(lambda: thread.added == ["cancelled", "running"] and runner.queued_count == 1)
+    cancelled.cancel()
+    await until(lambda: Cancel("cancelled") in thread.commands)
+    thread.on_broken()
+
+    assert told == [True]
+    for task in (running, waiting, asyncio.create_task(run(spec("late")))):
+        with pytest.raises(ForebayError) as caught:
+            await task
+        assert caught.value.reason == "INTERNAL"
+    assert set(rights.released) == {"cancelled", "running", "waiting", "late"}
+    assert thread.added == ["cancelled", "running"]
     await runner.wait_idle()
 
 

@@ -13,10 +13,11 @@ from forebay.kv.layout import KvDtype
 
 
 class NumberFormat(Enum):
-    """Format of weights. The values are those of torch."""
+    """Format of weights. The values are those of torch; INT8, with a scale per 32 numbers, only native kernels know."""
 
     BFLOAT16 = "bfloat16"
     FLOAT32 = "float32"
+    INT8 = "int8"
 
 
 class KernelSet(Enum):
@@ -30,8 +31,8 @@ class KernelSet(Enum):
 class ChipClass:
     """A kind of device and how we run it. Workers of one class produce the same bits.
 
-    weight_dtype: of matrices that the model file does not hold in blocks of 4 or 8 bits; the native kernels keep such
-    blocks as they are. Norm weights and the residual stream are float32.
+    weight_dtype: of matrices that the model file does not hold in blocks. The native kernels keep blocks of Q4_0, Q4_1
+    and Q8_0 as they are, and round those of Q4_K and Q6_K to INT8. Norm weights and the residual stream are float32.
     kv_dtype, block_tokens: of the KV that it reads and writes; the native kernels know only bfloat16 and float32.
     activation_bits: 8 or 16, of the integers that the native kernels round inputs to such blocks to, in groups of 32.
     chunk_tokens: most prompt tokens of one step, unless a worker is told otherwise.
@@ -55,7 +56,7 @@ class ChipClass:
         return f"{self.kernels.value}-{self.weight_dtype.value}{activations}"
 
 
-_BF16, _F32 = NumberFormat.BFLOAT16, NumberFormat.FLOAT32
+_BF16, _F32, _INT8 = NumberFormat.BFLOAT16, NumberFormat.FLOAT32, NumberFormat.INT8
 _KV_BF16, _KV_F32 = KvDtype.BFLOAT16, KvDtype.FLOAT32
 
 BUILT_IN: Mapping[str, ChipClass] = MappingProxyType(
@@ -66,6 +67,8 @@ BUILT_IN: Mapping[str, ChipClass] = MappingProxyType(
             ChipClass("cpu-bandwidth", "cpu", KernelSet.NATIVE, _BF16, _KV_BF16),
             ChipClass("cpu-compute-a8", "cpu", KernelSet.NATIVE, _BF16, _KV_BF16, activation_bits=8, chunk_tokens=512),
             ChipClass("cpu-bandwidth-a8", "cpu", KernelSet.NATIVE, _BF16, _KV_BF16, activation_bits=8),
+            ChipClass("cpu-compute-w8", "cpu", KernelSet.NATIVE, _INT8, _KV_BF16, chunk_tokens=512),
+            ChipClass("cpu-bandwidth-w8", "cpu", KernelSet.NATIVE, _INT8, _KV_BF16),
             ChipClass("cpu-bf16", "cpu", KernelSet.TORCH, _BF16, _KV_BF16),
             ChipClass("cpu-f32", "cpu", KernelSet.TORCH, _F32, _KV_F32),
             ChipClass("cpu-f32-kv8", "cpu", KernelSet.TORCH, _F32, KvDtype.INT8, block_tokens=16),
@@ -74,8 +77,8 @@ BUILT_IN: Mapping[str, ChipClass] = MappingProxyType(
 )
 """Chip classes by name. `cpu-compute` and `cpu-bandwidth` give the same bits, so that a node may run its prefill
 workers as one and its decode workers as the other; likewise their faster `-a8` forms, which round activations to 8 bits
-as most CPU engines do. `cpu-bf16` needs no compiler; `cpu-f32` is the reference of the tests, and
-`cpu-f32-kv8` the same with KV of 8 bits in blocks of 16 tokens."""
+as most CPU engines do, and their `-w8` forms, which round a model's 16-bit weights to 8. `cpu-bf16` needs no compiler;
+`cpu-f32` is the reference of the tests, and `cpu-f32-kv8` the same with KV of 8 bits in blocks of 16 tokens."""
 
 PREFILL_DEFAULT = "cpu-compute"
 DECODE_DEFAULT = "cpu-bandwidth"

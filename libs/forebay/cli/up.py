@@ -75,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device-bytes", type=byte_count, metavar="SIZE", help="KV memory, such as 512M or 2G")
     parser.add_argument("--host-bytes", type=byte_count, metavar="SIZE", help="second-tier KV memory")
+    parser.add_argument(
+        "--disk-bytes",
+        type=byte_count,
+        metavar="SIZE",
+        help="third tier, on disk, which outlives the mesh (default: none)",
+    )
     parser.add_argument("--max-tokens", type=int, default=_MAX_TOKENS, metavar="N", help="of the answer (default: 256)")
     parser.add_argument(
         "--timeout-s", type=float, default=DEFAULT_START_TIMEOUT_S, metavar="S", help="for the start (default: 180)"
@@ -120,6 +126,7 @@ def _asked(given: argparse.Namespace, record: MeshRecord) -> list[tuple[str, Any
         ("--threads", given.threads, record.threads),
         ("--device-bytes", given.device_bytes, record.device_bytes),
         ("--host-bytes", given.host_bytes, record.host_bytes),
+        ("--disk-bytes", given.disk_bytes, record.disk_bytes),
     ]
 
 
@@ -134,6 +141,7 @@ def _ask_as_before(given: argparse.Namespace, record: MeshRecord) -> None:
         "threads": record.threads,
         "device_bytes": record.device_bytes,
         "host_bytes": record.host_bytes,
+        "disk_bytes": record.disk_bytes,
     }
     for name, value in before.items():
         if getattr(given, name) is None:
@@ -155,6 +163,7 @@ def _spec(state_dir: Path, given: argparse.Namespace) -> MeshSpec:
         chip_class=chip_class,
         device_bytes=given.device_bytes,
         host_bytes=given.host_bytes,
+        disk_bytes=given.disk_bytes,
     )
     layout = layout_for(open_model(model_path).config, chip_class_named(chip_class or DECODE_DEFAULT))
     check_block_room(spec, layout.block_bytes)

@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forebay import models
 from forebay.chips import NumberFormat
 from forebay.engine.weight_file import TensorSpec, WeightFile, WeightFileError, map_weight_file, write_weight_file
 from forebay.errors import StartError
 from forebay.host.file_lock import locked
+from forebay.host.source_digest import source_digest
 from forebay.models.config import DecoderConfig
 from forebay.models.decoder_tensors import tensor_shapes
 from forebay.models.model_file import ModelFile
 
-PACKING_VERSION = 1
-"""Goes up whenever files packed before must not be used any more."""
+_HERE = Path(__file__)
+PACKING_VERSION = source_digest(_HERE, _HERE.with_name("weight_file.py"), Path(models.__file__).parent)[:16]
+"""Another one whenever the sources that decide what is packed, and how, are others."""
 
 Progress = Callable[[int, int], None]
 """Told (tensors packed, tensors in all)."""
@@ -117,8 +120,8 @@ def _map_if_usable(path: Path) -> WeightFile | None:
     except WeightFileError as error:
         _log.warning("packed weights %s are damaged (%s); packing them again", path.name, error)
         return None
-    if (version := packed.metadata.get("packing_version")) != str(PACKING_VERSION):
-        _log.warning("packed weights %s have version %s, not %d; packing again", path.name, version, PACKING_VERSION)
+    if (version := packed.metadata.get("packing_version")) != PACKING_VERSION:
+        _log.warning("packed weights %s have version %s, not %s; packing again", path.name, version, PACKING_VERSION)
         return None
     return packed
 
@@ -139,7 +142,7 @@ def _pack(model: ModelFile, weight_dtype: NumberFormat, path: Path, progress: Pr
         progress(done_count, len(specs))
         return torch.from_numpy(numbers).to(spec.dtype)
 
-    write_weight_file(path, {"packing_version": str(PACKING_VERSION), "model_digest": model.digest}, specs, make)
+    write_weight_file(path, {"packing_version": PACKING_VERSION, "model_digest": model.digest}, specs, make)
 
 
 def _parts(config: DecoderConfig) -> dict[str, tuple[str, ...]]:

@@ -8,6 +8,22 @@ from typing import BinaryIO
 
 
 @contextmanager
+def making_whole(path: Path) -> Iterator[Path]:
+    """Where another program can make a file, which takes its name when the block ends; an error leaves what was there.
+
+    Raises:
+        OSError: the folder cannot be made, or nothing was made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
 def writing_whole(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
     """A file to write, which takes its name when the block ends; an error leaves what was there.
 
@@ -16,17 +32,11 @@ def writing_whole(path: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
     Raises:
         OSError: the folder cannot be made or written, or the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            if is_synced:
-                file.flush()
-                os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with making_whole(path) as partial, partial.open("wb") as file:
+        yield file
+        if is_synced:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -2,6 +2,9 @@
 
 Knows shapes and the paged KV arena. Does not know models, weights files, sampling or scheduling.
 
+Only `TorchKernels` implements it: a GPU's kernels will, operation by operation. The native engine crosses Python once a
+step, so its seam is a step, `forebay.engine.types.Engine`, and its operations are those of its library.
+
 Every implementation keeps **batch invariance**: a row of a result has the same bits whatever other rows are computed
 with it, however its sequence is cut into spans, and whichever number of threads computes it.
 

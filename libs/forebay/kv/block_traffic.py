@@ -67,6 +67,19 @@ class BlockTraffic:
         self._pools[tier].reference(block)
         return Held(block_hash, tier, block)
 
+    def hold_slot(self, block_hash: bytes) -> Held | None:
+        """Keeps a block's copy on disk, wherever else it lies; None: there is none."""
+        slot = self._pools.disk.find(block_hash)
+        if slot is None or not self.is_disk_on:
+            return None
+        self._pools.disk.reference(slot)
+        return Held(block_hash, Tier.DISK, slot)
+
+    def discard(self, held: Held, log: EffectLog) -> None:
+        """Ends a hold of a copy on disk that is not what it should be."""
+        self._pools.disk.unreference([held.block])
+        self._drop_slot(held.block, log)
+
     def let_go(self, held: Iterable[Held], log: EffectLog) -> None:
         """Ends holds, of a prefix from its first block on; what nobody else refers to may be evicted again."""
         for one in reversed(list(held)):

@@ -4,6 +4,7 @@ Pure. Implementations carry bytes; what they carry is decided by `pull_source` a
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -52,7 +53,7 @@ class PullOutcome:
 
 
 class BlockTarget(Protocol):
-    """The receiver's memory."""
+    """The receiver's memory. What it raises, a ForebayError, ends the pull."""
 
     def memory(self, block_index: int) -> memoryview:
         """Where the block's bytes go; writable, of a block's size. Not asked for a block that has arrived."""
@@ -113,8 +114,15 @@ class SealedBlocks(Protocol):
         """Of all blocks."""
         ...
 
+    def fetched(self, block_hashes: Sequence[bytes]) -> AbstractAsyncContextManager[None]:
+        """Inside the block what is held of this prefix lies in memory, as far as it could be brought there.
+
+        Errors: DrainingError: no more blocks are given to other nodes.
+        """
+        ...
+
     def hold(self, block_hash: bytes) -> HeldBlock | None:
-        """Takes a reference to a block; None: it is not sealed here."""
+        """Takes a reference to a block; None: it does not lie sealed in memory here."""
         ...
 
     def release(self, block_hash: bytes) -> None:

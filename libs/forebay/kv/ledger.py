@@ -98,6 +98,11 @@ class BlockLedger:
             return None
         return lease.attachment_id, self._attachments.process(lease.attachment_id)
 
+    def right_to(self, sequence_id: str) -> Right | None:
+        """Who may write a sequence's blocks; None: there is no such sequence (any more)."""
+        lease = self._leases.get(sequence_id)
+        return None if lease is None else lease.right
+
     def begin(
         self,
         attachment_id: int,

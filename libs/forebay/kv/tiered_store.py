@@ -71,6 +71,10 @@ class TieredStore:
         """Hashes of all findable blocks whose nearest tier this is."""
         return self._pools.hashes(tier)
 
+    def hashes_on_disk(self) -> list[bytes]:
+        """Of all blocks that have a copy on disk."""
+        return self._pools.disk.hashes()
+
     def reserve(self, prefix_hashes: Sequence[bytes], block_count: int, log: EffectLog) -> Reservation:
         """Takes the longest run of a prefix held in memory, promoted where needed, and new blocks up to `block_count`.
 

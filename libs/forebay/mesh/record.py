@@ -11,7 +11,7 @@ from forebay.host.whole_file import write_whole
 from forebay.mesh.spec import MeshSpec, ServiceSpec
 
 _FILE_NAME: Final = "mesh.json"
-_VERSION: Final = 2
+_VERSION: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class MeshRecord:
     threads: int | None
     device_bytes: int | None
     host_bytes: int | None
+    disk_bytes: int | None
     services: tuple[ServiceRecord, ...]
     is_complete: bool
 
@@ -60,6 +61,7 @@ class MeshRecord:
             threads=spec.threads,
             device_bytes=spec.device_bytes,
             host_bytes=spec.host_bytes,
+            disk_bytes=spec.disk_bytes,
             services=services,
             is_complete=is_complete,
         )

@@ -12,7 +12,11 @@ from forebay.mesh.spec import MeshSpec
 
 def check_block_room(spec: MeshSpec, block_bytes: int) -> None:
     """Raises StartError if a tier that is asked for has no room for one block."""
-    for flag, size_bytes in (("--device-bytes", spec.device_bytes), ("--host-bytes", spec.host_bytes)):
+    for flag, size_bytes in (
+        ("--device-bytes", spec.device_bytes),
+        ("--host-bytes", spec.host_bytes),
+        ("--disk-bytes", spec.disk_bytes),
+    ):
         if size_bytes and size_bytes < block_bytes:
             raise StartError(
                 f"{flag} {size_bytes} has no room for one KV block of this model ({block_bytes} bytes); raise it"

@@ -22,7 +22,7 @@ class MeshSpec:
     """A mesh to start.
 
     threads: most cores a step of an engine worker may use; None: all. device_bytes, host_bytes: of the KV arenas; None
-    leaves it to the service.
+    leaves it to the service. disk_bytes: of the disk tier, in the state folder; None: there is none.
     extra_arguments: further flags by role, such as {"kvcache": ("--lease-s", "2")}.
     """
 
@@ -35,6 +35,7 @@ class MeshSpec:
     threads: int | None = None
     device_bytes: int | None = None
     host_bytes: int | None = None
+    disk_bytes: int | None = None
     name: str = "local"
     extra_arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -51,6 +52,8 @@ class MeshSpec:
             raise StartError("--device-bytes must be at least 1")
         if self.host_bytes is not None and self.host_bytes < 0:
             raise StartError("--host-bytes must be at least 0")
+        if self.disk_bytes is not None and self.disk_bytes < 1:
+            raise StartError("--disk-bytes must be at least 1")
         if not re.fullmatch(r"[a-z][a-z0-9]{0,31}", self.name):
             raise StartError("a mesh's name has 1..32 characters of a-z and 0-9 and begins with a letter")
 
@@ -58,6 +61,11 @@ class MeshSpec:
     def node_id(self) -> str:
         """Name of the node; no two meshes that run on one machine share it, since they cannot share ports."""
         return f"{self.name}-{self.port_base}"
+
+    @property
+    def disk_dir(self) -> Path:
+        """Where the disk tier lies; it outlives the mesh."""
+        return self.state_dir / "kv-disk"
 
     @property
     def router_address(self) -> str:
@@ -107,7 +115,10 @@ class MeshSpec:
 
     def _arenas(self) -> tuple[str, ...]:
         sizes = (("--device-bytes", self.device_bytes), ("--host-bytes", self.host_bytes))
-        return tuple(part for flag, size in sizes if size is not None for part in (flag, str(size)))
+        disk = (
+            () if self.disk_bytes is None else ("--disk-dir", str(self.disk_dir), "--disk-bytes", str(self.disk_bytes))
+        )
+        return (*(part for flag, size in sizes if size is not None for part in (flag, str(size))), *disk)
 
     def _address(self, offset: int) -> str:
         return f"{ports.HOST}:{self.port_base + offset}"

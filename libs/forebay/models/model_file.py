@@ -20,6 +20,7 @@ from forebay.models.decoder_tensors import gguf_name, tensor_shapes
 from forebay.models.gguf import GgufFile
 from forebay.models.gguf_dequantize import dequantize
 from forebay.models.gguf_metadata import GgufMetadata
+from forebay.models.gguf_types import GgufTensorType
 from forebay.models.json_file import read_json
 from forebay.models.model_digest import model_digest
 from forebay.models.refusals import damaged, unsupported
@@ -112,13 +113,25 @@ class GgufModel(ModelFile):
         return self._file.metadata.get("tokenizer.chat_template", str)
 
     def read_tensor(self, name: str) -> NDArray[np.float32]:
-        """As ModelFile.read_tensor; query and key rows that llama.cpp interleaved are put back."""
+        """As ModelFile.read_tensor."""
         tensor = self._file.tensors[gguf_name(name)]
-        numbers = dequantize(self._file.read_packed(tensor.name), tensor.type, tensor.shape)
+        return dequantize(self.read_rows(name), tensor.type, tensor.shape)
+
+    def stored_type(self, name: str) -> GgufTensorType:
+        """The number format of one tensor in the file."""
+        return self._file.tensors[gguf_name(name)].type
+
+    def read_rows(self, name: str) -> NDArray[np.uint8]:
+        """A matrix as it is in the file, uint8 [outputs, bytes of a row]; a vector is one row. Not to be written to.
+
+        Query and key rows that llama.cpp interleaved are put back in Hugging Face order.
+        """
+        tensor = self._file.tensors[gguf_name(name)]
+        row_count = tensor.shape[0] if len(tensor.shape) > 1 else 1
+        rows = self._file.read_packed(tensor.name).reshape(row_count, -1)
         if self.config.architecture != "llama" or not name.endswith(_INTERLEAVED):
-            return numbers
-        head_dim, columns = self.config.head_dim, numbers.shape[-1]
-        return numbers.reshape(-1, head_dim // 2, 2, columns).swapaxes(1, 2).reshape(-1, columns)
+            return rows
+        return rows.reshape(-1, self.config.head_dim // 2, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
     def _digested_paths(self) -> list[Path]:
         return [self.path]

@@ -1,7 +1,8 @@
 """Choosing prefill worker, decode worker and mode of one request, together. Pure.
 
 First policy: the longest cached prefix, then the least load; a prefill worker only where there is enough for it to do.
-Both workers are on one node, whose memory they share.
+Both workers are on one node, whose memory they share; where that has no prefill worker, one of another node is taken,
+if its KV can be converted into the decode worker's.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from forebay.errors import RETRY_AFTER_S, NoWorkerError
+from forebay.errors import RETRY_AFTER_S, LayoutMismatchError, NoWorkerError
+from forebay.kv.conversion import plan_conversion
 from forebay.kv.hashing import reusable_block_count
 from forebay.routing.fleet import FleetSnapshot, Worker
 from forebay.routing.in_flight import WorkerLoad
@@ -57,6 +59,11 @@ class _Option:
     decode: Worker
     prefill: Worker | None
     matched_tokens: int
+    refusal: str | None = None  # why no prefill worker of another node is used
+
+    @property
+    def crosses_nodes(self) -> bool:
+        return self.prefill is not None and self.prefill.node_id != self.decode.node_id
 
 
 def plan(
@@ -111,28 +118,41 @@ def _options(
     if request.forced_mode is None and (is_held or rest_tokens <= request.alone_tokens):
         yield _Option(Mode.RESUME if is_held else Mode.LOCAL, decode, None, matched_tokens)
         return
-    partners = [prefill for prefill in fleet.prefill if _can_share(prefill, decode)]
+    partners, refusal = _partners(decode, fleet)
     for prefill in partners:
         yield _Option(Mode.SPLIT, decode, prefill, matched_tokens)
     if not partners and request.forced_mode is None:
-        yield _Option(Mode.LOCAL, decode, None, matched_tokens)
+        yield _Option(Mode.LOCAL, decode, None, matched_tokens, refusal)
 
 
-def _can_share(prefill: Worker, decode: Worker) -> bool:
-    return (
-        not prefill.is_draining
-        and prefill.node_id == decode.node_id
-        and prefill.model_digest == decode.model_digest
-        and prefill.layout == decode.layout
-    )
+def _partners(decode: Worker, fleet: FleetSnapshot) -> tuple[list[Worker], str | None]:
+    """Prefill workers for a decode worker: of its node, else of others; if there are none, why those were refused."""
+    alike = [one for one in fleet.prefill if not one.is_draining and one.model_digest == decode.model_digest]
+    on_node = [one for one in alike if one.node_id == decode.node_id and one.layout == decode.layout]
+    if on_node:
+        return on_node, None
+    elsewhere = [one for one in alike if one.node_id != decode.node_id]
+    refusals = {one.worker_id: _refusal(one, decode) for one in elsewhere}
+    partners = [one for one in elsewhere if refusals[one.worker_id] is None]
+    return partners, next(filter(None, refusals.values()), None)
 
 
-def _score(option: _Option, loads: Mapping[str, WorkerLoad]) -> tuple[int, float, int, float]:
-    """Smaller is better."""
+def _refusal(prefill: Worker, decode: Worker) -> str | None:
+    """Why blocks of one cannot become blocks of the other; None: they can."""
+    try:
+        plan_conversion((prefill.layout,), decode.layout)
+    except LayoutMismatchError as error:
+        return error.message
+    return None
+
+
+def _score(option: _Option, loads: Mapping[str, WorkerLoad]) -> tuple[int, float, bool, int, float]:
+    """Smaller is better. Of equally busy decode workers one that shares memory with its prefill worker is best."""
     computes = option.prefill or option.decode
     return (
         -option.matched_tokens,
         _fullness(option.decode, loads),
+        option.crosses_nodes,
         loads.get(computes.worker_id, _IDLE).queued_tokens,
         _fullness(computes, loads),
     )
@@ -147,6 +167,8 @@ def _reason(request: PlanRequest, option: _Option, option_count: int) -> str:
     match option.mode:
         case Mode.RESUME:
             what = "so the decode worker computes the rest"
+        case Mode.SPLIT if option.crosses_nodes and option.prefill is not None:
+            what = f"a prefill worker of node {option.prefill.node_id} computes the rest, and its KV is brought"
         case Mode.SPLIT:
             what = "a prefill worker computes the rest"
         case Mode.LOCAL:
@@ -160,15 +182,19 @@ def _why_alone(request: PlanRequest, option: _Option) -> str:
         return "as was asked for"
     if request.prompt_tokens - option.matched_tokens <= request.alone_tokens:
         return "too little to be worth a hand-over"
-    return "since its node has no prefill worker"
+    if option.refusal is not None:
+        return f"since its node has no prefill worker, and another's cannot be used ({option.refusal})"
+    return "since no prefill worker takes new work"
 
 
 def _no_worker(request: PlanRequest, fleet: FleetSnapshot) -> NoWorkerError:
     if all(worker.is_draining for worker in fleet.decode):
         return NoWorkerError("no decode worker takes new work", retry_after_s=RETRY_AFTER_S, role="decode")
     assert request.forced_mode is Mode.SPLIT
+    refusals = (_partners(decode, fleet)[1] for decode in fleet.decode if not decode.is_draining)
+    refusal = next(filter(None, refusals), "no prefill worker takes new work")
     return NoWorkerError(
-        "mode SPLIT was asked for, but no node has both a prefill and a decode worker that take new work",
+        f"mode SPLIT was asked for, but no prefill worker can serve a decode worker: {refusal}",
         retry_after_s=RETRY_AFTER_S,
         role="prefill",
     )

@@ -88,7 +88,7 @@ class Rig:
                 prompt_token_ids=prompt,
                 sampling=ONE_TOKEN,
                 hash_root=root_hash(MODEL.digest, "", ""),
-                is_handed_over=True,
+                seals_as_filled=False,
             )
             async with prefill.runner.open(spec, lambda token_id, logprobs: None) as running:
                 await running.ended()

@@ -101,15 +101,18 @@ def _tokens(sequence: Sequence) -> list[int]:
 
 
 class FixedCores:
-    """As forebay.worker.engine_thread.Cores, on a host where others compute only if told so."""
+    """As forebay.worker.engine_thread.Cores, on a host where others compute only if told so. Broken, it raises."""
 
     def __init__(self, count: int = 1) -> None:
         self.count = count
         self.is_busy = False
+        self.is_broken = False
         self.works: list[StepWork] = []
         self.others_step_slo_s: float | None = None
 
     def enter(self, work: StepWork) -> int:
+        if self.is_broken:
+            raise RuntimeError("broken on purpose")
         self.is_busy = True
         self.works.append(work)
         return self.count

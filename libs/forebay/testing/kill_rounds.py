@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, Final
 
 from forebay.client import AsyncClient
@@ -30,14 +29,13 @@ _DEVICE_BLOCKS, _HOST_BLOCKS, _DISK_BLOCKS = 100, 48, 160
 _BLOCK_BYTES: Final = 737_280 + 64  # of the default model
 
 
-def small_tiers(disk_dir: Path) -> dict[str, Any]:
-    """Options for a mesh of which each tier is in use: DEVICE and HOST have less room than the answers' blocks."""
-    disk = ("--disk-dir", str(disk_dir), "--disk-bytes", str(_DISK_BLOCKS * _BLOCK_BYTES))
-    return {
-        "device_bytes": _DEVICE_BLOCKS * _BLOCK_BYTES,
-        "host_bytes": _HOST_BLOCKS * _BLOCK_BYTES,
-        "extra_arguments": {"kvcache": (*disk, "--kept-after-uses", "1")},
-    }
+SMALL_TIERS: Final[dict[str, Any]] = {
+    "device_bytes": _DEVICE_BLOCKS * _BLOCK_BYTES,
+    "host_bytes": _HOST_BLOCKS * _BLOCK_BYTES,
+    "disk_bytes": _DISK_BLOCKS * _BLOCK_BYTES,
+    "extra_arguments": {"kvcache": ("--kept-after-uses", "1")},
+}
+"""Options for a mesh of which each tier is in use: DEVICE and HOST have less room than the answers' blocks."""
 
 
 class Victim(StrEnum):

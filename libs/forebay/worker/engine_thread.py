@@ -73,11 +73,19 @@ class Cores(Protocol):
         ...
 
 
+def internal() -> ForebayError:
+    """What a sequence fails with that met a defect of ours."""
+    return ForebayError("internal error; the worker's log says more")
+
+
 class EngineThread:
     """Runs steps while there is something to compute, and sleeps otherwise.
 
     `may_write` is asked before each step, and after it, since a step may take however long: when it says no, all
     sequences fail with WORKER_LOST, and nothing of the step is told.
+
+    An exception in what concerns one sequence, or in a step, fails those sequences with INTERNAL. Any other ends the
+    thread: it answers no command from then on, and writes to no block.
     """
 
     def __init__(
@@ -110,11 +118,17 @@ class EngineThread:
         """Notes every step there. To be called before `start`."""
         self._meter = meter
 
-    def start(self, on_report: Callable[[Report], None], on_due: Callable[[], None] = lambda: None) -> None:
+    def start(
+        self,
+        on_report: Callable[[Report], None],
+        on_due: Callable[[], None] = lambda: None,
+        on_broken: Callable[[], None] = lambda: None,
+    ) -> None:
         """Starts the thread.
 
         On the running loop, `on_report` is called once for each step, perhaps for some together, and `on_due` after the
-        last of those whose tokens nobody should wait for any longer.
+        last of those whose tokens nobody should wait for any longer; `on_broken` once and last, if the thread ends
+        without having been stopped.
         """
         loop = asyncio.get_running_loop()
 
@@ -127,7 +141,10 @@ class EngineThread:
         def post(telling: Telling) -> None:
             loop.call_soon_threadsafe(take, telling)
 
-        self._thread = threading.Thread(target=self._run, args=(post,), name="engine", daemon=True)
+        def break_down() -> None:
+            loop.call_soon_threadsafe(on_broken)
+
+        self._thread = threading.Thread(target=self._run, args=(post, break_down), name="engine", daemon=True)
         self._thread.start()
 
     def submit(self, command: Command) -> None:
@@ -144,7 +161,15 @@ class EngineThread:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
 
-    def _run(self, post: Callable[[Telling], None]) -> None:
+    def _run(self, post: Callable[[Telling], None], break_down: Callable[[], None]) -> None:
+        try:
+            self._take_turns(post)
+        except Exception:
+            _log.exception("the engine's thread cannot go on")
+            post(self._gathering.rest())
+            break_down()
+
+    def _take_turns(self, post: Callable[[Telling], None]) -> None:
         can_go_on = False
         while True:
             commands = self._wait(can_go_on)
@@ -190,17 +215,25 @@ class EngineThread:
     def _obey(self, command: Command, outcomes: list[Outcome], removed: list[str]) -> None:
         match command:
             case Add(sequence, priority):
-                try:
-                    outcomes += self._scheduler.add(sequence, priority)
-                except ForebayError as error:
-                    outcomes.append(Failed(sequence.sequence_id, error))
+                outcomes += self._guarded(sequence.sequence_id, lambda: self._scheduler.add(sequence, priority))
             case Cancel(sequence_id):
                 self._scheduler.cancel(sequence_id)
                 removed.append(sequence_id)
             case MoreBlocks(sequence_id, block_ids):
-                outcomes += self._scheduler.grant_blocks(sequence_id, block_ids)
+                outcomes += self._guarded(sequence_id, lambda: self._scheduler.grant_blocks(sequence_id, block_ids))
             case UseEngine(engine):
                 self._engine = engine
+
+    def _guarded(self, sequence_id: str, act: Callable[[], list[Outcome]]) -> list[Outcome]:
+        """What came of it; an exception fails the sequence alone."""
+        try:
+            return act()
+        except ForebayError as error:
+            return [Failed(sequence_id, error)]
+        except Exception:
+            _log.exception("a sequence broke the scheduler")
+            self._scheduler.cancel(sequence_id)
+            return [Failed(sequence_id, internal())]
 
     def _chunk_tokens(self) -> int:
         return self._budget.chunk_tokens(self._scheduler.is_decoding, self._cores.step_slo_of_others_s())
@@ -220,7 +253,7 @@ class EngineThread:
             return self._scheduler.complete(slices, sampled) if self._may_write() else self._fail_all()
         except Exception:
             _log.exception("a step of %d sequences failed", len(slices))
-            return self._scheduler.fail(slices, ForebayError("internal error; the worker's log says more"))
+            return self._scheduler.fail(slices, internal())
 
     def _measure(self, slices: list[Slice], cores: int, busy_s: float) -> None:
         if self._meter is None:

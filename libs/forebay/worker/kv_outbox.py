@@ -58,6 +58,10 @@ class KvOutbox:
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(GATHER_S, self._wake.set)
 
+    def forget_seals(self, sequence_id: str) -> None:
+        """Seals of a sequence that are not under way yet need not be sent."""
+        self._seals.pop(sequence_id, None)
+
     def release(self, sequence_id: str, epoch: int) -> None:
         """Releases a sequence soon."""
         self._releases.add((sequence_id, epoch))

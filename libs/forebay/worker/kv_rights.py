@@ -22,8 +22,9 @@ from forebay.errors import (
 )
 from forebay.rpc.deadline import limited_to
 from forebay.rpc.status import translated
-from forebay.v1 import kvcache_pb2
+from forebay.v1 import common_pb2, kvcache_pb2
 from forebay.worker.attachment import Attachment, KvLink
+from forebay.worker.bringing import Bringing
 from forebay.worker.kv_outbox import KvOutbox
 
 _log = logging.getLogger(__name__)
@@ -71,6 +72,10 @@ class KvRights:
         new = kvcache_pb2.NewSequence(prefix_hashes=prefix_hashes, block_count=block_count)
         return await self._begin(kvcache_pb2.AcquireBlocksRequest(sequence_id=sequence_id, new_sequence=new))
 
+    def bring(self, source: common_pb2.Manifest, block_hashes: list[bytes]) -> Bringing:
+        """Has blocks of another node brought to this one; the caller closes it."""
+        return Bringing(self._link.stub, source, block_hashes)
+
     async def take_over(self, sequence_id: str, epoch: int, block_count: int) -> BlockGrant:
         """Takes a handed-over sequence, with at least so many blocks (0: as many as it has).
 
@@ -107,6 +112,7 @@ class KvRights:
             hand_over=True,
         )
         request = kvcache_pb2.SealBlocksRequest(attachment_id=self._attachment().attachment_id, entries=[entry])
+        self._outbox.forget_seals(sequence_id)  # named here again, and refused once this is done
         del self._link.owned_epochs[sequence_id]  # not renewed any more: the service would call it lost
         task = asyncio.create_task(self._hand_over(request))
         self._hand_overs[sequence_id] = (epoch, task)

@@ -13,9 +13,9 @@ from forebay.errors import (
     InvalidFieldError,
     LayoutMismatchError,
     ModelMismatchError,
-    NotServedYetError,
     TokenOutOfRangeError,
 )
+from forebay.kv.conversion import plan_conversion
 from forebay.kv.layout import KvLayout
 from forebay.v1 import common_pb2
 from forebay.wire.layout import layout_from_proto
@@ -91,16 +91,13 @@ def deadline_of(deadline_s: float) -> float:
     return deadline_s
 
 
-def offer_of(model: ServedModel, node_id: str, manifest: common_pb2.Manifest, known_tokens: int) -> Offer:
-    """The offer that a manifest makes to this worker.
+def offer_of(model: ServedModel, manifest: common_pb2.Manifest, known_tokens: int) -> Offer:
+    """The offer that a manifest of this node makes to this worker.
 
-    known_tokens: prompt and emitted tokens, of which the last is computed here. Raises NotServedYetError for another
-    node's manifest, ModelMismatchError, LayoutMismatchError, InvalidFieldError.
+    known_tokens: prompt and emitted tokens, of which the last is computed here. Raises ModelMismatchError,
+    LayoutMismatchError, InvalidFieldError.
     """
-    if manifest.node_id != node_id:
-        raise NotServedYetError("the KV lies on another node; transfer between nodes is not served yet")
-    if manifest.model_digest != model.digest:
-        raise ModelMismatchError("the manifest is of another model", field="manifest.model_digest")
+    _check_manifest(model, manifest, known_tokens)
     layout = layout_from_proto(manifest.layout)
     if layout != model.layout:
         raise LayoutMismatchError(
@@ -108,10 +105,23 @@ def offer_of(model: ServedModel, node_id: str, manifest: common_pb2.Manifest, kn
             " workers with the same --chip-class",
             field="manifest.layout",
         )
+    return Offer(epoch=manifest.epoch, token_count=manifest.token_count)
+
+
+def check_source(model: ServedModel, manifest: common_pb2.Manifest, known_tokens: int) -> None:
+    """Raises ModelMismatchError, LayoutMismatchError or InvalidFieldError unless the blocks that a manifest of another
+    node names can become this node's.
+    """
+    _check_manifest(model, manifest, known_tokens)
+    plan_conversion((layout_from_proto(manifest.layout),), model.layout)
+
+
+def _check_manifest(model: ServedModel, manifest: common_pb2.Manifest, known_tokens: int) -> None:
+    if manifest.model_digest != model.digest:
+        raise ModelMismatchError("the manifest is of another model", field="manifest.model_digest")
     if not 1 <= manifest.token_count < known_tokens:
         raise InvalidFieldError(
             f"the manifest covers {manifest.token_count} tokens of {known_tokens}; at least one is covered, and the"
             " last is not",
             field="manifest.token_count",
         )
-    return Offer(epoch=manifest.epoch, token_count=manifest.token_count)

@@ -11,6 +11,8 @@ from forebay.engine.step_totals import MeasuredStep, StepTotals
 from forebay.engine.types import SamplingParams, TokenLogprobs
 from forebay.errors import ForebayError
 from forebay.kv.hashing import HashChain
+from forebay.v1 import common_pb2
+from forebay.worker.bringing import Transfer
 from forebay.worker.pauses import Pauses
 
 TokenSink = Callable[[int, TokenLogprobs | None], None]
@@ -29,8 +31,9 @@ class Offer:
 class SequenceSpec:
     """What to generate.
 
-    hash_root: parent hash of the first block. offer: where the KV lies already; None: compute what the cache lacks.
-    is_handed_over: all blocks are sealed by `hand_over` at the end, instead of one by one as they fill.
+    hash_root: parent hash of the first block. offer: where the KV lies already on this node; source: where on another,
+    from which its blocks are brought. With neither, and where blocks do not come: compute what the cache lacks.
+    seals_as_filled: whether blocks are sealed one by one, instead of all at the end by `hand_over`.
     """
 
     sequence_id: str
@@ -40,7 +43,8 @@ class SequenceSpec:
     emitted_token_ids: list[int] = field(default_factory=list)
     priority: int = 0
     offer: Offer | None = None
-    is_handed_over: bool = False
+    source: common_pb2.Manifest | None = None
+    seals_as_filled: bool = True
 
     @property
     def known_token_ids(self) -> list[int]:
@@ -71,6 +75,10 @@ class SequenceCost:
     transfer_bytes: int = 0
     prefill_totals: StepTotals = field(default_factory=StepTotals)
     decode_totals: StepTotals = field(default_factory=StepTotals)
+
+    def note_transfer(self, transfer: Transfer) -> None:
+        """Its KV came from elsewhere."""
+        self.transfer_s, self.transfer_bytes = transfer.seconds, transfer.byte_count
 
     @property
     def queue_s(self) -> float:
@@ -117,7 +125,7 @@ class RunningSequence:
     written_tokens: int = 0  # positions whose KV is found or computed
     last_step: StepTime | None = None  # that computed some of it
     table_blocks: int = 0
-    sealed_blocks: int = 0
+    found_blocks: int = 0  # sealed from the first
     place: Rank | None = None
     is_in_engine: bool = False
     is_cancel_sent: bool = False

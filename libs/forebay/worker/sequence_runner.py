@@ -33,7 +33,8 @@ from forebay.errors import (
 from forebay.kv.hashing import HashChain, reusable_block_count
 from forebay.worker.attachment import Attachment
 from forebay.worker.block_supply import BlockSupply, Patience, Wish
-from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, UseEngine
+from forebay.worker.bringing import Bringing, Transfer
+from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, UseEngine, internal
 from forebay.worker.kv_rights import BlockGrant, KvRights, lost
 from forebay.worker.pauses import Pauses
 from forebay.worker.places import Places
@@ -56,6 +57,7 @@ class SequenceRunner:
     ) -> None:
         self.limits = limits
         self.is_draining = False
+        self.is_broken = False  # the engine's thread has ended: nothing can run any more
         self._patience = patience
         self._make_engine = make_engine
         self._clock = clock
@@ -70,12 +72,20 @@ class SequenceRunner:
         self._on_change: Callable[[], None] = lambda: None
         self._on_due: list[Callable[[], None]] = []
 
-    def connect(self, rights: KvRights, thread: EngineThread) -> None:
-        """Joins both halves. To be called once, on the loop, before the first sequence."""
+    def connect(self, rights: KvRights, thread: EngineThread, on_broken: Callable[[], None] = lambda: None) -> None:
+        """Joins both halves. To be called once, on the loop, before the first sequence.
+
+        on_broken: called when the engine's thread has ended by itself and all sequences have failed.
+        """
         self._rights = rights
         self._supply = BlockSupply(rights, self._patience, self.limits.block_tokens, self._relieve)
         self._thread = thread
-        thread.start(self._on_report, self._tell_due)
+
+        def break_down() -> None:
+            self._fail_all()
+            on_broken()
+
+        thread.start(self._on_report, self._tell_due, break_down)
 
     @property
     def sequences(self) -> list[RunningSequence]:
@@ -114,7 +124,7 @@ class SequenceRunner:
         """Gets a place and blocks for a sequence and computes it while the block runs; at its exit all is given up.
 
         Leaving early cancels the sequence. Raises DrainingError, DuplicateRequestError, QueueFullError and
-        KvExhaustedError; WorkerLostError.
+        KvExhaustedError; WorkerLostError; ForebayError itself when the worker is broken.
         """
         if self.is_draining:
             raise DrainingError("the worker is draining", retry_after_s=RETRY_AFTER_S)
@@ -135,9 +145,8 @@ class SequenceRunner:
         """
         token_count = len(running.spec.prompt_token_ids)
         hashes = running.chain.hashes[: token_count // self.limits.block_tokens]
-        epoch = await self._rights.hand_over(
-            running.sequence_id, running.sealed_blocks, hashes[running.sealed_blocks :]
-        )
+        # Those that were sealed as they filled are named again: nobody has waited for their answers.
+        epoch = await self._rights.hand_over(running.sequence_id, running.found_blocks, hashes[running.found_blocks :])
         return epoch, hashes
 
     def give_away(self, running: RunningSequence) -> None:
@@ -186,17 +195,20 @@ class SequenceRunner:
         )
         running.chain.extend(spec.known_token_ids)
         wanted_blocks = self.limits.first_table_blocks(sequence)
-        # Before waiting for a place: an offer that nobody takes runs out.
+        # Before waiting for a place: an offer that nobody takes runs out, and what is brought takes time.
         grant = await self._take_over(running, wanted_blocks)
-        running.place = await self._places.enter(spec.priority)
-        self._on_change()
-        if spec.offer is not None and grant is not None:
-            sequence.computed_tokens = spec.offer.token_count
-        else:
-            grant = await self._supply.begin(self._wish(running, running.place, sequence))
-            sequence.computed_tokens = grant.cached_block_count * self.limits.block_tokens
+        with self._bringing(running, sequence) as bringing:
+            running.place = await self._places.enter(spec.priority)
+            self._on_change()
+            if spec.offer is not None and grant is not None:
+                sequence.computed_tokens = spec.offer.token_count
+            else:
+                if bringing is not None:
+                    running.cost.note_transfer(await bringing.ended())
+                grant = await self._supply.begin(self._wish(running, running.place, sequence))
+                sequence.computed_tokens = grant.cached_block_count * self.limits.block_tokens
         running.written_tokens = sequence.computed_tokens
-        running.sealed_blocks = grant.cached_block_count
+        running.found_blocks = grant.cached_block_count
         running.table_blocks = len(grant.block_ids)
         running.cost.cached_prompt_tokens = min(sequence.computed_tokens, len(spec.prompt_token_ids))
         sequence.block_table.extend(grant.block_ids)
@@ -212,21 +224,37 @@ class SequenceRunner:
         except UnknownSequenceError:
             _log.info("an offer ran out before it was taken; what is sealed of it is found in the cache")
             return None
-        running.cost.transfer_s = self._clock() - began_s
-        running.cost.transfer_bytes = grant.copied_bytes
+        running.cost.note_transfer(Transfer(grant.copied_bytes, self._clock() - began_s))
         return grant
 
+    @contextmanager
+    def _bringing(self, running: RunningSequence, sequence: Sequence) -> Iterator[Bringing | None]:
+        """While the block runs, blocks of another node are brought, if there are any, and kept."""
+        source, hashes = running.spec.source, self._reusable_hashes(running, sequence)
+        if source is None or not source.block_hashes or not hashes:
+            yield None
+            return
+        bringing = self._rights.bring(source, hashes)
+        try:
+            yield bringing
+        finally:
+            bringing.close()
+
+    def _reusable_hashes(self, running: RunningSequence, sequence: Sequence) -> list[bytes]:
+        return running.chain.hashes[: reusable_block_count(sequence.token_count, self.limits.block_tokens)]
+
     def _wish(self, running: RunningSequence, place: Rank, sequence: Sequence) -> Wish:
-        reusable_blocks = reusable_block_count(sequence.token_count, self.limits.block_tokens)
         return Wish(
             sequence_id=running.sequence_id,
             rank=place,
-            prefix_hashes=running.chain.hashes[:reusable_blocks],
+            prefix_hashes=self._reusable_hashes(running, sequence),
             wanted_blocks=self.limits.first_table_blocks(sequence),
             needed_blocks=self.limits.table_blocks(sequence, 0),
         )
 
     def _enter_engine(self, running: RunningSequence, sequence: Sequence) -> None:
+        if self.is_broken:
+            raise internal()
         if not self._rights.owns(running.sequence_id):
             raise lost()  # lost while it waited for a place
         reason = finish_reason(sequence, self.limits.context_tokens)
@@ -257,6 +285,14 @@ class SequenceRunner:
                 self._leave_engine(running)
         self._standstill.note(report.stuck, self._clock())
 
+    def _fail_all(self) -> None:
+        """The engine's thread is no more: nothing writes to any block, and no command is answered."""
+        self.is_broken = True
+        for running in self.sequences:
+            running.fail(internal())
+            if running.is_in_engine:
+                self._leave_engine(running)
+
     def _tell_due(self) -> None:
         self._on_change()
         for listener in self._on_due:
@@ -266,10 +302,10 @@ class SequenceRunner:
         match outcome:
             case NewToken():
                 running.take(outcome.token_id, outcome.logprobs)
-            case BlocksFilled() if not running.spec.is_handed_over:
-                hashes = running.chain.hashes[outcome.first_index : outcome.first_index + outcome.block_count]
-                running.sealed_blocks = outcome.first_index + outcome.block_count
-                is_prompt = running.sealed_blocks * self.limits.block_tokens <= len(running.spec.prompt_token_ids)
+            case BlocksFilled() if running.spec.seals_as_filled:
+                end = outcome.first_index + outcome.block_count
+                hashes = running.chain.hashes[outcome.first_index : end]
+                is_prompt = end * self.limits.block_tokens <= len(running.spec.prompt_token_ids)
                 self._rights.seal(running.sequence_id, outcome.first_index, hashes, at_once=is_prompt)
             case NeedsBlocks() if running.place is not None and not running.is_closed:
                 extending = self._extend(running, running.place, outcome.block_count)

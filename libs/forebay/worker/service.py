@@ -82,12 +82,17 @@ class WorkerKind:
 
 
 async def serve_worker(kind: WorkerKind, settings: WorkerSettings, stop: asyncio.Event) -> None:
-    """Serves until `stop` is set, then drains. Raises StartError when something it needs is missing or different."""
+    """Serves until `stop` is set, then drains; a worker whose engine broke sets it itself.
+
+    Raises:
+        StartError: something it needs is missing or different.
+        RuntimeError: the engine broke.
+    """
     sys.setswitchinterval(THREAD_SWITCH_S)
     worker_id = f"{settings.node_id}-{kind.role.value}-{secrets.token_hex(4)}"
     server = Server(settings.listen, {f"/{kind.service_name}/{kind.method}": kind.span_name})
     loader = await asyncio.to_thread(_open_model, settings)
-    async with _running(kind, settings, worker_id, loader) as worker:
+    async with _running(kind, settings, worker_id, loader, stop) as worker:
         server.add(kind.register, kind.make_servicer(worker), kind.service_name)
         address = await server.start()
         try:
@@ -102,6 +107,8 @@ async def serve_worker(kind: WorkerKind, settings: WorkerSettings, stop: asyncio
         finally:
             await server.stop(0)
             await within(LAST_RELEASES_S, worker.runner.wait_idle())
+    if worker.runner.is_broken:
+        raise RuntimeError("the engine's thread ended by itself")
 
 
 def _open_model(settings: WorkerSettings) -> EngineLoader:
@@ -114,7 +121,7 @@ def _most_cores(settings: WorkerSettings) -> int:
 
 @asynccontextmanager
 async def _running(
-    kind: WorkerKind, settings: WorkerSettings, worker_id: str, loader: EngineLoader
+    kind: WorkerKind, settings: WorkerSettings, worker_id: str, loader: EngineLoader, stop: asyncio.Event
 ) -> AsyncIterator[Worker]:
     """The runner, attached and warm."""
     model = loader.served_model
@@ -148,7 +155,7 @@ async def _running(
         # Only the thread holds the engine: when it takes another, the memory of a service that is gone is unmapped.
         del engine
         thread.measure_with(meter)
-        runner.connect(rights, thread)
+        runner.connect(rights, thread, on_broken=stop.set)
         try:
             await _warm_up(runner, model)
             gc.collect()

@@ -11,8 +11,9 @@ from forebay.worker.places import DEFAULT_QUEUE_LENGTH
 from forebay.worker.step_report import DEFAULT_GATHER_S
 
 CHIP_CLASS_HELP = (
-    "device, kernels, precision and KV format: cpu-compute or cpu-bandwidth (native kernels), with -a8 behind it"
-    " faster and less exact; cpu-bf16 (no compiler needed), cpu-f32 (full precision), cpu-f32-kv8 (with KV of 8 bits)"
+    "device, kernels, precision and KV format: cpu-compute or cpu-bandwidth (native kernels), with -a8 behind it faster"
+    " and less exact, with -w8 likewise for models of 16-bit weights; cpu-bf16 (no compiler needed), cpu-f32 (full"
+    " precision), cpu-f32-kv8 (with KV of 8 bits)"
 )
 
 

@@ -3,10 +3,12 @@
 The engine runs in this process and its steps are called one by one, so that each is timed by itself; requests go in as
 token ids and nothing is turned into text. Configuration:
   weights      bfloat16, the GGUF's numbers converted
-  threads      OpenMP threads bound to all cores (VLLM_CPU_OMP_THREADS_BIND)
+  threads      --threads, bound to a core each (VLLM_CPU_OMP_THREADS_BIND)
   KV cache     1 GiB (VLLM_CPU_KVCACHE_SPACE), prefix caching off: no prompt is answered from another's KV
   batches      max_num_seqs 16, max_num_batched_tokens 2,048: a prompt of 1,024 is one step
-  compilation  see --eager
+  compilation  the model is compiled, unless --eager is given
+It was found fastest so: compiled, it decoded one sequence 1.4 times as fast as eager with one thread, and 16 sequences
+1.2 times as fast with two.
 """
 
 import argparse
@@ -18,7 +20,18 @@ from typing import Any
 from scripts.benchmarks.answering import Answer, answer_all, claim_stdout
 
 _ANSWERS = claim_stdout()
-_CORES = sorted(os.sched_getaffinity(0))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a Hugging Face folder")
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--eager", action="store_true", help="do not compile the model")
+    return parser.parse_args()
+
+
+_ARGUMENTS = _arguments()
+_CORES = sorted(os.sched_getaffinity(0))[: _ARGUMENTS.threads]
 # vLLM reads these when it is imported.
 os.environ.update(
     VLLM_CPU_OMP_THREADS_BIND=",".join(map(str, _CORES)),
@@ -81,11 +94,7 @@ class Vllm:
 
 def main() -> None:
     """Loads the model and answers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a Hugging Face folder")
-    parser.add_argument("--eager", action="store_true", help="do not compile the model (slower: see the benchmark)")
-    arguments = parser.parse_args()
-    engine = Vllm(arguments.model, arguments.eager)
+    engine = Vllm(_ARGUMENTS.model, _ARGUMENTS.eager)
     answer_all(_ANSWERS, f"{vllm.__version__}", {"generate": engine.generate})
 
 

@@ -14,6 +14,7 @@ from forebay.worker.request_check import (
     ServedModel,
     check_prompt,
     check_request_id,
+    check_source,
     check_tokens,
     deadline_of,
     offer_of,
@@ -64,11 +65,15 @@ def _spec(start: decode_pb2.StartSequence, model: ServedModel, node_id: str) -> 
     prompt, emitted = list(start.prompt_token_ids), list(start.emitted_token_ids)
     check_prompt(model, prompt, "prompt_token_ids")
     check_tokens(model, emitted, "emitted_token_ids")
-    offer = None
+    offer, source, known_tokens = None, None, len(prompt) + len(emitted)
     if start.HasField("manifest"):
         if start.manifest.sequence_id != start.request_id:
             raise InvalidFieldError("the manifest is of another sequence", field="manifest.sequence_id")
-        offer = offer_of(model, node_id, start.manifest, len(prompt) + len(emitted))
+        if start.manifest.node_id == node_id:
+            offer = offer_of(model, start.manifest, known_tokens)
+        else:
+            source = start.manifest
+            check_source(model, source, known_tokens)
     return SequenceSpec(
         sequence_id=start.request_id,
         prompt_token_ids=prompt,
@@ -77,6 +82,7 @@ def _spec(start: decode_pb2.StartSequence, model: ServedModel, node_id: str) -> 
         hash_root=root_hash(model.digest, start.tenant, start.cache_salt),
         priority=priority_of(start.qos_tier),
         offer=offer,
+        source=source,
     )
 
 

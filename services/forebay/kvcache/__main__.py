@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, closing
 from importlib.metadata import version
 from typing import Final
 
+import grpc
 from xxhash import xxh3_128_digest
 
 from forebay.chips import chip_class_named
@@ -18,6 +19,7 @@ from forebay.fleet.drain import drain
 from forebay.fleet.member import Member
 from forebay.fleet.registrar import Registrar
 from forebay.host.heap import keep_freed_memory
+from forebay.kv.block_transport import SealedBlocks
 from forebay.kv.layout import KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
@@ -34,6 +36,14 @@ from forebay.kvcache.mover import BlockMover
 from forebay.kvcache.node import KvNode
 from forebay.kvcache.process_watch import ProcessWatch
 from forebay.kvcache.servicer import KvCacheServicer, NodeIdentity
+from forebay.kvcache.transfer.bringer import Bringer, Home
+from forebay.kvcache.transfer.data_listener import DataListener
+from forebay.kvcache.transfer.grpc_transport import GrpcBlockTransport
+from forebay.kvcache.transfer.node_sealed_blocks import NodeSealedBlocks
+from forebay.kvcache.transfer.peer_channels import PeerChannels
+from forebay.kvcache.transfer.puller import BlockPuller
+from forebay.kvcache.transfer.source import BlockSource, add_block_source
+from forebay.kvcache.transfer.tcp_transport import TcpBlockTransport
 from forebay.models.model_file import ModelFile, open_model
 from forebay.role import Role
 from forebay.rpc.server import Server
@@ -53,6 +63,9 @@ SPAN_NAMES: Final = {
     f"/{SERVICE}/PrefetchBlocks": None,
     f"/{SERVICE}/PinBlocks": None,
     f"/{SERVICE}/FlushBlocks": None,
+    f"/{SERVICE}/VerifyBlocks": None,
+    f"/{SERVICE}/PullBlocks": None,  # the node that pulls has a span for it
+    f"/{SERVICE}/BringBlocks": None,  # lasts until its blocks are used; the transfer alone has a span
 }
 TICK_S: Final = 0.2
 STOP_GRACE_S: Final = 1.0
@@ -87,7 +100,9 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
         node = KvNode(ledger, store, carrier, Announcer(publisher), time.monotonic, watch.is_alive)
         if disk is not None:
             host = memory[Tier.HOST].arena
-            carrier.disk = DiskTraffic(DiskQueue(disk), lambda index: host.block(index, layout.block_bytes), node)
+            carrier.disk = DiskTraffic(
+                DiskQueue(disk), lambda index: host.block(index, layout.block_bytes), node.blocks
+            )
             stack.push_async_callback(carrier.disk.close)
         for tier, one in memory.items():
             node.restore(tier, one.recovered)
@@ -103,9 +118,11 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
             segments=(memory[Tier.DEVICE].arena.segment,),
             disk_wait_s=settings.disk_wait_s,
         )
-        servicer = KvCacheServicer(node, identity, None if disk is None else lambda: disk.stats)
+        source = start_source(settings, stack, NodeSealedBlocks(node, carrier, layout, settings.disk_wait_s))
+        bringer = build_bringer(stack, identity, node, carrier)
+        servicer = KvCacheServicer(node, identity, bringer, None if disk is None else lambda: disk.stats)
         server = Server(settings.listen, SPAN_NAMES)
-        server.add(kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server, servicer, SERVICE)
+        server.add(add_kvcache_service, (source, servicer), SERVICE)
         address = await server.start()
         stack.push_async_callback(server.stop, STOP_GRACE_S)
         registrar = Registrar(connection, member_of(settings, identity, model, settings.advertise or address))
@@ -171,6 +188,30 @@ def build_carrier(memory: Mapping[Tier, MemoryTier], block_bytes: int) -> Carrie
     stride_bytes = memory[Tier.DEVICE].arena.block_stride_bytes
     mover = BlockMover({tier: one.arena.view for tier, one in memory.items()}, stride_bytes, block_bytes)
     return Carrier(mover, {tier: one.checkpoint for tier, one in memory.items()})
+
+
+def start_source(settings: KvCacheSettings, stack: AsyncExitStack, blocks: SealedBlocks) -> BlockSource:
+    """Transfers out of this node; bytes go over a port of its own of the host served on."""
+    listener = DataListener(settings.listen.rpartition(":")[0].strip("[]"))
+    listener.start()
+    stack.push_async_callback(listener.close)
+    return BlockSource(blocks, listener)
+
+
+def build_bringer(stack: AsyncExitStack, identity: NodeIdentity, node: KvNode, carrier: Carrier) -> Bringer:
+    """Transfers into this node, by the best way there is."""
+    channels = PeerChannels()
+    stack.push_async_callback(channels.close)
+    puller = BlockPuller((TcpBlockTransport(channels), GrpcBlockTransport(channels)), time.monotonic)
+    home = Home(identity.node_id, identity.model_digest, identity.layout)
+    return Bringer(home, node, carrier, puller, time.monotonic)
+
+
+def add_kvcache_service(both: tuple[BlockSource, KvCacheServicer], server: grpc.aio.Server) -> None:
+    """PullBlocks by the source, all else by the servicer."""
+    source, servicer = both
+    kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server(servicer, server)
+    add_block_source(source, server)
 
 
 def member_of(settings: KvCacheSettings, identity: NodeIdentity, model: ModelFile, address: str) -> Member:

@@ -9,16 +9,18 @@ from collections.abc import Mapping
 from forebay.kv.effects import Effects
 from forebay.kv.tier import Tier
 from forebay.kvcache.checkpoint import Checkpoint
+from forebay.kvcache.digests import BlockDigests
 from forebay.kvcache.disk_traffic import DiskTraffic
 from forebay.kvcache.mover import BlockMover
 
 
 class Carrier:
-    """All that moves bytes in a node. disk: None where there is no DISK tier."""
+    """All that moves bytes in a node. disk: None where there is no DISK tier; digests: of what lies in memory."""
 
     def __init__(self, mover: BlockMover, checkpoints: Mapping[Tier, Checkpoint]) -> None:
         self._mover = mover
         self._checkpoints = checkpoints
+        self.digests = BlockDigests(mover.block)
         self.disk: DiskTraffic | None = None
 
     @property
@@ -26,8 +28,13 @@ class Carrier:
         """KV bytes copied between tiers of memory since start."""
         return self._mover.copied_bytes
 
+    def memory_of(self, tier: Tier, index: int) -> memoryview:
+        """The bytes of a block of a tier of memory."""
+        return self._mover.block(tier, index)
+
     def carry_out(self, effects: Effects) -> None:
         """When it returns, copies and records are done, and the disk's part has begun."""
+        self.digests.forget(effects.records)
         for record in effects.records:
             if record.tier in self._checkpoints:
                 self._checkpoints[record.tier].note(record.index, None)

@@ -14,6 +14,7 @@ _log = logging.getLogger(__name__)
 
 _WRITE_BACK: Final = "write-back"
 _PROMOTION: Final = "promotion"
+_VERIFICATION: Final = "verification"
 
 
 class DiskListener(Protocol):
@@ -41,6 +42,7 @@ class DiskTraffic:
         self._listener = listener
         self._tasks: set[asyncio.Task[None]] = set()
         self._has_failed = False
+        self._scratch = memoryview(bytearray(len(host_block(0))))
 
     def start(self, effects_writes: tuple[WriteSlot, ...], effects_reads: tuple[ReadSlot, ...]) -> None:
         """Begins them; each ends with a call of the listener."""
@@ -48,6 +50,15 @@ class DiskTraffic:
             self._spawn(self._write(write))
         for read in effects_reads:
             self._spawn(self._read(read))
+
+    async def is_whole(self, slot: int, block_hash: bytes) -> bool:
+        """Reads a block and compares it with its digest. Errors: DiskFailedError, DrainingError."""
+        try:
+            await self._queue.read(slot, block_hash, self._scratch, _VERIFICATION)
+        except BlockCorruptError:
+            await self._queue.forget(slot, _VERIFICATION)
+            return False
+        return True
 
     async def close(self) -> None:
         """Ends when everything under way has."""

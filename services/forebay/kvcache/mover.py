@@ -18,9 +18,10 @@ class BlockMover:
     def move(self, copies: Iterable[CopyBlock]) -> None:
         """Carries copies out in order; they are done when this returns."""
         for copy in copies:
-            source = copy.from_index * self._stride_bytes
-            target = copy.to_index * self._stride_bytes
-            self._memory[copy.to_tier][target : target + self.block_bytes] = self._memory[copy.from_tier][
-                source : source + self.block_bytes
-            ]
+            self.block(copy.to_tier, copy.to_index)[:] = self.block(copy.from_tier, copy.from_index)
             self.copied_bytes += self.block_bytes
+
+    def block(self, tier: Tier, index: int) -> memoryview:
+        """A block's bytes."""
+        start = index * self._stride_bytes
+        return self._memory[tier][start : start + self.block_bytes]

@@ -5,25 +5,25 @@ operation, its copies and the numbers of its events are one step to everybody el
 """
 
 import asyncio
-import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from forebay.errors import DrainingError, InvalidFieldError
 from forebay.kv.attachments import WorkerProcess
-from forebay.kv.block_traffic import Fetch
 from forebay.kv.effect_log import EffectLog
-from forebay.kv.effects import Effects, IndexEvent, ReadSlot, Revoked, WriteSlot
+from forebay.kv.effects import Effects, IndexEvent, Revoked
 from forebay.kv.grant import Grant, Renewal, Sealed, SealEntry
+from forebay.kv.lease import Right
 from forebay.kv.ledger import BlockLedger
 from forebay.kv.ledger_stats import LedgerStats
 from forebay.kv.pins import Pins
 from forebay.kv.tier import TIERS, Tier
 from forebay.kv.tiered_store import TieredStore
 from forebay.kvcache.carrier import Carrier
+from forebay.kvcache.followers import SequenceFollowers
+from forebay.kvcache.node_blocks import NodeBlocks
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,10 @@ class IndexSnapshot:
 
 
 class KvNode:
-    """Rights to the node's blocks, carried out."""
+    """Rights to the node's blocks, carried out.
+
+    blocks: what the service does with blocks itself; followers: told whenever a sequence seals or changes hands.
+    """
 
     def __init__(
         self,
@@ -67,7 +70,8 @@ class KvNode:
         self._is_alive = is_alive
         self._pins = Pins(store.traffic, store.capacity)
         self._news: dict[int, News] = {}
-        self._fetching: dict[Fetch, asyncio.Event] = {}
+        self.blocks = NodeBlocks(store, self._carry_out)
+        self.followers = SequenceFollowers()
         self._last_event_number = 0
         self._is_draining = False
 
@@ -82,7 +86,7 @@ class KvNode:
 
         Errors: DuplicateWorkerError, DrainingError, InvalidFieldError when the process cannot be watched from here.
         """
-        self._refuse_if_draining()
+        self.refuse_if_draining()
         if not self._is_alive(process):
             # Fencing rests on seeing the process: one in another pid namespace would be taken for dead while it writes.
             raise InvalidFieldError(
@@ -97,45 +101,34 @@ class KvNode:
         """The attachment's stream has ended, for whatever reason."""
         self._news.pop(attachment_id, None)
         self._ledger.detach(attachment_id, self._clock(), process_is_gone=not self._is_alive(process))
-
-    @asynccontextmanager
-    async def fetched(self, prefix_hashes: Sequence[bytes], patience_s: float) -> AsyncIterator[None]:
-        """Brings what is held of a prefix into memory, as far as it gets in `patience_s`, and keeps it there."""
-        log = EffectLog()
-        fetch = self._store.traffic.fetch(prefix_hashes, log)
-        has_all = self._fetching[fetch] = asyncio.Event()
-        try:
-            self._carry_out(log.effects())
-            if fetch.awaited:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(patience_s):
-                        await has_all.wait()
-            yield
-        finally:
-            del self._fetching[fetch]
-            log = EffectLog()
-            self._store.traffic.abandon(fetch, log)
-            self._carry_out(log.effects())
-
-    def needs_fetch(self, prefix_hashes: Sequence[bytes]) -> bool:
-        """Whether some of the held prefix lies on disk only."""
-        if not self._store.traffic.is_disk_on:
-            return False
-        tiers = itertools.takewhile(lambda tier: tier is not None, map(self._store.find, prefix_hashes))
-        return Tier.DISK in tiers
-
-    def prefetch(self, prefix_hashes: Sequence[bytes]) -> int:
-        """Begins to bring a prefix into memory, for whoever asks for it soon; returns how many blocks come."""
-        log = EffectLog()
-        fetch = self._store.traffic.fetch(prefix_hashes, log)
-        awaited_count = len(fetch.awaited)
-        self._store.traffic.abandon(fetch, log)
-        self._carry_out(log.effects())
-        return awaited_count
+        self.followers.tell_all()
 
     def pin(self, block_hashes: Sequence[bytes], ttl_s: float) -> list[bytes]:
         """As Pins.pin, for so long from now."""
         return self._pins.pin(block_hashes, self._clock() + ttl_s)
+
+    async def verify(self) -> tuple[int, int]:
+        """Reads every block of the DISK tier and drops the damaged. Returns how many were read, and damaged.
+
+        Errors: DiskFailedError, DrainingError.
+        """
+        disk, traffic, read_count, corrupt_count = self._carrier.disk, self._store.traffic, 0, 0
+        for block_hash in self._store.hashes_on_disk() if disk is not None else ():
+            held = traffic.hold_slot(block_hash)
+            if disk is None or held is None:  # it was dropped meanwhile
+                continue
+            log, is_whole = EffectLog(), True
+            try:
+                is_whole = await disk.is_whole(held.block, block_hash)
+                read_count += 1
+            finally:
+                if is_whole:
+                    traffic.let_go([held], log)
+                else:
+                    traffic.discard(held, log)
+                    corrupt_count += 1
+                self._carry_out(log.effects())
+        return read_count, corrupt_count
 
     @property
     def pinned_count(self) -> int:
@@ -158,7 +151,7 @@ class KvNode:
         tenant: str = "",
     ) -> Grant:
         """As BlockLedger.begin. Errors also: DrainingError."""
-        self._refuse_if_draining()
+        self.refuse_if_draining()
         self._look_at_writer(sequence_id)
         grant = self._ledger.begin(attachment_id, sequence_id, prefix_hashes, block_count, self._clock(), tenant)
         self._carry_out(grant.effects)
@@ -181,21 +174,30 @@ class KvNode:
         """As BlockLedger.seal."""
         sealed = self._ledger.seal(attachment_id, entry, self._clock())
         self._carry_out(sealed.effects)
+        self.followers.tell(entry.sequence_id)
         return sealed
 
     def release(self, attachment_id: int, sequences: Iterable[tuple[str, int]]) -> int:
         """As BlockLedger.release."""
-        return self._ledger.release(attachment_id, sequences)
+        released_count = self._ledger.release(attachment_id, sequences)
+        self.followers.tell_all()
+        return released_count
 
     def renew(
         self, attachment_id: int, sequences: Iterable[tuple[str, int]], last_answer: int | None = None
     ) -> Renewal:
         """As BlockLedger.renew."""
-        return self._ledger.renew(attachment_id, sequences, self._clock(), last_answer)
+        renewal = self._ledger.renew(attachment_id, sequences, self._clock(), last_answer)
+        self.followers.tell_all()
+        return renewal
 
     def find(self, block_hash: bytes) -> Tier | None:
         """Tier in which a sealed block is held."""
         return self._store.find(block_hash)
+
+    def right_to(self, sequence_id: str) -> Right | None:
+        """As BlockLedger.right_to."""
+        return self._ledger.right_to(sequence_id)
 
     def snapshot(self) -> IndexSnapshot:
         """The index as of now."""
@@ -217,36 +219,21 @@ class KvNode:
         log = EffectLog()
         self._pins.expire(self._clock(), log)
         self._carry_out(log.effects())
+        self.followers.tell_all()
 
     def drain(self) -> None:
-        """From now on refuses new workers and new sequences."""
+        """From now on refuses new workers, new sequences and new transfers."""
         self._is_draining = True
+
+    def refuse_if_draining(self) -> None:
+        """Errors: DrainingError."""
+        if self._is_draining:
+            raise DrainingError("this KV-cache service is stopping")
 
     def end_attachments(self) -> None:
         """Ends every attachment's stream."""
         for news in self._news.values():
             news.put_nowait(None)
-
-    def on_written(self, write: WriteSlot, *, is_good: bool) -> None:
-        """As DiskListener."""
-        log = EffectLog()
-        self._store.traffic.finish_write(write.block_hash, log, is_good=is_good)
-        self._carry_out(log.effects())
-
-    def on_read(self, read: ReadSlot, *, is_good: bool, is_source_bad: bool) -> None:
-        """As DiskListener."""
-        log = EffectLog()
-        self._store.traffic.finish_fill(read.block_hash, log, is_good=is_good, is_source_bad=is_source_bad)
-        self._carry_out(log.effects())
-        for fetch, has_all in self._fetching.items():
-            if not fetch.awaited:
-                has_all.set()
-
-    def on_disk_failed(self) -> None:
-        """As DiskListener."""
-        log = EffectLog()
-        self._store.traffic.switch_disk_off(log)
-        self._carry_out(log.effects())
 
     def _carry_out(self, effects: Effects) -> None:
         self._carrier.carry_out(effects)
@@ -275,7 +262,3 @@ class KvNode:
         for attachment_id, process in self._ledger.processes():
             if not self._is_alive(process):
                 self._ledger.detach(attachment_id, self._clock(), process_is_gone=True)
-
-    def _refuse_if_draining(self) -> None:
-        if self._is_draining:
-            raise DrainingError("this KV-cache service is stopping")

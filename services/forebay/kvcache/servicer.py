@@ -2,11 +2,13 @@
 
 from __future__ import annotations  # grpc's context is generic for the type checker only
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from grpc.aio import ServicerContext
+from opentelemetry.context import Context
 from opentelemetry.trace import get_current_span
 
 from forebay.errors import (
@@ -22,9 +24,12 @@ from forebay.kv.layout import KvLayout
 from forebay.kv.segment import MemorySegment
 from forebay.kvcache.disk.store import DiskStats
 from forebay.kvcache.node import KvNode
-from forebay.telemetry import span, spans
+from forebay.kvcache.transfer.bringer import Bringer
+from forebay.rpc.status import to_failure
+from forebay.telemetry import extract, span, spans
 from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc, pull_pb2
 from forebay.wire import kv_rights as wire
+from forebay.wire.bring_request import checked_wish
 from forebay.wire.kv_index import entry_to_proto
 from forebay.wire.layout import layout_from_proto, layout_to_proto
 from forebay.wire.tier import tier_to_proto
@@ -51,13 +56,21 @@ class NodeIdentity:
 
 
 class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
-    """Serves one node. No method awaits between its question to the node and the answer.
+    """Serves one node, all but PullBlocks, which BlockSource serves.
 
     disk: counts of the DISK tier, if there is one.
     """
 
-    def __init__(self, node: KvNode, identity: NodeIdentity, disk: Callable[[], DiskStats] | None = None) -> None:
+    def __init__(
+        self,
+        node: KvNode,
+        identity: NodeIdentity,
+        bringer: Bringer,
+        disk: Callable[[], DiskStats] | None = None,
+    ) -> None:
+        self._bringer = bringer
         self._disk = disk
+        self._verifying = asyncio.Lock()
         self._node = node
         self._identity = identity
 
@@ -169,18 +182,30 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
                 entries=[entry_to_proto(one, tier) for one, tier in entries[start : start + DUMP_PAGE_ENTRIES]],
             )
 
+    async def BringBlocks(
+        self, request: pull_pb2.BringBlocksRequest, context: ServicerContext[Any, Any]
+    ) -> AsyncIterator[pull_pb2.BringBlocksResponse]:
+        wish = checked_wish(request)
+        plan = self._bringer.planned(wish)
+        async with self._bringer.brought(wish, plan, _trace_of(context)) as brought:
+            failure = None if brought.failure is None else to_failure(brought.failure)
+            yield pull_pb2.BringBlocksResponse(
+                held_blocks=brought.held_count, transfer_bytes=brought.transfer_bytes, failure=failure
+            )
+            await asyncio.get_running_loop().create_future()  # until the caller ends the call
+
     async def PullBlocks(
         self, request_iterator: AsyncIterator[pull_pb2.PullBlocksRequest], context: ServicerContext[Any, Any]
     ) -> AsyncIterator[pull_pb2.PullBlocksResponse]:
         nothing: tuple[pull_pb2.PullBlocksResponse, ...] = ()
-        for response in nothing:  # makes this the stream it will be
+        for response in nothing:  # makes this the stream it would be
             yield response
-        raise NotServedYetError("this version moves no KV between nodes")
+        raise NotServedYetError("a BlockSource serves this, where there is one")
 
     async def PrefetchBlocks(
         self, request: kvcache_pb2.PrefetchBlocksRequest, context: ServicerContext[Any, Any]
     ) -> kvcache_pb2.PrefetchBlocksResponse:
-        accepted_count = self._node.prefetch(_some_hashes(request.block_hashes))
+        accepted_count = self._node.blocks.prefetch(_some_hashes(request.block_hashes))
         return kvcache_pb2.PrefetchBlocksResponse(accepted_blocks=accepted_count)
 
     async def PinBlocks(
@@ -195,6 +220,13 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
         self, request: kvcache_pb2.FlushBlocksRequest, context: ServicerContext[Any, Any]
     ) -> kvcache_pb2.FlushBlocksResponse:
         return kvcache_pb2.FlushBlocksResponse(removed_blocks=self._node.flush())
+
+    async def VerifyBlocks(
+        self, request: kvcache_pb2.VerifyBlocksRequest, context: ServicerContext[Any, Any]
+    ) -> kvcache_pb2.VerifyBlocksResponse:
+        async with self._verifying:  # one at a time: they share a buffer
+            verified_count, corrupt_count = await self._node.verify()
+        return kvcache_pb2.VerifyBlocksResponse(verified_blocks=verified_count, corrupt_blocks=corrupt_count)
 
     def _check_match(self, request: kvcache_pb2.AttachWorkerRequest) -> None:
         ours = self._identity
@@ -241,9 +273,9 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
 
     async def _begun(self, attachment_id: int, sequence_id: str, new: kvcache_pb2.NewSequence) -> Grant:
         hashes = wire.checked_hashes(new.prefix_hashes, "new_sequence.prefix_hashes")
-        if not self._node.needs_fetch(hashes):
+        if not self._node.blocks.needs_fetch(hashes):
             return self._node.begin(attachment_id, sequence_id, hashes, new.block_count, new.tenant)
-        async with self._node.fetched(hashes, self._identity.disk_wait_s):
+        async with self._node.blocks.fetched(hashes, self._identity.disk_wait_s):
             return self._node.begin(attachment_id, sequence_id, hashes, new.block_count, new.tenant)
 
     def _sealed(self, attachment_id: int, entry: kvcache_pb2.SealEntry) -> kvcache_pb2.SealResult:
@@ -258,3 +290,8 @@ def _some_hashes(hashes: Sequence[bytes]) -> list[bytes]:
     if len(hashes) > MAX_HASHES:
         raise InvalidFieldError(f"at most {MAX_HASHES} blocks can be named at once", field="block_hashes")
     return wire.checked_hashes(hashes, "block_hashes")
+
+
+def _trace_of(context: ServicerContext[Any, Any]) -> Context:
+    metadata = context.invocation_metadata() or ()
+    return extract({key: value for key, value in metadata if isinstance(value, str)})

@@ -34,6 +34,8 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         sampled: list[tuple[int, TokenLogprobs | None]] = []
         one_token = dataclasses.replace(spec, sampling=dataclasses.replace(spec.sampling, max_tokens=1))
         async with self._runner.open(one_token, lambda *token: sampled.append(token)) as running:
+            if request.seals_as_filled:
+                yield prefill_pb2.PrefillResponse(begun=prefill_pb2.Begun())
             await running.ended()
             token_id, logprobs = sampled[0]
             reason = self._reason(spec, token_id)
@@ -55,7 +57,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
             sampling=sampling_for(self._model, request.sampling, len(prompt)),
             hash_root=root_hash(self._model.digest, request.tenant, request.cache_salt),
             priority=priority_of(request.qos_tier),
-            is_handed_over=True,
+            seals_as_filled=request.seals_as_filled,
         )
 
     def _reason(self, spec: SequenceSpec, token_id: int) -> FinishReason | None:

@@ -13,6 +13,7 @@ from typing import Final
 
 from forebay.errors import RETRY_AFTER_S, ForebayError, WorkerLostError
 from forebay.router.decode_link import DecodeLink
+from forebay.router.early_bring import EarlyBring
 from forebay.router.output import Output
 from forebay.router.prefill_call import PrefillCall
 from forebay.router.prefill_link import PrefillLink
@@ -42,13 +43,17 @@ class Prompt:
 class Workers:
     """Who computes; without `prefill` the decode worker does it all.
 
-    `taker`: by node, who takes a prefilled sequence over now: `decode`, or another of the node's when that one leaves.
+    `taker`: who decodes a prefilled sequence now: `decode`, or another of its node's when that one leaves.
+    `kvcache_address`: by node, where blocks can be pulled from. `early_bring`: brings the prompt's blocks to the decode
+    worker's node while they are computed on another; None: on the same, or it cannot.
     """
 
     tokenizers: Tokenizers
     decode: DecodeLink
     prefill: PrefillLink | None
-    taker: Callable[[str], DecodeLink | None]
+    taker: Callable[[], DecodeLink | None]
+    kvcache_address: Callable[[str], str | None]
+    early_bring: EarlyBring | None = None
 
 
 class Execution:
@@ -86,6 +91,7 @@ class Execution:
             tenant=self._prompt.request.tenant,
             cache_salt=self._prompt.request.cache_salt,
             qos_tier=self._prompt.request.qos_tier,
+            seals_as_filled=self._workers.early_bring is not None,
         )
         self._prefill = self._workers.prefill.call(request, self)
 
@@ -120,7 +126,13 @@ class Execution:
         if self._prefill is not None:
             self._prefill.abandon(self._release_handed_over)
         self._decode.abandon(self._sequence_id)
+        self._end_early_bring()
         self._workers.tokenizers.forget(self._stream)
+
+    def on_begun(self) -> None:
+        """The prefill worker computes and seals."""
+        if self._workers.early_bring is not None:
+            self._workers.early_bring.start(self._sequence_id)
 
     def on_first_token(self, first: prefill_pb2.FirstToken) -> None:
         """The prefill worker sampled."""
@@ -136,12 +148,15 @@ class Execution:
         assert self.first_token is not None
         start = self._start_sequence()
         start.manifest.CopyFrom(manifest)
+        # The prefill worker knows its service as it is reached on their own node.
+        start.manifest.kvcache_address = self._workers.kvcache_address(manifest.node_id) or manifest.kvcache_address
         start.emitted_token_ids.append(self.first_token.token_id)
-        self._decode = self._taker(manifest)
+        self._decode = self._taker()
         self._decode.start(start, self)
 
     def on_output(self, output: decode_pb2.SequenceOutput) -> None:
         """The decode worker has news."""
+        self._end_early_bring()  # its sequence holds the blocks now
         is_last = bool(output.finish_reason) or output.HasField("error")
         if is_last:
             self._is_decode_over = True
@@ -175,6 +190,10 @@ class Execution:
     def on_text_failed(self, error: ForebayError) -> None:
         """No tokenizer can go on."""
         self._fail(error)
+
+    def _end_early_bring(self) -> None:
+        if self._workers.early_bring is not None:
+            self._workers.early_bring.close()
 
     async def _next_news(self) -> None:
         await self._wake.wait()
@@ -226,16 +245,19 @@ class Execution:
         )
 
     def _release_handed_over(self, manifest: common_pb2.Manifest) -> None:
-        """The sequence waits for an owner that will not come: a decode worker takes it over and lets it go."""
+        """The sequence waits for an owner that will not come: a decode worker of its node takes it and lets it go.
+
+        On another node nobody can: there the offer runs out by itself, within a second.
+        """
         start = self._start_sequence()
         start.manifest.CopyFrom(manifest)
         if self.first_token is not None:
             start.emitted_token_ids.append(self.first_token.token_id)
-        self._taker(manifest).start_abandoned(start)
+        self._taker().start_abandoned(start)
 
-    def _taker(self, manifest: common_pb2.Manifest) -> DecodeLink:
-        # The offer belongs to the node. When nobody there can take it, the link of the plan says why.
-        return self._workers.taker(manifest.node_id) or self._workers.decode
+    def _taker(self) -> DecodeLink:
+        # The blocks go to the planned node. When nobody there can go on, the link of the plan says why.
+        return self._workers.taker() or self._workers.decode
 
 
 def _error_of(output: decode_pb2.SequenceOutput) -> ForebayError | None:

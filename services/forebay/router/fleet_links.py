@@ -82,10 +82,14 @@ class FleetLinks:
         assert link is not None
         return link
 
-    def taker(self, worker_id: str, node_id: str) -> DecodeLink | None:
-        """Who takes over a sequence that waits on a node.
+    def node_of(self, worker_id: str) -> str:
+        """The node of a worker of the snapshot."""
+        return self._connected[worker_id].member.node_id
 
-        This decode worker of the node, or another of the node's when it leaves or has left; None when there is none.
+    def taker(self, worker_id: str, node_id: str) -> DecodeLink | None:
+        """Who decodes a sequence that was planned for a decode worker of a node.
+
+        That one, or another of the node's when it leaves or has left; None when there is none.
         """
 
         def rank(worker: Worker) -> tuple[bool, bool, int]:
@@ -104,6 +108,10 @@ class FleetLinks:
     def kvcache(self, node_id: str) -> "kvcache_pb2_grpc.KvCacheServiceAsyncStub | None":
         """The stub of a node's KV-cache service; None when the node has none."""
         return next((known.kvcache for known in self._caches() if known.member.node_id == node_id), None)
+
+    def kvcache_address(self, node_id: str) -> str | None:
+        """Where other nodes reach a node's KV-cache service, as it says itself; None when the node has none."""
+        return next((known.member.address for known in self._caches() if known.member.node_id == node_id), None)
 
     async def close(self) -> None:
         """Ends all links."""

@@ -12,6 +12,8 @@ from functools import partial
 from opentelemetry.trace import get_current_span
 
 from forebay.errors import ForebayError
+from forebay.kv.hashing import root_hash
+from forebay.router.early_bring import EarlyBring, bring_request
 from forebay.router.execution import Execution, Prompt, Workers
 from forebay.router.fleet_links import FleetLinks
 from forebay.router.planner import Planner
@@ -53,7 +55,7 @@ class Generations:
         with self.running.registered(request.request_id, ender.end):
             prompt = await self._prompt(request, clock)
             chosen = self._plan(prompt, clock)
-            execution = Execution(prompt, self._workers(chosen))
+            execution = Execution(prompt, self._workers(chosen, prompt))
             ender.attach(execution)
             with self._planner.charged(request.request_id, chosen, len(prompt.token_ids)), _released(execution):
                 execution.begin()
@@ -108,14 +110,28 @@ class Generations:
         clock.plan_s = time.perf_counter() - began_s
         return chosen
 
-    def _workers(self, chosen: Plan) -> Workers:
-        prefill_worker_id = chosen.prefill_worker_id
+    def _workers(self, chosen: Plan, prompt: Prompt) -> Workers:
+        prefill_worker_id, decode_worker_id = chosen.prefill_worker_id, chosen.decode_worker_id
         return Workers(
             tokenizers=self._links.tokenizers,
-            decode=self._links.decode(chosen.decode_worker_id),
+            decode=self._links.decode(decode_worker_id),
             prefill=None if prefill_worker_id is None else self._links.prefill(prefill_worker_id),
-            taker=partial(self._links.taker, chosen.decode_worker_id),
+            taker=partial(self._links.taker, decode_worker_id, self._links.node_of(decode_worker_id)),
+            kvcache_address=self._links.kvcache_address,
+            early_bring=self._early_bring(chosen, prompt),
         )
+
+    def _early_bring(self, chosen: Plan, prompt: Prompt) -> EarlyBring | None:
+        workers = {one.worker_id: one for one in (*self._links.snapshot.prefill, *self._links.snapshot.decode)}
+        prefill, decode = workers.get(chosen.prefill_worker_id or ""), workers[chosen.decode_worker_id]
+        if prefill is None or prefill.node_id == decode.node_id:
+            return None
+        address, stub = self._links.kvcache_address(prefill.node_id), self._links.kvcache(decode.node_id)
+        if address is None or stub is None:
+            return None
+        root = root_hash(prefill.model_digest, prompt.request.tenant, prompt.request.cache_salt)
+        request = bring_request(prefill, decode, address, root, prompt.token_ids)
+        return None if request is None else EarlyBring(stub, request)
 
 
 class _Ender:

@@ -14,7 +14,7 @@ from forebay.router.request import Request
 from forebay.routing.fleet import FleetSnapshot
 from forebay.routing.in_flight import InFlight, WorkerLoad
 from forebay.routing.plan import DEFAULT_ALONE_TOKENS, Plan, PlanRequest, plan
-from forebay.routing.prefix_index import PrefixIndex
+from forebay.routing.prefix_index import PrefixIndex, PrefixMatch
 
 
 class Planner:
@@ -37,13 +37,7 @@ class Planner:
     def plan(self, request: Request, token_ids: Sequence[int]) -> Plan:
         """Raises NoWorkerError when no worker can take it."""
         fleet = self._snapshot()
-        matches = {}
-        if fleet.decode:
-            first = fleet.decode[0]
-            block_tokens = first.layout.block_tokens
-            root = root_hash(first.model_digest, request.tenant, request.cache_salt)
-            reusable_tokens = reusable_block_count(len(token_ids), block_tokens) * block_tokens
-            matches = dict(self._index.match(block_hashes(root, token_ids[:reusable_tokens], block_tokens)))
+        matches = self._matches(request, token_ids, fleet)
         reported = {worker_id: _worker_load(load) for worker_id, load in self._loads.loads.items()}
         counts = {worker_id: self._loads.report_count(worker_id) for worker_id in reported}
         return plan(
@@ -53,6 +47,17 @@ class Planner:
             self._in_flight.loads(reported, counts),
             self._random.random(),
         )
+
+    def _matches(self, request: Request, token_ids: Sequence[int], fleet: FleetSnapshot) -> dict[str, PrefixMatch]:
+        """By node with decode workers, how much of the prompt is held there, in blocks of that node's size."""
+        matches: dict[str, PrefixMatch] = {}
+        for block_tokens in {worker.layout.block_tokens for worker in fleet.decode}:
+            nodes = {one.node_id for one in fleet.decode if one.layout.block_tokens == block_tokens}
+            root = root_hash(fleet.decode[0].model_digest, request.tenant, request.cache_salt)
+            reusable_tokens = reusable_block_count(len(token_ids), block_tokens) * block_tokens
+            held = self._index.match(block_hashes(root, token_ids[:reusable_tokens], block_tokens))
+            matches |= {node_id: match for node_id, match in held.items() if node_id in nodes}
+        return matches
 
     @contextmanager
     def charged(self, request_id: str, chosen: Plan, prompt_tokens: int) -> Iterator[None]:

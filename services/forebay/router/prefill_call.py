@@ -22,6 +22,10 @@ _LOST_CODES: Final = frozenset({Code.UNAVAILABLE, Code.CANCELLED, Code.UNKNOWN})
 class PrefillSink(Protocol):
     """Who waits for the first token. Called on the loop; must not block."""
 
+    def on_begun(self) -> None:
+        """The sequence can be pulled while it is computed. Told only where that was asked for."""
+        ...
+
     def on_first_token(self, first: prefill_pb2.FirstToken) -> None:
         """The first token is known."""
         ...
@@ -92,6 +96,10 @@ class PrefillCall:
                 self._cancelling.cancel()
 
     def _on_response(self, response: prefill_pb2.PrefillResponse) -> None:
+        if response.HasField("begun"):
+            if self._sink is not None:
+                self._sink.on_begun()
+            return
         if response.HasField("first_token"):
             self._has_token = True
             self._is_complete = bool(response.first_token.finish_reason)

@@ -21,6 +21,12 @@ from forebay.kvcache.mover import BlockMover
 from forebay.kvcache.node import KvNode
 from forebay.kvcache.process_watch import ProcessWatch
 from forebay.kvcache.servicer import KvCacheServicer, NodeIdentity
+from forebay.kvcache.transfer.bringer import Bringer, Home
+from forebay.kvcache.transfer.grpc_transport import GrpcBlockTransport
+from forebay.kvcache.transfer.node_sealed_blocks import NodeSealedBlocks
+from forebay.kvcache.transfer.peer_channels import PeerChannels
+from forebay.kvcache.transfer.puller import BlockPuller
+from forebay.kvcache.transfer.source import SERVICE, BlockSource, add_block_source
 from forebay.rpc.server import Server
 from forebay.testing.fake_engine import LAYOUT
 from forebay.testing.kv_worker import ARITHMETIC
@@ -37,8 +43,8 @@ class NobodyFollows:
 class GatedServicer(KvCacheServicer):
     """The real servicer, whose answers a test may hold back: after the deed, as a slow network would."""
 
-    def __init__(self, node: KvNode, identity: NodeIdentity) -> None:
-        super().__init__(node, identity)
+    def __init__(self, node: KvNode, identity: NodeIdentity, bringer: Bringer) -> None:
+        super().__init__(node, identity, bringer)
         self.acquire_gate, self.seal_gate, self.renew_gate = asyncio.Event(), asyncio.Event(), asyncio.Event()
         for gate in (self.acquire_gate, self.seal_gate, self.renew_gate):
             gate.set()
@@ -101,12 +107,16 @@ async def _start(
         store = TieredStore(StoreSettings(blocks))
         ledger = BlockLedger(store, LedgerSettings(lease_s, 0.5, first_number))
         mover = BlockMover({Tier.DEVICE: arena.view}, arena.block_stride_bytes, layout.block_bytes)
-        node = KvNode(ledger, store, Carrier(mover, {}), NobodyFollows(), time.monotonic, ProcessWatch().is_alive)
+        carrier = Carrier(mover, {})
+        node = KvNode(ledger, store, carrier, NobodyFollows(), time.monotonic, ProcessWatch().is_alive)
         identity = NodeIdentity(node_id, first_number, model_digest, layout, arithmetic, lease_s, (arena.segment,))
         server = Server(listen)
-        servicer = GatedServicer(node, identity)
-        register = kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server
-        server.add(register, servicer, "forebay.v1.KvCacheService")
+        channels = PeerChannels()
+        puller = BlockPuller((GrpcBlockTransport(channels),), time.monotonic)
+        home = Home(node_id, model_digest, layout)
+        servicer = GatedServicer(node, identity, Bringer(home, node, carrier, puller, time.monotonic))
+        server.add(kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server, servicer, SERVICE)
+        server.add(add_block_source, BlockSource(NodeSealedBlocks(node, carrier, layout, 0.5), None), SERVICE)
         address = await server.start()
         ticker = asyncio.create_task(_tick(node))
         try:
@@ -115,6 +125,7 @@ async def _start(
             ticker.cancel()
             node.end_attachments()
             await server.stop(0.2)
+            await channels.close()
 
 
 async def _tick(node: KvNode) -> None:

@@ -25,9 +25,11 @@ from forebay.errors import (
     WorkerLostError,
 )
 from forebay.kv.hashing import block_hashes, root_hash
+from forebay.kv.lease import Right
 from forebay.prefill.servicer import PrefillServicer
 from forebay.rpc.status import translated
 from forebay.testing.attached_worker import LIMITS, MODEL, AttachedWorker, attached_worker, served
+from forebay.testing.decode_rig import StepwiseEngine
 from forebay.testing.fake_engine import POISON, next_token
 from forebay.testing.waiting import until
 from forebay.v1 import common_pb2, prefill_pb2, prefill_pb2_grpc
@@ -83,6 +85,27 @@ async def test_first_the_token_then_the_manifest(start: Start) -> None:
         assert (manifest.node_id, manifest.kvcache_address) == (rig.kvcache.node_id, rig.kvcache.address)
         tier = rig.kvcache.stats().tiers[0]
         assert (tier.sealed, tier.leased) == (5, 1)
+        rig.worker.rights.decline("r", manifest.epoch)
+        await until(rig.kvcache.is_all_released)
+
+
+async def test_blocks_are_sealed_as_they_fill_where_another_node_waits_for_them(start: Start) -> None:
+    async with start(make_engine=StepwiseEngine) as rig:
+        engine = rig.worker.engine
+        assert isinstance(engine, StepwiseEngine)
+        engine.is_stepwise = True
+        engine.gate.clear()
+        call = rig.stub.Prefill(request(seals_as_filled=True))
+        assert (await call.read()).HasField("begun")
+        assert rig.kvcache.node.right_to("r") is Right.OWNED
+        engine.gate.set()  # the first of two steps
+        await until(lambda: rig.kvcache.stats().tiers[0].sealed == LIMITS.chunk_tokens // LIMITS.block_tokens)
+        engine.gate.set()
+        assert (await call.read()).first_token.token_id == next_token(PROMPT)
+        manifest = (await call.read()).manifest
+        assert list(manifest.block_hashes) == block_hashes(root_hash(MODEL.digest, "", ""), PROMPT, 4)
+        assert (rig.kvcache.stats().tiers[0].sealed, rig.kvcache.stats().tiers[0].leased) == (5, 1)
+        assert rig.worker.link.lost_epochs == {}
         rig.worker.rights.decline("r", manifest.epoch)
         await until(rig.kvcache.is_all_released)
 

@@ -3,7 +3,6 @@
 Knows the compiler's command line and the cache folder; not what the library does.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -15,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forebay.errors import StartError
+from forebay.host.file_lock import locked
+from forebay.host.source_digest import source_digest
+from forebay.host.whole_file import making_whole
 from forebay.kernels.cpu.instruction_set import InstructionSet
 
 Progress = Callable[[str], None]
@@ -40,6 +42,10 @@ class NativeUnavailableError(StartError):
     """The native library cannot be had on this machine; the message says why. The torch engine still works."""
 
 
+class CompileError(NativeUnavailableError):
+    """The compiler refused the sources or its flags; it may take those of another instruction set."""
+
+
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
     """One compilation: everything that decides what comes out."""
@@ -57,12 +63,10 @@ class BuildPlan:
     @property
     def file_name(self) -> str:
         """Name of the library in the cache; differs whenever sources, compiler or flags do."""
-        digest = hashlib.sha256()
-        for path in sorted(_SOURCE_FOLDER.iterdir()):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-        digest.update(repr((self.compiler, self.compiler_version, self.flags)).encode())
+        parts = (source_digest(_SOURCE_FOLDER), self.compiler, self.compiler_version, self.flags)
+        digest = hashlib.sha256(repr(parts).encode()).hexdigest()
         flavour = "-sanitized" if self.is_sanitized else ""
-        return f"forebay-{self.instruction_set.value}{flavour}-{digest.hexdigest()[:16]}.so"
+        return f"forebay-{self.instruction_set.value}{flavour}-{digest[:16]}.so"
 
 
 def plan_build(instruction_set: InstructionSet, is_sanitized: bool = False) -> BuildPlan:
@@ -86,18 +90,19 @@ def built_library(plan: BuildPlan, folder: Path, progress: Progress = lambda lin
     Safe when several processes ask at once: one compiles, the others wait for it.
 
     Raises:
-        NativeUnavailableError: it does not compile, or the folder cannot be written.
+        CompileError: it does not compile.
+        NativeUnavailableError: the compiler does not end, or the folder cannot be written.
     """
     path = folder / plan.file_name
     if path.is_file():
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f".{plan.file_name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder / f".{plan.file_name}.lock"):
             if not path.is_file():
                 progress(f"compiling the native kernels for {plan.instruction_set.value} (half a minute, once)")
-                _compile(plan, path)
+                with making_whole(path) as partial:
+                    _compile(plan, partial)
     except OSError as error:
         raise NativeUnavailableError(f"{folder}: cannot be written ({error.strerror}); set FOREBAY_CACHE") from None
     return path
@@ -113,19 +118,16 @@ def _find_compiler() -> tuple[str, ...]:
 
 
 def _compile(plan: BuildPlan, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     sources = [str(source) for source in sorted(_SOURCE_FOLDER.glob("*.cpp"))]
-    command = [*plan.compiler, *plan.flags, *sources, "-o", str(partial)]
+    command = [*plan.compiler, *plan.flags, *sources, "-o", str(path)]
     try:
         # Safe: no shell; sources are ours and the compiler is the operator's.
         result = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False)  # noqa: S603
-        if result.returncode:
-            lines = result.stderr.splitlines()
-            cause = next((line for line in lines if "error" in line), lines[0] if lines else "no reason given")
-            _log.debug("compiler output: %s", result.stderr)
-            raise NativeUnavailableError(f"the native kernels do not compile ({plan.compiler_version}): {cause}")
-        partial.replace(path)
     except subprocess.TimeoutExpired:
         raise NativeUnavailableError(f"{plan.compiler[0]} did not end within {_COMPILE_TIMEOUT_S:.0f} s") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    if result.returncode:
+        lines = result.stderr.splitlines()
+        cause = next((line for line in lines if "error" in line), lines[0] if lines else "no reason given")
+        _log.debug("compiler output: %s", result.stderr)
+        name = plan.instruction_set.value
+        raise CompileError(f"the native kernels for {name} do not compile ({plan.compiler_version}): {cause}")

@@ -4,10 +4,11 @@ Mirrors `native/c_api.h` field by field. Calls release the interpreter's lock.
 """
 
 import ctypes
+import logging
 import os
 from pathlib import Path
 
-from forebay.kernels.cpu.build import NativeUnavailableError, Progress, built_library, plan_build
+from forebay.kernels.cpu.build import CompileError, NativeUnavailableError, Progress, built_library, plan_build
 from forebay.kernels.cpu.instruction_set import InstructionSet, supported_sets
 from forebay.models.cache_folder import cache_dir
 
@@ -15,6 +16,7 @@ ABI_VERSION = 3
 PHASES = ("embed", "norm", "qkv", "rope", "attention", "join", "output", "gate_up", "down", "head", "scan")
 """What the seconds of forebay_engine_phase_seconds are of."""
 
+_log = logging.getLogger(__name__)
 _int32, _pointer = ctypes.c_int32, ctypes.c_void_p
 
 
@@ -93,7 +95,8 @@ class NativeLibrary:
         return InstructionSet(self.functions.forebay_instruction_set().decode())
 
 
-_loaded: dict[InstructionSet, NativeLibrary] = {}
+_loaded: dict[InstructionSet | None, NativeLibrary] = {}
+"""By the set that was named; None: what was taken where none was."""
 
 
 def load_library(
@@ -105,21 +108,35 @@ def load_library(
     runtimes must be loaded beforehand.
 
     Args:
-        instruction_set: None: what FOREBAY_INSTRUCTION_SET names, else the widest that this machine has.
+        instruction_set: None: what FOREBAY_INSTRUCTION_SET names, else the widest that this machine has and its
+            compiler knows.
 
     Raises:
         NativeUnavailableError: there is no compiler, it fails, or the machine cannot run such a build.
     """
+    named = instruction_set or _named_set()
     supported = supported_sets()
-    wanted = instruction_set or _named_set() or supported[0]
-    if wanted not in supported:
+    if named is not None and named not in supported:
         names = ", ".join(one.value for one in supported)
-        raise NativeUnavailableError(f"this CPU cannot run {wanted.value} kernels; it can run: {names}")
-    if wanted not in _loaded:
-        is_sanitized = os.environ.get("FOREBAY_NATIVE_SANITIZED") == "1"
-        path = built_library(plan_build(wanted, is_sanitized), cache_dir() / "native", progress)
-        _loaded[wanted] = NativeLibrary(path)
-    return _loaded[wanted]
+        raise NativeUnavailableError(f"this CPU cannot run {named.value} kernels; it can run: {names}")
+    if named not in _loaded:
+        _loaded[named] = _first_that_compiles(supported if named is None else [named], progress)
+    return _loaded[named]
+
+
+def _first_that_compiles(candidates: list[InstructionSet], progress: Progress) -> NativeLibrary:
+    is_sanitized = os.environ.get("FOREBAY_NATIVE_SANITIZED") == "1"
+    refusals: list[str] = []
+    for candidate in candidates:
+        try:
+            path = built_library(plan_build(candidate, is_sanitized), cache_dir() / "native", progress)
+        except CompileError as error:
+            refusals.append(error.message)
+        else:
+            if refusals:
+                _log.warning("native kernels for %s are taken: %s", candidate.value, "; ".join(refusals))
+            return NativeLibrary(path)
+    raise CompileError("; ".join(refusals))
 
 
 def _named_set() -> InstructionSet | None:

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forebay.host.whole_file import writing_whole
+
 ALIGNMENT_BYTES = 64
 _MAGIC = b"FBPACKED"
 _PREFIX = struct.Struct("<8sII")
@@ -78,23 +80,14 @@ def write_packed_file(
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
-    header = _header(version, properties, specs)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with partial.open("wb") as file:
-            file.write(header)
-            for spec in specs:
-                content = make(spec).reshape(-1)
-                assert content.nbytes == spec.size_bytes, spec
-                file.write(content.data)
-                file.write(bytes(-spec.size_bytes % ALIGNMENT_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-            _forget_cached_pages(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing_whole(path) as file:
+        file.write(_header(version, properties, specs))
+        for spec in specs:
+            content = make(spec).reshape(-1)
+            assert content.nbytes == spec.size_bytes, spec
+            file.write(content.data)
+            file.write(bytes(-spec.size_bytes % ALIGNMENT_BYTES))
+    _forget_cached_pages(path)
 
 
 def map_packed_file(path: Path, version: int) -> PackedFile:
@@ -129,10 +122,11 @@ def map_packed_file(path: Path, version: int) -> PackedFile:
     return PackedFile(pages, properties, placed)
 
 
-def _forget_cached_pages(descriptor: int) -> None:
+def _forget_cached_pages(path: Path) -> None:
     """The kernel cached small pages as they were written; whoever maps the file next can then get huge ones."""
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _ask_for_huge_pages(pages: mmap.mmap) -> None:

@@ -4,7 +4,6 @@ Knows which tensors are matrices and in which format each is kept. Does not know
 tiles (`tiles`).
 """
 
-import fcntl
 import logging
 from collections.abc import Callable
 from enum import Enum
@@ -14,7 +13,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from forebay import models
 from forebay.errors import StartError
+from forebay.host.file_lock import locked
+from forebay.host.source_digest import source_digest
 from forebay.kernels.cpu.packed_file import PackedFile, PackedFileError, PackedSpec, map_packed_file, write_packed_file
 from forebay.kernels.cpu.tiles import (
     GROUP_INPUTS,
@@ -26,21 +28,17 @@ from forebay.kernels.cpu.tiles import (
     scales_of,
     tile_bytes,
 )
-from forebay.models.decoder_tensors import gguf_name, tensor_shapes
-from forebay.models.gguf import GgufFile
+from forebay.models.decoder_tensors import tensor_shapes
 from forebay.models.gguf_types import GgufTensorType
 from forebay.models.model_file import GgufModel, ModelFile
 
-PACKING_VERSION = 1
-"""Goes up whenever files packed before must not be used any more."""
+_HERE = Path(__file__)
+_SOURCES = (_HERE, _HERE.with_name("tiles.py"), _HERE.with_name("packed_file.py"), Path(models.__file__).parent)
+PACKING_VERSION = int(source_digest(*_SOURCES)[:8], 16)
+"""Another one whenever the sources that decide what is packed, and how, are others."""
 
 Progress = Callable[[str], None]
 """Told one line before each slow thing."""
-
-_INTERLEAVED = (
-    ".q_proj.weight",
-    ".k_proj.weight",
-)  # rows that llama.cpp's converter permutes in its llama architecture
 
 Numbers = TypeVar("Numbers", NDArray[np.float32], NDArray[np.float16])
 
@@ -48,14 +46,16 @@ _log = logging.getLogger(__name__)
 
 
 class WeightPolicy(Enum):
-    """In which format matrices are kept.
+    """In which format matrices are kept; the value is that of the chip classes' `NumberFormat`.
 
-    Blocks of Q4_0, Q4_1 and Q8_0 stay as they are, but with FLOAT32; of other types (F32, F16, BF16, k-quants) become:
+    BFLOAT16 and INT8 keep blocks of Q4_0, Q4_1 and Q8_0 bit for bit. Both round k-quants (Q4_K, Q6_K), for which there
+    are no kernels, to INT8's blocks: 8 bits, one scale per 32 numbers. They differ in what becomes of the numbers that
+    the file holds one by one (F32, F16, BF16).
     """
 
     BFLOAT16 = "bfloat16"
-    INT8 = "int8"  # one scale per 32 numbers
-    FLOAT32 = "float32"  # everything float32: for comparing, not for serving
+    INT8 = "int8"
+    FLOAT32 = "float32"  # everything, blocks too: for comparing, not for serving
 
 
 class _Packer:
@@ -64,7 +64,6 @@ class _Packer:
     def __init__(self, model: ModelFile, policy: WeightPolicy) -> None:
         self._model = model
         self._policy = policy
-        self._file = GgufFile(model.path) if isinstance(model, GgufModel) else None
         self._shapes = tensor_shapes(model.config)
 
     def specs(self) -> list[PackedSpec]:
@@ -84,7 +83,7 @@ class _Packer:
             return padded.view(np.uint8)
         tile_format = TileFormat(spec.tile_format)
         if self._is_kept(spec.name):
-            blocks = self._blocks(spec.name)
+            blocks = self._blocks(spec)
             self._finite(spec.name, scales_of(blocks, tile_format))
             return pack_blocks(blocks, tile_format)
         return pack_dense(self._finite(spec.name, self._model.read_tensor(spec.name)), tile_format)
@@ -97,7 +96,7 @@ class _Packer:
         return PackedSpec(name, tiles * tile_bytes(tile_format, shape[1]), int(tile_format), shape[0], shape[1])
 
     def _stored_type(self, name: str) -> GgufTensorType:
-        return self._file.tensors[gguf_name(name)].type if self._file else GgufTensorType.F32
+        return self._model.stored_type(name) if isinstance(self._model, GgufModel) else GgufTensorType.F32
 
     def _is_kept(self, name: str) -> bool:
         return self._policy is not WeightPolicy.FLOAT32 and self._stored_type(name) in OF_BLOCKS
@@ -111,18 +110,11 @@ class _Packer:
         is_int8 = is_quantized or self._policy is WeightPolicy.INT8
         return TileFormat.Q8_0 if is_int8 else TileFormat.BF16
 
-    def _blocks(self, name: str) -> NDArray[np.uint8]:
-        """The tensor's blocks, uint8 [outputs, groups, block bytes], rows in Hugging Face order."""
-        assert self._file is not None
-        tensor = self._file.tensors[gguf_name(name)]
-        outputs, inputs = tensor.shape
-        groups = inputs // tensor.type.block_elements
-        blocks = self._file.read_packed(tensor.name).reshape(outputs, groups, tensor.type.block_bytes)
-        config = self._model.config
-        if config.architecture == "llama" and name.endswith(_INTERLEAVED):
-            halves = blocks.reshape(-1, config.head_dim // 2, 2, groups, tensor.type.block_bytes).swapaxes(1, 2)
-            return halves.reshape(outputs, groups, -1)
-        return blocks
+    def _blocks(self, spec: PackedSpec) -> NDArray[np.uint8]:
+        """The matrix's blocks as they are in the file, uint8 [outputs, groups, block bytes]."""
+        assert isinstance(self._model, GgufModel)
+        block_bytes = self._model.stored_type(spec.name).block_bytes
+        return self._model.read_rows(spec.name).reshape(spec.output_count, -1, block_bytes)
 
     def _finite(self, name: str, numbers: Numbers) -> Numbers:
         if not np.isfinite(numbers).all():
@@ -153,8 +145,7 @@ def load_packed_model(
 
 def _pack_once(model: ModelFile, policy: WeightPolicy, path: Path, progress: Progress) -> PackedFile:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.with_suffix(".lock")):
         if packed := _map_if_usable(path):
             return packed
         progress(f"packing the weights of {model.name} for the native kernels (a few seconds, once)")

@@ -22,7 +22,7 @@ CONNECT_TIMEOUT_S: Final = 2.0
 class DataReader:
     """Reads until all is settled, the source closes, or something is wrong; after `close` nothing is written.
 
-    `over` is done then; its error is a BadFrameError or an OSError.
+    `over` is done then; its error is an OSError, a BadFrameError, or the target's.
     """
 
     def __init__(

@@ -38,19 +38,21 @@ class BlockSource:
         """The messages of PullBlocksResponse, serialised. Closing it releases the blocks."""
         _check_deadline(context.time_remaining())
         opening = await self._opening(requests)
-        pull = RunningPull(self._blocks, opening)
+        async with self._blocks.fetched(opening.block_hashes):
+            pull = RunningPull(self._blocks, opening)
         pull.start(requests)
+        send = self._over_data_connection if opening.wants_data_connection else self._over_stream
         try:
-            if opening.wants_data_connection:
-                async with aclosing(self._over_data_connection(pull)) as messages:
-                    async for message in messages:
-                        yield message
-                return
-            while (frame := await pull.next_frame()) is not None:
-                # The one copy of the payload on our side: gRPC wants bytes.
-                yield b"".join((frame_header(frame), pull.memory_of(frame)))
+            async with aclosing(send(pull)) as messages:
+                async for message in messages:
+                    yield message
         finally:
             await pull.close()
+
+    async def _over_stream(self, pull: RunningPull) -> AsyncGenerator[bytes, None]:
+        while (frame := await pull.next_frame()) is not None:
+            # The one copy of the payload on our side: gRPC wants bytes.
+            yield b"".join((frame_header(frame), pull.memory_of(frame)))
 
     async def _over_data_connection(self, pull: RunningPull) -> AsyncGenerator[bytes, None]:
         assert self._listener is not None
@@ -74,12 +76,15 @@ class BlockSource:
 def add_block_source(source: BlockSource, server: grpc.aio.Server) -> None:
     """Has `source` serve PullBlocks, its responses not serialised again.
 
-    To be called before the generated function that adds the whole service: the first handler of a method serves it.
+    To be called after the generated function that adds the whole service: the last registered handler of a method
+    serves it.
     """
     handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
         source.pull, request_deserializer=pull_pb2.PullBlocksRequest.FromString, response_serializer=None
     )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"PullBlocks": handler}),))
+    handlers = {"PullBlocks": handler}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    server.add_registered_method_handlers(SERVICE, handlers)
 
 
 def _check_deadline(time_remaining_s: float | None) -> None:

@@ -12,7 +12,14 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from forebay.errors import BadFrameError, Code, DeadlineExceededError, NoDataConnectionError, RemoteError
+from forebay.errors import (
+    BadFrameError,
+    Code,
+    DeadlineExceededError,
+    ForebayError,
+    NoDataConnectionError,
+    RemoteError,
+)
 from forebay.kv.block_transport import BlockTarget, PullRequest, SourceNode
 from forebay.kv.pull_sink import PullSink
 from forebay.kvcache.transfer.data_reader import DataReader, connect
@@ -82,7 +89,7 @@ async def _read_all(call: PullCall, reader: DataReader, sink: PullSink) -> None:
         await asyncio.wait((ending, reader.over), timeout=LAST_WORD_S)
         if sink.is_settled:
             return
-        if reader.over.done() and isinstance(reader.over.exception(), BadFrameError):
+        if reader.over.done() and isinstance(reader.over.exception(), ForebayError):
             reader.over.result()
         if ending.done():
             ending.result()

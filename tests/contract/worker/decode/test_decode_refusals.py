@@ -1,5 +1,6 @@
 """Manifests, commands and sequences that are refused, alone or with their stream."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,16 +10,20 @@ from forebay.errors import InvalidFieldError
 from forebay.rpc.status import from_failure
 from forebay.testing.attached_worker import attached_worker
 from forebay.testing.decode_rig import PROMPT, Link
-from forebay.testing.fake_engine import POISON, continuation
+from forebay.testing.fake_engine import LAYOUT, POISON, continuation
 from forebay.testing.waiting import until
 from forebay.v1 import common_pb2, decode_pb2
+from forebay.wire.layout import layout_to_proto
 from forebay.worker.block_supply import Patience
 
 Start = Callable[..., Any]
 
 
+UNLIKE = layout_to_proto(dataclasses.replace(LAYOUT, head_dim=64))
 MANIFEST_CASES = [
-    ({"node_id": "elsewhere"}, "NOT_SERVED_YET", None),
+    ({"node_id": "elsewhere", "model_digest": "other"}, "MODEL_MISMATCH", "manifest.model_digest"),
+    ({"node_id": "elsewhere", "layout": UNLIKE}, "LAYOUT_MISMATCH", "layout.head_dim"),
+    ({"node_id": "elsewhere", "token_count": 23}, "INVALID_FIELD", "manifest.token_count"),
     ({"model_digest": "other"}, "MODEL_MISMATCH", "manifest.model_digest"),
     ({"token_count": 0}, "INVALID_FIELD", "manifest.token_count"),
     ({"token_count": 23}, "INVALID_FIELD", "manifest.token_count"),

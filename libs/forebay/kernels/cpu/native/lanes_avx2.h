@@ -134,13 +134,6 @@ inline F32 load_halves(const std::uint16_t* from) {
   const auto* halves = reinterpret_cast<const __m128i*>(from);
   return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
 }
-inline __m256 widen_bf16(__m128i bf16) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bf16), 16));
-}
-inline F32 load_bf16(const std::uint16_t* from) {
-  const auto* halves = reinterpret_cast<const __m128i*>(from);
-  return {widen_bf16(_mm_loadu_si128(halves)), widen_bf16(_mm_loadu_si128(halves + 1))};
-}
 inline __m256i rounded_to_bf16(__m256 value) {
   const __m256i bits = _mm256_castps_si256(value);
   const __m256i tie = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

@@ -83,10 +83,6 @@ inline I32 dot4_nibbles(I32 sums, I32 nibbles, I32 signed_bytes) { return dot4(s
 inline F32 load_halves(const std::uint16_t* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
-inline F32 load_bf16(const std::uint16_t* from) {
-  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-}
 // Nearest bf16, ties to even; subnormals become zero.
 inline void store_bf16(std::uint16_t* to, F32 value) {
   const __m256bh rounded = _mm512_cvtneps_pbh(value);

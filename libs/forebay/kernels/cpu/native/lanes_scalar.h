@@ -201,9 +201,6 @@ inline std::uint16_t float_to_bf16(float value) {
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40u);
   return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
-inline F32 load_bf16(const std::uint16_t* from) {
-  return each([&](int i) { return bf16_to_float(from[i]); });
-}
 inline void store_bf16(std::uint16_t* to, F32 value) {
   for (int i = 0; i < kCount; ++i) to[i] = float_to_bf16(value.lane[i]);
 }

@@ -1,0 +1,136 @@
+"""What an operator asks of a node's KV-cache service. For tools; requests go to a router."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from forebay.rpc.channel import open_channel
+from forebay.rpc.status import translated
+from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
+
+_TIMEOUT_S: Final = 10.0
+_VERIFY_TIMEOUT_S: Final = 3_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class TierUse:
+    """Blocks of one tier: free + leased + sealed = capacity; referenced: sealed ones in use or pinned."""
+
+    tier: str
+    capacity_blocks: int
+    free_blocks: int
+    leased_blocks: int
+    sealed_blocks: int
+    referenced_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class KvStats:
+    """A node's KV memory now, and counts since its service started. disk_failure: why the disk tier is off."""
+
+    node_id: str
+    tiers: tuple[TierUse, ...]
+    active_sequences: int
+    attached_workers: int
+    pinned_blocks: int
+    prefix_blocks_asked: int
+    prefix_blocks_found: int
+    evicted_blocks: int
+    take_overs: int
+    tier_copied_bytes: int
+    disk_read_blocks: int
+    disk_written_blocks: int
+    disk_corrupt_blocks: int
+    disk_failure: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class KvBlock:
+    """A sealed block: its chained hash, and the nearest tier it lies in."""
+
+    block_hash: bytes
+    tier: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Blocks of the disk tier that were read, and those of them that were damaged and dropped."""
+
+    verified_blocks: int
+    corrupt_blocks: int
+
+
+class KvOperator:
+    """Connects at the first call. Errors are those of `forebay.errors`."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = open_channel(address)
+        self._stub: kvcache_pb2_grpc.KvCacheServiceAsyncStub = kvcache_pb2_grpc.KvCacheServiceStub(self._channel)
+
+    async def stats(self) -> KvStats:
+        """Counts."""
+        with translated():
+            response = await self._stub.GetStats(kvcache_pb2.GetStatsRequest(), timeout=_TIMEOUT_S)
+        return KvStats(
+            node_id=response.node_id,
+            tiers=tuple(map(_tier_use, response.tiers)),
+            active_sequences=response.active_sequences,
+            attached_workers=response.attached_workers,
+            pinned_blocks=response.pinned_blocks,
+            prefix_blocks_asked=response.prefix_blocks_asked,
+            prefix_blocks_found=response.prefix_blocks_found,
+            evicted_blocks=response.evicted_blocks,
+            take_overs=response.take_overs,
+            tier_copied_bytes=response.tier_copied_bytes,
+            disk_read_blocks=response.disk_read_blocks,
+            disk_written_blocks=response.disk_written_blocks,
+            disk_corrupt_blocks=response.disk_corrupt_blocks,
+            disk_failure=response.disk_failure if response.HasField("disk_failure") else None,
+        )
+
+    async def blocks(self) -> list[KvBlock]:
+        """All sealed blocks."""
+        with translated():
+            pages = self._stub.DumpIndex(kvcache_pb2.DumpIndexRequest(), timeout=_TIMEOUT_S)
+            return [KvBlock(one.block_hash, _tier_name(one.tier)) async for page in pages for one in page.entries]
+
+    async def pin(self, block_hashes: Iterable[bytes], ttl_s: float) -> Sequence[bytes]:
+        """Keeps blocks from eviction for so long; returns the hashes that are not held."""
+        request = kvcache_pb2.PinBlocksRequest(block_hashes=block_hashes, ttl_s=ttl_s)
+        with translated():
+            return list((await self._stub.PinBlocks(request, timeout=_TIMEOUT_S)).missing_block_hashes)
+
+    async def flush(self) -> int:
+        """Removes all blocks that nobody refers to; returns how many."""
+        with translated():
+            return (await self._stub.FlushBlocks(kvcache_pb2.FlushBlocksRequest(), timeout=_TIMEOUT_S)).removed_blocks
+
+    async def verify(self) -> Verified:
+        """Reads and checks the whole disk tier."""
+        with translated():
+            response = await self._stub.VerifyBlocks(kvcache_pb2.VerifyBlocksRequest(), timeout=_VERIFY_TIMEOUT_S)
+        return Verified(response.verified_blocks, response.corrupt_blocks)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+
+
+def _tier_use(tier: kvcache_pb2.TierStats) -> TierUse:
+    return TierUse(
+        tier=_tier_name(tier.tier),
+        capacity_blocks=tier.capacity_blocks,
+        free_blocks=tier.free_blocks,
+        leased_blocks=tier.leased_blocks,
+        sealed_blocks=tier.sealed_blocks,
+        referenced_blocks=tier.referenced_blocks,
+    )
+
+
+def _tier_name(tier: "common_pb2.KvTier.ValueType") -> str:
+    return common_pb2.KvTier.Name(tier).removeprefix("KV_TIER_").lower()
