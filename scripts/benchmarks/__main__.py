@@ -12,6 +12,7 @@ from scripts.benchmarks import (  # noqa: E402
     convert,
     disk,
     engine,
+    kills,
     kv,
     kv_core,
     kv_hit_rates,
@@ -39,7 +40,9 @@ BENCHMARKS = {
     "tiers": tiers,
     "kv_core": kv_core,
     "hit_rates": kv_hit_rates,
+    "kills": kills,
 }
+_ROUNDS_OF = {"kills": 34}
 _PEERS_OF = {"engine": tuple(PEERS), "accuracy": ("llama.cpp",)}
 
 
@@ -59,7 +62,9 @@ def main() -> None:
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_argument("--rounds", type=int, default=5, help="measurements of each figure; the median counts (5)")
+        rounds = _ROUNDS_OF.get(name, 5)
+        rounds_help = f"measurements of each figure; the median counts ({rounds})"
+        command.add_argument("--rounds", type=int, default=rounds, help=rounds_help)
         command.set_defaults(peers=(), activation_bits=16, trace=None)
         if peers := _PEERS_OF.get(name):
             _add_peers(command, peers)

@@ -1,0 +1,156 @@
+"""Rounds of: load, a kill in the middle of it, a new start, a good answer, quiet, and what is still held then."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from forebay.client import AsyncClient
+from forebay.rpc.channel import open_channel
+from forebay.testing.known_answers import learn_answers, varied_questions
+from forebay.testing.mesh import RunningMesh
+from forebay.testing.mortal_mesh import MortalMesh
+from forebay.testing.steady_load import OpenRequest, Outcome, SteadyLoad, Verdict
+from forebay.testing.waiting import until
+from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
+
+RELEASED_S: Final = 1.0
+"""Within this time after the last request nothing may be held."""
+_ANY: Final = "the KV-cache service"  # at work for all requests
+_READY_S: Final = 60.0
+_GOOD_S: Final = 60.0
+_CONCURRENCY: Final = 6
+_STEMS, _PER_STEM = 8, 4
+_DEVICE_BLOCKS, _HOST_BLOCKS, _DISK_BLOCKS = 100, 48, 160
+_BLOCK_BYTES: Final = 737_280 + 64  # of the default model
+
+
+SMALL_TIERS: Final[dict[str, Any]] = {
+    "device_bytes": _DEVICE_BLOCKS * _BLOCK_BYTES,
+    "host_bytes": _HOST_BLOCKS * _BLOCK_BYTES,
+    "disk_bytes": _DISK_BLOCKS * _BLOCK_BYTES,
+    "extra_arguments": {"kvcache": ("--kept-after-uses", "1")},
+}
+"""Options for a mesh of which each tier is in use: DEVICE and HOST have less room than the answers' blocks."""
+
+
+class Victim(StrEnum):
+    """What is killed: the KV-cache service at any time, a worker while it has work of its kind."""
+
+    KVCACHE = "kvcache"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+_MOST_DELAY_S: Final = {Victim.KVCACHE: 0.6, Victim.PREFILL: 0.04, Victim.DECODE: 0.15}
+"""After the moment from which on the victim has work; of this a random part passes."""
+
+
+@dataclass(frozen=True, slots=True)
+class KillRound:
+    """What became of one kill. Seconds count from it.
+
+    healthy_s: until the process that was started at once welcomed work. first_good_s: until a request that began after
+    the kill had ended well. follow_up_s: the same of one that began when the process was healthy again.
+    late_error_count: requests that began when it was healthy again, and failed all the same.
+    cut_count: requests that were in the victim's hands at the kill.
+    held_blocks: leased and referenced in any tier, RELEASED_S after the last request had ended.
+    """
+
+    victim: Victim
+    outcomes: tuple[Outcome, ...]
+    healthy_s: float
+    first_good_s: float
+    follow_up_s: float
+    late_error_count: int
+    cut_count: int
+    held_blocks: int
+
+
+class KillRounds:
+    """A mesh under load. `kill_rounds` makes one."""
+
+    def __init__(self, mesh: RunningMesh, client: AsyncClient, load: SteadyLoad, source: random.Random) -> None:
+        self._mesh, self._client, self._load, self._source = mesh, client, load, source
+        self._mortal = MortalMesh(mesh)
+
+    async def run(self, victim: Victim) -> KillRound:
+        """One round. Raises TimeoutError when the mesh does not recover."""
+        first_outcome = len(self._load.outcomes)
+        self._load.resume()
+        worker_id, name = await self._victim_at_work(victim)
+        await asyncio.sleep(self._source.uniform(0, _MOST_DELAY_S[victim]))  # a moment that nothing marks
+        cut_count = self._at_work(victim).count(worker_id)
+        killed_s = time.monotonic()
+        self._mortal.start(name, self._mortal.kill(name))
+        async with asyncio.timeout(_READY_S):
+            await self._mortal.until_ready(name)
+        healthy_s = time.monotonic()
+        await until(lambda: self._load.first_good_s(healthy_s), _GOOD_S)
+        await self._load.pause()
+        outcomes = self._load.outcomes[first_outcome:]
+        return KillRound(
+            victim=victim,
+            outcomes=tuple(outcomes),
+            healthy_s=healthy_s - killed_s,
+            first_good_s=(self._load.first_good_s(killed_s) or healthy_s) - killed_s,
+            follow_up_s=(self._load.first_good_s(healthy_s) or healthy_s) - killed_s,
+            late_error_count=sum(one.began_s >= healthy_s and one.verdict is Verdict.FAILED for one in outcomes),
+            cut_count=cut_count,
+            held_blocks=await self._held_blocks(),
+        )
+
+    async def _victim_at_work(self, victim: Victim) -> tuple[str, str]:
+        """Worker id and name of a process to kill, at a moment when it has something to lose."""
+        names = {_ANY: "kvcache"}
+        while True:
+            await until(lambda: self._at_work(victim))
+            worker_id = self._at_work(victim)[0]
+            if worker_id in names:
+                return worker_id, names[worker_id]
+            members = (await self._client.fleet()).members
+            names = {one.worker_id: self._mortal.name_at(one.address) for one in members if one.role == victim}
+
+    def _at_work(self, victim: Victim) -> list[str]:
+        """For each open request the worker in whose hands it is, if that may be killed."""
+        workers = (_worker_of(request, victim) for request in self._load.requests.values())
+        return [worker for worker in workers if worker is not None]
+
+    async def _held_blocks(self) -> int:
+        """What is in use when nothing should be; zero as soon as it is zero."""
+        async with open_channel(self._mesh.address_of("kvcache")) as channel:
+            stub = kvcache_pb2_grpc.KvCacheServiceStub(channel)
+            ends_s = time.monotonic() + RELEASED_S
+            while True:
+                stats = await stub.GetStats(kvcache_pb2.GetStatsRequest())
+                for tier in stats.tiers:
+                    assert tier.free_blocks + tier.leased_blocks + tier.sealed_blocks == tier.capacity_blocks
+                held = sum(tier.leased_blocks + tier.referenced_blocks for tier in stats.tiers)
+                if held == 0 or time.monotonic() >= ends_s:
+                    return held
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def kill_rounds(mesh: RunningMesh, source: random.Random) -> AsyncIterator[KillRounds]:
+    """Learns the right answers undisturbed, then keeps the mesh under load."""
+    answers = await learn_answers(mesh.router_address, varied_questions(source, _STEMS, _PER_STEM))
+    async with AsyncClient(mesh.router_address) as client:
+        load = SteadyLoad(client, answers, source)
+        async with load.running(_CONCURRENCY):
+            yield KillRounds(mesh, client, load, source)
+
+
+def _worker_of(request: OpenRequest, victim: Victim) -> str | None:
+    """Who of the victim's kind has this request in hand; a worker is computing its prompt, or its answer."""
+    if request.plan is None:
+        return None
+    if victim is Victim.KVCACHE:
+        return _ANY
+    if victim is Victim.PREFILL:
+        return None if request.token_ids else request.plan.prefill_worker_id or None
+    return request.plan.decode_worker_id if request.token_ids else None

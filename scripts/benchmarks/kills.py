@@ -1,0 +1,75 @@
+"""SIGKILL of the KV-cache service, of prefill and decode workers under load: what goes wrong, and how soon it is over.
+
+A mesh of two prefill and two decode workers with little KV memory and a disk tier answers six requests at a time, whose
+right answers are known; each is streamed and compared token by token. In a round one process is killed with -9: the
+KV-cache service at any moment, a prefill worker while it computes a prompt, a decode worker while it streams. It is
+started again at once. When a request that began after that has been answered, the load pauses, and a second after the
+last request nothing may be leased or referenced in any tier. `--rounds` kills of each kind, in random order.
+
+Times count from the kill. "a good answer" is to a request that began after the kill; "good again" to one that began
+when the new process was healthy. Requests that fail do so with an error, after none but right tokens.
+
+Examples:
+  scripts/bench kills              34 kills of each kind
+  scripts/bench kills --rounds 5   a minute
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from forebay.testing.kill_rounds import SMALL_TIERS, KillRound, Victim, kill_rounds
+from forebay.testing.mesh import RunningMesh, running_mesh
+from forebay.testing.steady_load import Verdict
+from scripts.benchmarks.options import Options
+from scripts.benchmarks.report import Figure, report
+
+
+def run(options: Options) -> None:
+    """`rounds` kills of each kind."""
+    with running_mesh(prefill_count=2, decode_count=2, **SMALL_TIERS) as mesh:
+        rounds = asyncio.run(_rounds(mesh, options.rounds))
+    report("kills", [figure for victim in Victim for figure in _figures(victim, rounds)])
+
+
+async def _rounds(mesh: RunningMesh, count: int) -> list[KillRound]:
+    source = random.Random()
+    victims = source.sample([*Victim] * count, len(Victim) * count)
+    async with kill_rounds(mesh, source) as killing:
+        return [await killing.run(victim) for victim in victims]
+
+
+def _figures(victim: Victim, all_rounds: Sequence[KillRound]) -> list[Figure]:
+    rounds = [one for one in all_rounds if one.victim is victim]
+    outcomes = [outcome for one in rounds for outcome in one.outcomes]
+    verdicts = Counter(outcome.verdict for outcome in outcomes)
+    reasons = Counter(outcome.reason for outcome in outcomes if outcome.verdict is Verdict.FAILED)
+    longest_s = max((one.ended_s - one.began_s for one in outcomes), default=0.0)
+    times = {
+        "healthy": [one.healthy_s for one in rounds],
+        "a good answer": [one.first_good_s for one in rounds],
+        "good again": [one.follow_up_s for one in rounds],
+    }
+    return [
+        Figure(f"{victim}: kills", len(rounds), ""),
+        Figure(f"{victim}: requests", len(outcomes), ""),
+        Figure(f"{victim}:   in its hands when it was killed", sum(one.cut_count for one in rounds), ""),
+        Figure(f"{victim}: ended well", verdicts[Verdict.GOOD], ""),
+        *(Figure(f"{victim}: ended with {reason}", count, "") for reason, count in sorted(reasons.items(), key=str)),
+        Figure(f"{victim}:   begun when it was healthy again", sum(one.late_error_count for one in rounds), ""),
+        Figure(f"{victim}: wrong", verdicts[Verdict.WRONG], "", "<= 0"),
+        Figure(f"{victim}: hung", verdicts[Verdict.HUNG], "", "<= 0"),
+        Figure(f"{victim}: blocks leaked", sum(one.held_blocks for one in rounds), "", "<= 0"),
+        Figure(f"{victim}: longest request", longest_s, "s"),
+        *(
+            Figure(f"{victim}: {name} after, p{share}", _percentile(values, share), "s")
+            for name, values in times.items()
+            for share in (50, 99)
+        ),
+    ]
+
+
+def _percentile(values: Sequence[float], share: int) -> float:
+    """The smallest value that so many per cent do not exceed."""
+    return sorted(values)[max(0, -(-len(values) * share // 100) - 1)]
