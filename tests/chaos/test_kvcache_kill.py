@@ -17,8 +17,6 @@ from forebay.host.shared_memory import segment_name, segment_path
 from forebay.kv.tier import Tier
 from forebay.rpc.channel import open_channel
 from forebay.testing.kvcache_process import KvCacheProcess, WritingWorker, attach_writer
-from forebay.testing.nats_server import NatsServer
-from forebay.testing.tiny_models import write_tiny_model
 from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
 
 BLOCK_BYTES: Final = 32 * 2 * 2 * 2 * 16 * 4  # of the tiny model in cpu-f32
@@ -28,18 +26,6 @@ STEMS: Final = 24
 STEM_BLOCKS: Final = 12
 WRITERS: Final = 3
 LONGEST_ROUND_S: Final = 0.4
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
-
-
-@pytest.fixture(scope="module")
-def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = NatsServer(tmp_path_factory.mktemp("nats"))
-    yield server.url
-    server.stop()
 
 
 class MortalService:
@@ -63,8 +49,8 @@ class MortalService:
 
 
 @pytest.fixture
-def service(model: Path, nats_url: str, tmp_path: Path) -> Iterator[MortalService]:
-    mortal = MortalService(model, nats_url, tmp_path / "disk")
+def service(tiny_model: Path, nats_url: str, tmp_path: Path) -> Iterator[MortalService]:
+    mortal = MortalService(tiny_model, nats_url, tmp_path / "disk")
     yield mortal
     mortal.process.clear()
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,26 +20,12 @@ from forebay.rpc.channel import open_channel
 from forebay.rpc.status import translated
 from forebay.testing.kv_worker import seal_entry
 from forebay.testing.kvcache_process import KvCacheProcess, WritingWorker, attach_writer
-from forebay.testing.nats_server import NatsServer
-from forebay.testing.tiny_models import write_tiny_model
 from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc, pull_pb2
 from forebay.wire.layout import layout_from_proto, layout_to_proto
 
 F32 = ("--chip-class", "cpu-f32")
 INT8 = ("--chip-class", "cpu-f32-kv8")
 SIZES = ("--device-bytes", str(2**20), "--drain-s", "0", "--offer-s", "0.3", "--lease-s", "60")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
-
-
-@pytest.fixture(scope="module")
-def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = NatsServer(tmp_path_factory.mktemp("nats"))
-    yield server.url
-    server.stop()
 
 
 @dataclass
@@ -99,9 +85,9 @@ class Scene:
 
 
 @pytest.fixture
-async def scene(model: Path, nats_url: str) -> AsyncIterator[Scene]:
+async def scene(tiny_model: Path, nats_url: str) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
-        yield Scene(model, nats_url, stack)
+        yield Scene(tiny_model, nats_url, stack)
 
 
 def names(text: str, count: int) -> list[bytes]:

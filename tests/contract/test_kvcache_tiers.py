@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,6 @@ from forebay.errors import InvalidFieldError, KvExhaustedError
 from forebay.rpc.channel import open_channel
 from forebay.rpc.status import translated
 from forebay.testing.kvcache_process import KvCacheProcess, WritingWorker, attach_writer
-from forebay.testing.nats_server import NatsServer
-from forebay.testing.tiny_models import write_tiny_model
 from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
 
 BLOCK_BYTES = 32 * 2 * 2 * 2 * 16 * 4  # of the tiny model in cpu-f32
@@ -25,18 +23,6 @@ FEW = [
     *("--chip-class", "cpu-f32", "--kept-after-uses", "1", "--drain-s", "0", "--disk-wait-s", "20"),
     *("--device-bytes", str(DEVICE * BLOCK_BYTES), "--host-bytes", str(HOST * BLOCK_BYTES)),
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
-
-
-@pytest.fixture(scope="module")
-def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = NatsServer(tmp_path_factory.mktemp("nats"))
-    yield server.url
-    server.stop()
 
 
 @dataclass
@@ -86,9 +72,9 @@ class Scene:
 
 
 @pytest.fixture
-async def scene(model: Path, nats_url: str, tmp_path: Path) -> AsyncIterator[Scene]:
+async def scene(tiny_model: Path, nats_url: str, tmp_path: Path) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
-        yield Scene(model, nats_url, tmp_path, stack)
+        yield Scene(tiny_model, nats_url, tmp_path, stack)
 
 
 def prompt(number: int, length: int = 2) -> list[bytes]:
@@ -271,6 +257,14 @@ async def test_what_was_used_once_is_not_kept_below(scene: Scene) -> None:
     assert (await running.tier(common_pb2.KV_TIER_HOST)).sealed_blocks > 0
 
 
+async def test_blocks_are_kept_free_ahead_of_requests(scene: Scene) -> None:
+    running = await scene.start("--free-blocks", "2")
+    for number in range(3):
+        await running.writer.compute(f"one-{number}", prompt(number))
+    await running.until(lambda stats: stats.tiers[0].free_blocks == 2)
+    assert (await running.tier(common_pb2.KV_TIER_HOST)).sealed_blocks == 2, "what made room went down a tier"
+
+
 async def test_a_tenant_has_no_more_than_its_quota(scene: Scene) -> None:
     running = await scene.start("--tenant-blocks", "3")
     worker = running.writer.worker
@@ -300,9 +294,9 @@ async def test_a_tenant_has_no_more_than_its_quota(scene: Scene) -> None:
     ],
 )
 def test_a_disk_that_cannot_be_had_is_refused_in_one_line(
-    model: Path, nats_url: str, arguments: list[str], says: str
+    tiny_model: Path, nats_url: str, arguments: list[str], says: str
 ) -> None:
-    service = KvCacheProcess(model, nats_url, *FEW, *arguments)
+    service = KvCacheProcess(tiny_model, nats_url, *FEW, *arguments)
     code, errors = service.finish()
     assert (code, len(errors.splitlines())) == (2, 1)
     assert says in errors

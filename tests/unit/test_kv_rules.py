@@ -25,7 +25,13 @@ HOST_BLOCKS = (0, 3, 6)
 def content(host_blocks: int, **planted: bool) -> ModelContent:
     """Tiers of a node; a disk only where there is a HOST tier to read it into."""
     return ModelContent(
-        StoreSettings(DEVICE_BLOCKS, host_blocks, 8 * (host_blocks > 0), kept_after_uses=2 if host_blocks == 6 else 1),
+        StoreSettings(
+            DEVICE_BLOCKS,
+            host_blocks,
+            8 * (host_blocks > 0),
+            free_block_count=6,
+            kept_after_uses=2 if host_blocks == 6 else 1,
+        ),
         **planted,
     )
 

@@ -66,7 +66,7 @@ class Busy:
             "hold": lambda: content.hold(hashes[-1]),
             "let_go": lambda: content.let_go(a),
             "pin": lambda: content.pin(hashes[:2], self.now_s + b),
-            "free_ahead": lambda: content.free_ahead(a % 6),
+            "free_ahead": content.free_ahead,
             "flip": lambda: content.flip(a),
             "flush": content.flush,
             "disk_off": content.switch_disk_off,
@@ -89,7 +89,7 @@ class Busy:
 
 
 def busy(shape: tuple[int, int, int, int], **planted: object) -> Busy:
-    return Busy(ModelContent(StoreSettings(*shape), **planted))  # type: ignore[arg-type]
+    return Busy(ModelContent(StoreSettings(*shape, free_block_count=3), **planted))  # type: ignore[arg-type]
 
 
 class TierRules(RuleBasedStateMachine):

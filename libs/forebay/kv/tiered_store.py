@@ -21,12 +21,16 @@ from forebay.kv.tier_pools import TierPools
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """Blocks of each tier. What was used less often than `kept_after_uses` is removed instead of demoted."""
+    """Blocks of each tier. What was used less often than `kept_after_uses` is removed instead of demoted.
+
+    free_block_count: of DEVICE, to be kept free ahead of the requests that need them.
+    """
 
     device_block_count: int
     host_block_count: int = 0
     disk_block_count: int = 0
     kept_after_uses: int = 2
+    free_block_count: int = 0
     new_policy: NewPolicy = LowestReuseRate
 
 
@@ -47,6 +51,7 @@ class TieredStore:
         self._pools = TierPools(counts, settings.new_policy)
         self._device, self._host = self._pools.device, self._pools.host
         self._kept_after_uses = settings.kept_after_uses
+        self._free_block_count = settings.free_block_count
         self.traffic = BlockTraffic(self._pools)
 
     @property
@@ -142,9 +147,9 @@ class TieredStore:
         self.traffic.begin_fill(block_hash, block)
         return block
 
-    def free_ahead(self, free_count: int, log: EffectLog) -> None:
-        """Evicts until so many DEVICE blocks are free, or none can be evicted: ahead of the requests that need them."""
-        missing = min(free_count - self._device.free_count, self._device.evictable_count)
+    def free_ahead(self, log: EffectLog) -> None:
+        """Evicts until the settings' `free_block_count` is met, or nothing can be evicted. Between requests."""
+        missing = min(self._free_block_count - self._device.free_count, self._device.evictable_count)
         if missing > 0:
             self._evict(missing, log)
 

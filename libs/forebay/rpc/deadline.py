@@ -3,10 +3,13 @@
 Python gRPC does not pass deadlines on; the server interceptor sets this, the client interceptor reads it.
 """
 
+import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+
+from forebay.errors import DeadlineExceededError
 
 _deadline_s: ContextVar[float | None] = ContextVar("forebay_deadline_s", default=None)
 
@@ -25,6 +28,22 @@ def limited_to(seconds: float | None) -> Iterator[None]:
         yield
     finally:
         _deadline_s.reset(token)
+
+
+@asynccontextmanager
+async def ended_after(seconds: float | None, message: str) -> AsyncIterator[None]:
+    """Ends what runs inside the block after so many seconds, also a write that nobody reads.
+
+    message: of the error. Errors: DeadlineExceededError.
+    """
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlineExceededError(message) from None
 
 
 def shorter(timeout_s: float | None, default_s: float) -> float:

@@ -16,8 +16,8 @@ import grpc
 from grpc_status import rpc_status
 from opentelemetry.trace import SpanKind
 
-from forebay.errors import Code, DeadlineExceededError, ForebayError
-from forebay.rpc.deadline import limited_to
+from forebay.errors import Code, ForebayError
+from forebay.rpc.deadline import ended_after, limited_to
 from forebay.rpc.status import located, to_status
 from forebay.telemetry import extract, span, spans
 
@@ -63,7 +63,7 @@ class ServerContext(grpc.aio.ServerInterceptor):
         async def around(context: Any) -> AsyncIterator[None]:
             left_s = [limit_s for limit_s in (context.time_remaining(), self._max_call_s) if limit_s is not None]
             with limited_to(min(left_s, default=None)), _span(name, method, metadata):
-                async with _ended_after(self._max_call_s):
+                async with ended_after(self._max_call_s, f"a call may take {self._max_call_s or 0:g} s here"):
                     yield
 
         return _wrapped(handler, around, service_name=method.split("/")[1])
@@ -113,19 +113,6 @@ async def _reported(context: Any, service_name: str) -> AsyncIterator[None]:
         _log.exception("unhandled error while serving a call")
         defect = located(ForebayError("internal error; the service's log says more"), service_name)
         await context.abort_with_status(rpc_status.to_status(to_status(defect)))
-
-
-@asynccontextmanager
-async def _ended_after(seconds: float | None) -> AsyncIterator[None]:
-    """Ends what runs inside the block, also a write that a caller who does not read holds up."""
-    limit = asyncio.timeout(seconds)
-    try:
-        async with limit:
-            yield
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise DeadlineExceededError(f"a call may take {seconds:g} s here") from None
 
 
 @contextmanager

@@ -226,9 +226,9 @@ class ModelContent:
         self.pins.expire(now_s, log)
         self.carry_out(log.effects())
 
-    def free_ahead(self, count: int) -> None:
+    def free_ahead(self) -> None:
         log = EffectLog()
-        self.store.free_ahead(count, log)
+        self.store.free_ahead(log)
         self.carry_out(log.effects())
 
     def flush(self) -> None:

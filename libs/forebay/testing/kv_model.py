@@ -212,7 +212,7 @@ class ModelNode:
             lambda: tiers.let_go(b),
             lambda: tiers.pin(hashes, self.now_s + c),
             lambda: tiers.expire_pins(self.now_s),
-            lambda: tiers.free_ahead(c % 13),
+            tiers.free_ahead,
             lambda: tiers.flip(b),
         )
         does[a % len(does)]()

@@ -143,11 +143,16 @@ class SequenceRunner:
 
         Returns the epoch of the offer and the hashes of all sealed blocks. Until `give_away` it is released at exit.
         """
-        token_count = len(running.spec.prompt_token_ids)
-        hashes = running.chain.hashes[: token_count // self.limits.block_tokens]
+        hashes = self._prompt_hashes(running)
         # Those that were sealed as they filled are named again: nobody has waited for their answers.
         epoch = await self._rights.hand_over(running.sequence_id, running.found_blocks, hashes[running.found_blocks :])
         return epoch, hashes
+
+    def keep(self, running: RunningSequence) -> None:
+        """Leaves the prompt's full blocks to the cache: of a sequence that has ended, and that nobody goes on with."""
+        if not running.spec.seals_as_filled:
+            hashes = self._prompt_hashes(running)[running.found_blocks :]
+            self._rights.seal(running.sequence_id, running.found_blocks, hashes, at_once=False)
 
     def give_away(self, running: RunningSequence) -> None:
         """The offer has reached whoever is to pass it on: it is not released here."""
@@ -242,6 +247,10 @@ class SequenceRunner:
 
     def _reusable_hashes(self, running: RunningSequence, sequence: Sequence) -> list[bytes]:
         return running.chain.hashes[: reusable_block_count(sequence.token_count, self.limits.block_tokens)]
+
+    def _prompt_hashes(self, running: RunningSequence) -> list[bytes]:
+        """Of the prompt's full blocks."""
+        return running.chain.hashes[: len(running.spec.prompt_token_ids) // self.limits.block_tokens]
 
     def _wish(self, running: RunningSequence, place: Rank, sequence: Sequence) -> Wish:
         return Wish(

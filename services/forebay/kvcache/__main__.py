@@ -165,6 +165,7 @@ def build_store(settings: KvCacheSettings, memory: Mapping[Tier, MemoryTier], di
             host_block_count=block_counts.get(Tier.HOST, 0),
             disk_block_count=0 if disk is None else disk.shape.block_count,
             kept_after_uses=settings.kept_after_uses,
+            free_block_count=settings.free_blocks,
         )
     )
 

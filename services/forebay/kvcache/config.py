@@ -32,6 +32,9 @@ class KvCacheSettings(ServiceSettings):
     kept_after_uses: int = Field(
         2, ge=1, le=100, description="blocks that were used less often are removed, not moved to a lower tier"
     )
+    free_blocks: int = Field(
+        0, ge=0, description="device blocks kept free, so that no request waits while others are moved to a lower tier"
+    )
     tenant_blocks: int | None = Field(
         None, ge=1, description="most blocks that the sequences of one tenant may use at once; none: all"
     )

@@ -218,6 +218,7 @@ class KvNode:
         self._carry_out(self._ledger.expire(self._clock()))
         log = EffectLog()
         self._pins.expire(self._clock(), log)
+        self._store.free_ahead(log)
         self._carry_out(log.effects())
         self.followers.tell_all()
 

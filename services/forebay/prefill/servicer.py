@@ -46,6 +46,8 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
                 yield prefill_pb2.PrefillResponse(manifest=self._manifest(spec, epoch, block_hashes))
                 # Reached only when the manifest was written; until then leaving releases the sequence.
                 self._runner.give_away(running)
+            else:
+                self._runner.keep(running)
 
     def _spec(self, request: prefill_pb2.PrefillRequest) -> SequenceSpec:
         check_request_id(request.request_id)

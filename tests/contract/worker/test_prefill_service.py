@@ -159,6 +159,16 @@ async def test_bad_input_is_refused_by_name(
         assert len(await rig.prefill(request_id="good", sampling=common_pb2.SamplingParams(max_tokens=1))) == 1
 
 
+@pytest.mark.parametrize("seals_as_filled", [False, True])
+async def test_a_prompt_whose_first_token_ends_it_stays_in_the_cache(start: Start, seals_as_filled: bool) -> None:
+    async with start() as rig:
+        one = {"sampling": common_pb2.SamplingParams(max_tokens=1), "seals_as_filled": seals_as_filled}
+        assert (await rig.prefill(request_id="one", **one))[-1].first_token.cached_tokens == 0
+        await until(rig.kvcache.is_all_released)
+        assert (await rig.prefill(request_id="again", **one))[-1].first_token.cached_tokens == 20
+        await until(rig.kvcache.is_all_released)
+
+
 async def test_a_sequence_of_nan_fails_alone(start: Start) -> None:
     async with start() as rig:
         bad, good = await asyncio.gather(

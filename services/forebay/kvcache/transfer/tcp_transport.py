@@ -6,8 +6,6 @@ are its. When the stream ends, so does the connection, and the other way round.
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -15,7 +13,6 @@ from google.protobuf.message import DecodeError
 from forebay.errors import (
     BadFrameError,
     Code,
-    DeadlineExceededError,
     ForebayError,
     NoDataConnectionError,
     RemoteError,
@@ -25,11 +22,12 @@ from forebay.kv.pull_sink import PullSink
 from forebay.kvcache.transfer.data_reader import DataReader, connect
 from forebay.kvcache.transfer.peer_channels import PeerChannels
 from forebay.kvcache.transfer.pull_call import PullCall
+from forebay.rpc.deadline import ended_after
 from forebay.rpc.status import translated
 from forebay.tasks import end_task
 from forebay.v1 import pull_pb2
 
-LAST_WORD_S: Final = 1.0
+LAST_WORD_S: Final = 3.0
 """How long, after the stream or the connection has ended, the other may take to end too and say why."""
 
 
@@ -51,7 +49,7 @@ class TcpBlockTransport:
         host = request.source.address.rpartition(":")[0].strip("[]")
         with translated():
             async with (
-                _limited_to(timeout_s),
+                ended_after(timeout_s, f"the pull took longer than {timeout_s:g} s"),
                 PullCall(channel, request, sink, timeout_s, wants_data_connection=True) as call,
             ):
                 connection = await _connected(call, host)
@@ -101,16 +99,3 @@ async def _read_all(call: PullCall, reader: DataReader, sink: PullSink) -> None:
 async def _ended(call: PullCall) -> None:
     async for _ in call.messages():
         raise BadFrameError("the source sends over its stream what belongs on the data connection")
-
-
-@asynccontextmanager
-async def _limited_to(seconds: float) -> AsyncIterator[None]:
-    """A stopped source may leave a connection open that no deadline ends."""
-    limit = asyncio.timeout(seconds)
-    try:
-        async with limit:
-            yield
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise DeadlineExceededError(f"the pull took longer than {seconds:g} s") from None
