@@ -15,9 +15,34 @@ from forebay.kv.lease import Right, SequenceLease
 from forebay.kv.ledger import BlockLedger
 from forebay.kv.tiered_store import StoreSettings
 from forebay.testing.kv_content import ModelContent
-from forebay.testing.kv_model import DEVICE_BLOCKS, OPERATIONS, ModelNode
+from forebay.testing.kv_model import DEVICE_BLOCKS, ModelNode
 from forebay.testing.walks import seeds
 
+# What may happen, methods of ModelNode, by how often it should.
+OPERATIONS = {
+    "attach": 3,
+    "begin": 14,
+    "take_over": 6,
+    "extend": 2,
+    "seal": 16,
+    "release": 6,
+    "release_of_another": 1,
+    "renew": 6,
+    "late_answer": 2,
+    "wait": 3,
+    "stop": 2,
+    "go_on": 4,
+    "crash": 1,
+    "restart": 3,
+    "break_stream": 1,
+    "look_for_dead": 3,
+    "scribble": 3,
+    "repeat": 3,
+    "of_the_service": 10,
+    "rarely_of_the_service": 0.2,
+    "kill_service": 0.5,
+    "kill_service_soon": 1,
+}
 NAMES = [name for name, weight in OPERATIONS.items() for _ in range(-(-int(weight) or 1))]
 HOST_BLOCKS = (0, 3, 6)
 

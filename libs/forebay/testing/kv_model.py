@@ -374,30 +374,3 @@ class ModelNode:
         assert stats.sequences == 0, "a leak"
         self.count_up()
         assert all((one.leased, one.referenced) == (0, 0) for one in stats.tiers), "a leak"
-
-
-OPERATIONS = {
-    "attach": 3,
-    "begin": 14,
-    "take_over": 6,
-    "extend": 2,
-    "seal": 16,
-    "release": 6,
-    "release_of_another": 1,
-    "renew": 6,
-    "late_answer": 2,
-    "wait": 3,
-    "stop": 2,
-    "go_on": 4,
-    "crash": 1,
-    "restart": 3,
-    "break_stream": 1,
-    "look_for_dead": 3,
-    "scribble": 3,
-    "repeat": 3,
-    "of_the_service": 10,
-    "rarely_of_the_service": 0.2,
-    "kill_service": 0.5,
-    "kill_service_soon": 1,
-}
-"""Methods of ModelNode by how often they should happen; each takes three integers that choose what happens."""

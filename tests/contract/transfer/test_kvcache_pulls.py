@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,6 @@ from forebay.errors import (
     Code,
     DeadlineExceededError,
     ForebayError,
-    InvalidFieldError,
     LayoutMismatchError,
     NoDataConnectionError,
     RemoteError,
@@ -21,60 +21,16 @@ from forebay.errors import (
 )
 from forebay.kv.block_transport import BlockTransport, PullOutcome, PullRequest, SourceNode
 from forebay.kv.layout import AxisOrder, KvDtype, KvLayout
-from forebay.kv.pull_frame import MAX_CREDIT_BYTES
 from forebay.kv.pull_sink import PullSink
-from forebay.kvcache.transfer.data_listener import DataListener
-from forebay.kvcache.transfer.grpc_transport import GrpcBlockTransport
-from forebay.kvcache.transfer.peer_channels import PeerChannels
 from forebay.kvcache.transfer.puller import BlockPuller
 from forebay.kvcache.transfer.same_node_transport import SameNodeTransport
-from forebay.kvcache.transfer.source import METHOD, SERVICE, BlockSource, add_block_source
-from forebay.kvcache.transfer.tcp_transport import TcpBlockTransport
-from forebay.rpc.server import Server
-from forebay.rpc.status import translated
-from forebay.testing.plain_blocks import PlainBlocks, PlainTarget, random_block
+from forebay.kvcache.transfer.source import SERVICE, BlockSource, add_block_source
+from forebay.testing.kv_worker import numbered_hashes as hashes
+from forebay.testing.plain_blocks import PlainTarget, random_block
 from forebay.testing.waiting import until
-from forebay.v1 import common_pb2, pull_pb2
-from forebay.wire.layout import layout_to_proto
 
 LAYOUT = KvLayout(KvDtype.BFLOAT16, layers=12, kv_heads=3, head_dim=64, block_tokens=32)  # 294,912 bytes
 SEQUENCE = "request-1"
-
-
-def hashes(count: int) -> list[bytes]:
-    return [index.to_bytes(16, "big") for index in range(count)]
-
-
-class Ends:
-    """A source with its memory, and the transports of a receiver."""
-
-    def __init__(self) -> None:
-        self.blocks = PlainBlocks(LAYOUT)
-        self.listener = DataListener("127.0.0.1")
-        self.server = Server("127.0.0.1:0")
-        self.channels = PeerChannels()
-        self.tcp, self.grpc = TcpBlockTransport(self.channels), GrpcBlockTransport(self.channels)
-        self.node = SourceNode("far", "")
-
-    async def start(self) -> None:
-        self.listener.start()
-        self.server.add(add_block_source, BlockSource(self.blocks, self.listener), SERVICE)
-        self.node = SourceNode("far", await self.server.start())
-
-    async def stop(self) -> None:
-        await self.channels.close()
-        await self.server.stop(0)
-        await self.listener.close()
-
-    def seal(self, count: int, first: int = 0, sequence_id: str | None = None) -> None:
-        for block_hash in hashes(first + count)[first:]:
-            self.blocks.seal(block_hash, content_of(block_hash), sequence_id)
-
-    def request(self, count: int, timeout_s: float = 20, seal_wait_s: float = 0, **more: object) -> PullRequest:
-        return PullRequest(self.node, hashes(count), LAYOUT, timeout_s, seal_wait_s, **more)  # type: ignore[arg-type]
-
-    async def all_given_back(self) -> None:
-        await until(lambda: self.blocks.references == 0 and self.blocks.followers() == 0)
 
 
 def content_of(block_hash: bytes) -> bytearray:
@@ -83,20 +39,6 @@ def content_of(block_hash: bytes) -> bytearray:
 
 def puller(*transports: BlockTransport) -> BlockPuller:
     return BlockPuller(transports, time.monotonic)
-
-
-@pytest.fixture
-async def ends() -> AsyncIterator[Ends]:
-    both = Ends()
-    await both.start()
-    yield both
-    await both.stop()
-
-
-@pytest.fixture(params=["tcp", "grpc"])
-def transport(ends: Ends, request: pytest.FixtureRequest) -> BlockTransport:
-    chosen: BlockTransport = getattr(ends, request.param)
-    return chosen
 
 
 def check(target: PlainTarget, outcome: PullOutcome, count: int) -> None:
@@ -112,7 +54,7 @@ def reasons(outcome: PullOutcome) -> dict[int, type[ForebayError]]:
     return {index: type(error) for index, error in outcome.missing.items()}
 
 
-async def test_all_blocks_arrive_in_order(ends: Ends, transport: BlockTransport) -> None:
+async def test_all_blocks_arrive_in_order(ends: Any, transport: BlockTransport) -> None:
     count = 80  # more than the window
     ends.seal(count)
     target = PlainTarget(count, LAYOUT.block_bytes)
@@ -123,7 +65,7 @@ async def test_all_blocks_arrive_in_order(ends: Ends, transport: BlockTransport)
     await ends.all_given_back()
 
 
-async def test_blocks_are_pulled_while_they_are_sealed(ends: Ends, transport: BlockTransport) -> None:
+async def test_blocks_are_pulled_while_they_are_sealed(ends: Any, transport: BlockTransport) -> None:
     ends.blocks.begin(SEQUENCE)
     ends.seal(2)
     target = PlainTarget(5, LAYOUT.block_bytes)
@@ -141,7 +83,7 @@ async def test_blocks_are_pulled_while_they_are_sealed(ends: Ends, transport: Bl
     ("ending", "expected"), [("end", UnknownBlockError), ("lose", WorkerLostError), (None, BlockNotSealedError)]
 )
 async def test_what_is_never_sealed_is_said(
-    ends: Ends, transport: BlockTransport, ending: str | None, expected: type[ForebayError]
+    ends: Any, transport: BlockTransport, ending: str | None, expected: type[ForebayError]
 ) -> None:
     ends.blocks.begin(SEQUENCE)
     ends.seal(3)
@@ -159,7 +101,7 @@ async def test_what_is_never_sealed_is_said(
     await ends.all_given_back()
 
 
-async def test_an_unknown_block_comes_after_all_before_it(ends: Ends, transport: BlockTransport) -> None:
+async def test_an_unknown_block_comes_after_all_before_it(ends: Any, transport: BlockTransport) -> None:
     ends.seal(70)
     target = PlainTarget(72, LAYOUT.block_bytes)
     outcome = await puller(transport).pull(ends.request(72), target)
@@ -168,7 +110,7 @@ async def test_an_unknown_block_comes_after_all_before_it(ends: Ends, transport:
     await ends.all_given_back()
 
 
-async def test_a_block_spoilt_at_the_source_fails_alone(ends: Ends, transport: BlockTransport) -> None:
+async def test_a_block_spoilt_at_the_source_fails_alone(ends: Any, transport: BlockTransport) -> None:
     ends.seal(4)
     spoilt = content_of(hashes(4)[2])
     ends.blocks.seal(hashes(4)[2], spoilt)
@@ -180,7 +122,7 @@ async def test_a_block_spoilt_at_the_source_fails_alone(ends: Ends, transport: B
     await ends.all_given_back()
 
 
-async def test_a_block_spoilt_on_its_way_is_asked_for_again(ends: Ends, transport: BlockTransport) -> None:
+async def test_a_block_spoilt_on_its_way_is_asked_for_again(ends: Any, transport: BlockTransport) -> None:
     ends.seal(4)
     asked: list[int] = []
 
@@ -199,7 +141,7 @@ async def test_a_block_spoilt_on_its_way_is_asked_for_again(ends: Ends, transpor
     assert asked.count(1) == 4  # written and verified, twice
 
 
-async def test_a_cancel_gives_blocks_back_and_ends_writing(ends: Ends, transport: BlockTransport) -> None:
+async def test_a_cancel_gives_blocks_back_and_ends_writing(ends: Any, transport: BlockTransport) -> None:
     ends.blocks.begin(SEQUENCE)
     ends.seal(3)
     target = PlainTarget(5, LAYOUT.block_bytes)
@@ -215,7 +157,7 @@ async def test_a_cancel_gives_blocks_back_and_ends_writing(ends: Ends, transport
     assert ends.blocks.references == 0
 
 
-async def test_cancels_at_any_moment_leave_nothing_behind(ends: Ends, transport: BlockTransport) -> None:
+async def test_cancels_at_any_moment_leave_nothing_behind(ends: Any, transport: BlockTransport) -> None:
     ends.seal(120)
     one = puller(transport)
 
@@ -238,7 +180,7 @@ async def test_cancels_at_any_moment_leave_nothing_behind(ends: Ends, transport:
     check(target, await one.pull(ends.request(120), target), 120)
 
 
-async def test_the_deadline_ends_both_sides(ends: Ends, transport: BlockTransport) -> None:
+async def test_the_deadline_ends_both_sides(ends: Any, transport: BlockTransport) -> None:
     ends.blocks.begin(SEQUENCE)
     ends.seal(1)
     target = PlainTarget(2, LAYOUT.block_bytes)
@@ -249,7 +191,7 @@ async def test_the_deadline_ends_both_sides(ends: Ends, transport: BlockTranspor
     await ends.all_given_back()
 
 
-async def test_many_pulls_at_once_and_a_small_one_passes_a_large_one(ends: Ends, transport: BlockTransport) -> None:
+async def test_many_pulls_at_once_and_a_small_one_passes_a_large_one(ends: Any, transport: BlockTransport) -> None:
     ends.seal(300)
     large, small = PlainTarget(300, LAYOUT.block_bytes), [PlainTarget(3, LAYOUT.block_bytes) for _ in range(20)]
     one = puller(transport)
@@ -264,95 +206,15 @@ async def test_many_pulls_at_once_and_a_small_one_passes_a_large_one(ends: Ends,
     await ends.all_given_back()
 
 
-async def test_a_layout_that_differs_is_refused(ends: Ends, transport: BlockTransport) -> None:
+async def test_a_layout_that_differs_is_refused(ends: Any, transport: BlockTransport) -> None:
     other = KvLayout(KvDtype.BFLOAT16, 12, 3, 64, 32, AxisOrder.LAYER_KV_TOKEN_HEAD)  # the same number of bytes
     request = PullRequest(ends.node, hashes(1), other, 20)
     outcome = await puller(transport).pull(request, PlainTarget(1, other.block_bytes))
     assert reasons(outcome) == {0: LayoutMismatchError}
 
 
-def opening(**changes: object) -> pull_pb2.PullOpening:
-    fields: dict[str, object] = {
-        "block_hashes": hashes(2), "layout": layout_to_proto(LAYOUT), "credit_bytes": 1000,
-    } | changes  # fmt: skip
-    return pull_pb2.PullOpening(**fields)  # type: ignore[arg-type]
-
-
-async def ask(ends: Ends, *requests: pull_pb2.PullBlocksRequest, timeout_s: float | None = 20) -> list[bytes]:
-    call = ends.channels.to(ends.node.address).stream_stream(
-        METHOD, request_serializer=pull_pb2.PullBlocksRequest.SerializeToString
-    )(iter(requests), timeout=timeout_s)
-    with translated():
-        return [message async for message in call]
-
-
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"block_hashes": []}, "opening.block_hashes"),
-        ({"block_hashes": [b"short"]}, "opening.block_hashes"),
-        ({"block_hashes": hashes(65_537)}, "opening.block_hashes"),
-        ({"first_block_index": 2}, "opening.first_block_index"),
-        ({"credit_bytes": 0}, "credit_bytes"),
-        ({"credit_bytes": 2**64 - 5}, "credit_bytes"),  # a negative number of another language
-        ({"credit_bytes": MAX_CREDIT_BYTES + 1}, "credit_bytes"),
-        ({"seal_wait_s": -1.0}, "opening.seal_wait_s"),
-        ({"seal_wait_s": float("nan")}, "opening.seal_wait_s"),
-        ({"sequence_id": "x" * 300}, "opening.sequence_id"),
-        ({"layout": common_pb2.KvLayout()}, "layout.dtype"),
-    ],
-)
-async def test_bad_openings_are_refused(ends: Ends, changes: dict[str, object], field: str) -> None:
-    ends.seal(2)
-    with pytest.raises(InvalidFieldError) as refused:
-        await ask(ends, pull_pb2.PullBlocksRequest(opening=opening(**changes)))
-    assert refused.value.field == field
-    assert ends.blocks.references == 0
-
-
-async def test_bad_later_requests_end_the_pull(ends: Ends) -> None:
-    ends.seal(2)
-    good = pull_pb2.PullBlocksRequest(opening=opening())
-    for later in (
-        good,
-        pull_pb2.PullBlocksRequest(grant=pull_pb2.PullGrant()),
-        pull_pb2.PullBlocksRequest(grant=pull_pb2.PullGrant(credit_bytes=2**64 - 1)),
-        pull_pb2.PullBlocksRequest(grant=pull_pb2.PullGrant(repeat_block_indexes=[1])),
-    ):
-        with pytest.raises(InvalidFieldError):
-            await ask(ends, good, later)
-    for none_first in ((), (pull_pb2.PullBlocksRequest(grant=pull_pb2.PullGrant(credit_bytes=1)),)):
-        with pytest.raises(InvalidFieldError):
-            await ask(ends, *none_first)
-    await ends.all_given_back()
-
-
-@pytest.mark.parametrize("timeout_s", [None, 7200])
-async def test_a_pull_without_a_near_deadline_is_refused(ends: Ends, timeout_s: float | None) -> None:
-    with pytest.raises(InvalidFieldError) as refused:
-        await ask(ends, pull_pb2.PullBlocksRequest(opening=opening()), timeout_s=timeout_s)
-    assert refused.value.field == "deadline"
-
-
-async def test_messages_are_protobuf_for_everybody_else(ends: Ends) -> None:
-    ends.seal(1)
-    request = opening(block_hashes=hashes(1), credit_bytes=2 * LAYOUT.block_bytes)
-    messages = []
-    call = ends.channels.to(ends.node.address).stream_stream(
-        METHOD,
-        request_serializer=pull_pb2.PullBlocksRequest.SerializeToString,
-        response_deserializer=pull_pb2.PullBlocksResponse.FromString,
-    )(timeout=20)
-    await call.write(pull_pb2.PullBlocksRequest(opening=request))
-    messages.append(await call.read())
-    await call.done_writing()
-    assert messages[0].frame.data == content_of(hashes(1)[0])
-    assert len(messages[0].frame.block_digest) == 16
-    assert (await call.code()).name == "OK"
-
-
-async def test_without_a_data_connection_grpc_is_the_fallback() -> None:
-    ends = Ends()
+async def test_without_a_data_connection_grpc_is_the_fallback(new_ends: Any) -> None:
+    ends = new_ends()
     ends.server.add(add_block_source, BlockSource(ends.blocks, None), SERVICE)
     ends.node = SourceNode("far", await ends.server.start())
     ends.seal(3)
@@ -366,13 +228,13 @@ async def test_without_a_data_connection_grpc_is_the_fallback() -> None:
     await ends.server.stop(0)
 
 
-async def test_nobody_at_the_address_is_said(ends: Ends, transport: BlockTransport, free_address: str) -> None:
+async def test_nobody_at_the_address_is_said(ends: Any, transport: BlockTransport, free_address: str) -> None:
     request = PullRequest(SourceNode("nowhere", free_address), hashes(2), LAYOUT, 20)
     outcome = await puller(transport).pull(request, PlainTarget(2, LAYOUT.block_bytes))
     assert reasons(outcome) == {0: RemoteError, 1: RemoteError}
 
 
-async def test_on_the_same_node_nothing_is_written(ends: Ends) -> None:
+async def test_on_the_same_node_nothing_is_written(ends: Any) -> None:
     ends.blocks.begin(SEQUENCE)
     ends.seal(2)
     target = PlainTarget(3, LAYOUT.block_bytes)
@@ -388,38 +250,7 @@ async def test_on_the_same_node_nothing_is_written(ends: Ends) -> None:
     await ends.all_given_back()
 
 
-async def stranger(port: int, ticket: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(ticket)
-    read = await reader.read()
-    writer.close()
-    return read
-
-
-async def test_a_ticket_is_good_once_and_as_long_as_its_pull(ends: Ends) -> None:
-    ends.seal(1)
-    call = ends.channels.to(ends.node.address).stream_stream(
-        METHOD,
-        request_serializer=pull_pb2.PullBlocksRequest.SerializeToString,
-        response_deserializer=pull_pb2.PullBlocksResponse.FromString,
-    )(timeout=20)
-    wanted = opening(block_hashes=hashes(1), credit_bytes=2 * LAYOUT.block_bytes, wants_data_connection=True)
-    await call.write(pull_pb2.PullBlocksRequest(opening=wanted))
-    offer = (await call.read()).data_connection
-    assert await stranger(offer.port, bytes(32)) == b""
-    taken = asyncio.create_task(stranger(offer.port, offer.ticket))
-    assert len(offer.ticket) == 32
-    reading = asyncio.create_task(stranger(offer.port, offer.ticket))
-    done, _ = await asyncio.wait((taken, reading), return_when=asyncio.FIRST_COMPLETED)
-    assert [one.result() for one in done] == [b""]  # the second to come
-    call.cancel()
-    both = [len(await taken), len(await reading)]
-    assert sorted(both) == [0, 32 + LAYOUT.block_bytes]
-    await ends.all_given_back()
-    assert await stranger(offer.port, offer.ticket) == b""
-
-
-async def test_a_broken_session_resumes_by_block(ends: Ends, transport: BlockTransport) -> None:
+async def test_a_broken_session_resumes_by_block(ends: Any, transport: BlockTransport) -> None:
     """The link is cut twice, each time after some blocks; those that have arrived are not written again."""
     ends.seal(60)
     cuts: list[Callable[[], None]] = []

@@ -1,9 +1,8 @@
 """Every RPC of a KV-cache service on a real server on loopback: answers, status codes and reasons."""
 
-import itertools
 import os
-from collections.abc import AsyncIterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -23,27 +22,15 @@ from forebay.errors import (
     UnknownSequenceError,
     WriterActiveError,
 )
-from forebay.kv.effects import IndexEvent, Moved, Removed
 from forebay.kv.layout import KvDtype, KvLayout
-from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
-from forebay.kv.tiered_store import StoreSettings, TieredStore
 from forebay.kvcache.arena import Arena
-from forebay.kvcache.carrier import Carrier
-from forebay.kvcache.mover import BlockMover
-from forebay.kvcache.node import KvNode
-from forebay.kvcache.process_watch import ProcessWatch
-from forebay.kvcache.servicer import KvCacheServicer, NodeIdentity
-from forebay.kvcache.transfer.bringer import Bringer, Home
-from forebay.kvcache.transfer.puller import BlockPuller
 from forebay.role import Role
-from forebay.rpc.channel import open_channel
-from forebay.rpc.server import Server
 from forebay.rpc.status import translated
-from forebay.testing.kv_worker import ARITHMETIC, KvWorker, attach
+from forebay.testing.kv_worker import ARITHMETIC
 from forebay.testing.kv_worker import numbered_hashes as hashes
 from forebay.testing.kv_worker import seal_entry as entry
-from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc, pull_pb2
+from forebay.v1 import common_pb2, kvcache_pb2, pull_pb2
 from forebay.v1.kvcache_pb2 import NewSequence
 from forebay.wire.layout import layout_to_proto
 from forebay.wire.tier import tier_to_proto
@@ -51,96 +38,9 @@ from forebay.worker.attachment import attach_request
 
 LAYOUT = KvLayout(KvDtype.FLOAT32, layers=1, kv_heads=1, head_dim=2, block_tokens=3)  # 48 bytes a block
 LEASE_S, GRACE_S = 10.0, 2.0
-NODE_NUMBERS = itertools.count()
 
 
-class Follower:
-    """A reader of the index events."""
-
-    def __init__(self) -> None:
-        self.index: dict[bytes, Tier] = {}
-        self.last_number = 0
-
-    def publish(self, first_event_number: int, events: tuple[IndexEvent, ...]) -> None:
-        assert first_event_number == self.last_number + 1
-        self.last_number += len(events)
-        for event in events:
-            for block_hash in event.hashes:
-                if isinstance(event, Removed):
-                    del self.index[block_hash]
-                else:
-                    self.index[block_hash] = event.to_tier if isinstance(event, Moved) else event.tier
-
-
-class Service:
-    """A service with its memory, its clock and a client."""
-
-    def __init__(self, arenas: list[Arena]) -> None:
-        self.arenas = {arena.tier: arena for arena in arenas}
-        self.follower = Follower()
-        self.now_s = 0.0
-        stride_bytes = arenas[0].block_stride_bytes
-        store = TieredStore(StoreSettings(*(arena.block_count for arena in arenas), kept_after_uses=1))
-        carrier = Carrier(
-            BlockMover({arena.tier: arena.view for arena in arenas}, stride_bytes, LAYOUT.block_bytes), {}
-        )
-        self.node = KvNode(
-            BlockLedger(store, LedgerSettings(LEASE_S, GRACE_S)),
-            store,
-            carrier,
-            self.follower,
-            lambda: self.now_s,
-            ProcessWatch().is_alive,
-        )
-        segments = tuple(arena.segment for arena in arenas)
-        identity = NodeIdentity("node", 7, "digest", LAYOUT, ARITHMETIC, LEASE_S, segments)
-        nowhere = BlockPuller((), lambda: self.now_s)
-        bringer = Bringer(Home("node", "digest", LAYOUT), self.node, carrier, nowhere, lambda: self.now_s)
-        self.servicer = KvCacheServicer(self.node, identity, bringer)
-
-    async def start(self) -> None:
-        self.server = Server("127.0.0.1:0")
-        register = kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server
-        self.server.add(register, self.servicer, "forebay.v1.KvCacheService")
-        self.channel = open_channel(await self.server.start())
-        self.stub = kvcache_pb2_grpc.KvCacheServiceStub(self.channel)
-
-    async def stop(self) -> None:
-        self.node.end_attachments()
-        await self.channel.close()
-        await self.server.stop(0)
-
-    async def attach(self, worker_id: str = "w", **fields: object) -> KvWorker:
-        return await attach(self.stub, "digest", layout_to_proto(LAYOUT), worker_id=worker_id, **fields)
-
-    async def cache(self, worker: KvWorker, sequence_id: str, block_hashes: tuple[bytes, ...]) -> None:
-        """Computes blocks whose bytes tell their hash, and leaves them as cache."""
-        grant = await worker.begin(sequence_id, len(block_hashes))
-        for block_id, block_hash in zip(grant.block_ids, block_hashes, strict=True):
-            self.block(block_id)[:16] = block_hash
-        await worker.seal(entry(grant.epoch, block_hashes, sequence_id=sequence_id))
-        await worker.release((sequence_id, grant.epoch))
-
-    def block(self, index: int, tier: Tier = Tier.DEVICE) -> memoryview:
-        arena = self.arenas[tier]
-        start = index * arena.block_stride_bytes
-        return arena.view[start : start + LAYOUT.block_bytes]
-
-
-@pytest.fixture
-async def service() -> AsyncIterator[Service]:
-    node_id = f"test-{os.getpid()}-{next(NODE_NUMBERS)}"
-    with (
-        closing(Arena(node_id, Tier.DEVICE, 8 * 64, LAYOUT.block_bytes)) as device,
-        closing(Arena(node_id, Tier.HOST, 4 * 64, LAYOUT.block_bytes)) as host,
-    ):
-        running = Service([device, host])
-        await running.start()
-        yield running
-        await running.stop()
-
-
-async def test_attached_says_where_the_memory_is(service: Service) -> None:
+async def test_attached_says_where_the_memory_is(service: Any) -> None:
     attached = (await service.attach()).attached
     assert (attached.node_id, attached.lease_s) == ("node", LEASE_S)
     assert 0 < attached.renew_interval_s < LEASE_S / 2
@@ -164,9 +64,7 @@ async def test_attached_says_where_the_memory_is(service: Service) -> None:
         ({"arithmetic": ""}, ModelMismatchError, "arithmetic"),
     ],
 )
-async def test_attach_refuses(
-    service: Service, fields: dict[str, object], error: type[ForebayError], field: str
-) -> None:
+async def test_attach_refuses(service: Any, fields: dict[str, object], error: type[ForebayError], field: str) -> None:
     with pytest.raises(error) as caught:
         await service.attach(**{"worker_id": "w", **fields})
     assert caught.value.field == field
@@ -181,7 +79,7 @@ async def test_attach_refuses(
     ],
 )
 async def test_attach_refuses_a_layout(
-    service: Service, layout: common_pb2.KvLayout, error: type[ForebayError], field: str
+    service: Any, layout: common_pb2.KvLayout, error: type[ForebayError], field: str
 ) -> None:
     request = attach_request("w", Role.PREFILL, "digest", LAYOUT, ARITHMETIC)
     request.layout.CopyFrom(layout)
@@ -191,7 +89,7 @@ async def test_attach_refuses_a_layout(
     assert (error is LayoutMismatchError) == ("this node's: dtype bfloat16, not float32" in caught.value.message)
 
 
-async def test_a_worker_attaches_once_at_a_time(service: Service) -> None:
+async def test_a_worker_attaches_once_at_a_time(service: Any) -> None:
     first = await service.attach()
     with pytest.raises(DuplicateWorkerError):
         await service.attach()
@@ -200,7 +98,7 @@ async def test_a_worker_attaches_once_at_a_time(service: Service) -> None:
     assert (await service.attach()).attachment_id > first.attachment_id
 
 
-async def test_a_draining_service_takes_nothing_new(service: Service) -> None:
+async def test_a_draining_service_takes_nothing_new(service: Any) -> None:
     worker = await service.attach()
     epoch = (await worker.begin()).epoch
     service.node.drain()
@@ -224,9 +122,7 @@ async def test_a_draining_service_takes_nothing_new(service: Service) -> None:
         ("s", {"extend": kvcache_pb2.Extend(epoch=2, block_count=0)}, "extend.block_count"),
     ],
 )
-async def test_acquire_names_the_field(
-    service: Service, sequence_id: str, grant: dict[str, object], field: str
-) -> None:
+async def test_acquire_names_the_field(service: Any, sequence_id: str, grant: dict[str, object], field: str) -> None:
     worker = await service.attach()
     assert (await worker.begin("s", 1)).epoch == 2
     with pytest.raises(InvalidFieldError) as caught:
@@ -235,7 +131,7 @@ async def test_acquire_names_the_field(
     assert service.node.stats().tiers[0].leased == 1
 
 
-async def test_acquire_refuses_what_cannot_be_granted(service: Service) -> None:
+async def test_acquire_refuses_what_cannot_be_granted(service: Any) -> None:
     worker, other = await service.attach(), await service.attach("other")
     epoch = (await worker.begin(block_count=6)).epoch
     with pytest.raises(DuplicateRequestError):
@@ -258,7 +154,7 @@ async def test_acquire_refuses_what_cannot_be_granted(service: Service) -> None:
         await other.take_over(epoch)
 
 
-async def test_unknown_attachments_have_no_rights(service: Service) -> None:
+async def test_unknown_attachments_have_no_rights(service: Any) -> None:
     worker = await service.attach()
     worker.attachment_id += 1
     for call in (worker.begin(), worker.seal(entry(1)), worker.release(("s", 1)), worker.renew(("s", 1))):
@@ -266,7 +162,7 @@ async def test_unknown_attachments_have_no_rights(service: Service) -> None:
             await call
 
 
-async def test_hand_over_copies_nothing(service: Service) -> None:
+async def test_hand_over_copies_nothing(service: Any) -> None:
     prefill, decode = await service.attach("prefill"), await service.attach("decode")
     grant = await prefill.begin(block_count=3)
     (sealed,) = await prefill.seal(entry(grant.epoch, hashes(2), hand_over=True))
@@ -289,14 +185,14 @@ async def test_hand_over_copies_nothing(service: Service) -> None:
     assert stats.layout == layout_to_proto(LAYOUT)
 
 
-async def test_a_request_cancelled_between_hand_over_and_take_over_holds_nothing(service: Service) -> None:
+async def test_a_request_cancelled_between_hand_over_and_take_over_holds_nothing(service: Any) -> None:
     prefill, decode = await service.attach("prefill"), await service.attach("decode")
     (sealed,) = await prefill.seal(entry((await prefill.begin()).epoch, hand_over=True))
     assert await decode.release(("s", sealed.epoch)) == 1
     assert service.node.stats().tiers[0].leased == 0
 
 
-async def test_each_seal_entry_is_judged_by_itself(service: Service) -> None:
+async def test_each_seal_entry_is_judged_by_itself(service: Any) -> None:
     worker = await service.attach()
     epoch = (await worker.begin(block_count=3)).epoch
     results = await worker.seal(
@@ -314,7 +210,7 @@ async def test_each_seal_entry_is_judged_by_itself(service: Service) -> None:
     assert set(service.follower.index) == set(hashes(2))
 
 
-async def test_a_prefix_is_found_demoted_and_promoted_with_its_content(service: Service) -> None:
+async def test_a_prefix_is_found_demoted_and_promoted_with_its_content(service: Any) -> None:
     worker = await service.attach()
     prompt, other = hashes(3), hashes(7, first=100)
     await service.cache(worker, "first", prompt)
@@ -334,7 +230,7 @@ async def test_a_prefix_is_found_demoted_and_promoted_with_its_content(service: 
         assert tier.free_blocks + tier.leased_blocks + tier.sealed_blocks == tier.capacity_blocks
 
 
-async def test_find_missing_tells_tiers_and_order(service: Service) -> None:
+async def test_find_missing_tells_tiers_and_order(service: Any) -> None:
     worker = await service.attach()
     await service.cache(worker, "old", hashes(2))
     await service.cache(worker, "new", hashes(7, first=100))
@@ -349,14 +245,14 @@ async def test_find_missing_tells_tiers_and_order(service: Service) -> None:
 
 
 @pytest.mark.parametrize("asked", [[b"short"], [bytes(16)] * 65_537])
-async def test_find_missing_refuses(service: Service, asked: list[bytes]) -> None:
+async def test_find_missing_refuses(service: Any, asked: list[bytes]) -> None:
     with pytest.raises(InvalidFieldError) as caught, translated():
         await service.stub.FindMissingBlocks(kvcache_pb2.FindMissingBlocksRequest(block_hashes=asked))
     assert caught.value.field == "block_hashes"
 
 
 async def test_a_lease_that_is_not_renewed_is_revoked_then_fenced_until_its_worker_lets_go(
-    service: Service, caplog: pytest.LogCaptureFixture
+    service: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = await service.attach()
     kept, dropped = (await worker.begin("kept", 1)).epoch, (await worker.begin("dropped", 1)).epoch
@@ -378,7 +274,7 @@ async def test_a_lease_that_is_not_renewed_is_revoked_then_fenced_until_its_work
     assert service.node.stats().tiers[0].leased == 1
 
 
-async def test_a_worker_that_attaches_again_lets_go_of_what_it_does_not_name(service: Service) -> None:
+async def test_a_worker_that_attaches_again_lets_go_of_what_it_does_not_name(service: Any) -> None:
     worker = await service.attach()
     named = (await worker.begin("named", 1)).epoch
     await worker.begin("unnamed", 1)
@@ -391,7 +287,7 @@ async def test_a_worker_that_attaches_again_lets_go_of_what_it_does_not_name(ser
     assert (await again.take_over(named, sequence_id="named")).epoch > named
 
 
-async def test_dump_is_what_the_events_tell(service: Service) -> None:
+async def test_dump_is_what_the_events_tell(service: Any) -> None:
     empty = [page async for page in service.stub.DumpIndex(kvcache_pb2.DumpIndexRequest())]
     assert [(page.last_event_number, page.incarnation, len(page.entries)) for page in empty] == [(0, 7, 0)]
     worker = await service.attach()
@@ -404,12 +300,12 @@ async def test_dump_is_what_the_events_tell(service: Service) -> None:
     assert len(expected) == 12
 
 
-async def test_a_large_index_comes_in_pages() -> None:
+async def test_a_large_index_comes_in_pages(service_over: Any) -> None:
     with (
         closing(Arena(f"test-{os.getpid()}-large", Tier.DEVICE, 5000 * 64, LAYOUT.block_bytes)) as device,
         closing(Arena(f"test-{os.getpid()}-large", Tier.HOST, 64, LAYOUT.block_bytes)) as host,
     ):
-        service = Service([device, host])
+        service = service_over([device, host])
         await service.start()
         worker = await service.attach()
         await service.cache(worker, "one", hashes(4097))
@@ -418,12 +314,12 @@ async def test_a_large_index_comes_in_pages() -> None:
         await service.stop()
 
 
-async def test_what_comes_later_says_so(service: Service) -> None:
+async def test_what_comes_later_says_so(service: Any) -> None:
     with pytest.raises(NotServedYetError), translated():
         await service.stub.PullBlocks(iter((pull_pb2.PullBlocksRequest(),))).read()
 
 
-async def until_detached(service: Service) -> None:
+async def until_detached(service: Any) -> None:
     async def attached() -> int:
         stats: kvcache_pb2.GetStatsResponse = await service.stub.GetStats(kvcache_pb2.GetStatsRequest())
         return stats.attached_workers
