@@ -89,24 +89,20 @@ async def test_what_was_prefilled_on_another_node_goes_on_here(fleet: TwoNodes, 
     assert answer.usage.cached_tokens == 0, "the prefill worker computed the whole prompt"
     trace = await stored_trace(fleet, answer.trace_id, {spans.GENERATE, spans.DECODE, spans.PREFILL})
     (root,), (prefill,), (decode,) = (named(trace, name) for name in (spans.GENERATE, spans.PREFILL, spans.DECODE))
-    transfers = sorted(named(trace, spans.KV_TRANSFER), key=lambda one: one.start_ns)
-    early, late = transfers[0], transfers[-1]
+    early, late = sorted(named(trace, spans.KV_TRANSFER), key=lambda one: one.start_ns)
     assert (early.parent_span_id, late.parent_span_id) == (root.span_id, decode.span_id)
-    assert early.start_ns < prefill.end_ns, "it begins while the prompt is being computed"
-    # On a busy machine the early one may give up; then the late one brings all.
-    came = [one.attributes.get(spans.TRANSFER_BYTES, 0) for one in transfers]
-    assert sum(came) == full_blocks * BLOCK_BYTES
-    assert came[0] > 0 or spans.ERROR_TYPE in early.attributes
-    whole = max(transfers, key=lambda one: one.attributes.get(spans.TRANSFER_BYTES, 0))
-    assert whole.attributes[spans.TRANSFER_RATE] > 0
-    for one in transfers:
-        assert one.attributes[spans.KV_FROM_LAYOUT] == "float32 x 32 tokens, layer_kv_head_token"
-        here = "float32 x 32 tokens" if is_exact(fleet) else "int8 x 16 tokens"
-        assert one.attributes[spans.KV_TO_LAYOUT] == f"{here}, layer_kv_head_token"
-        assert (one.attributes[spans.KV_FROM_TIER], one.attributes[spans.KV_TO_TIER]) == ("remote", "device")
+    assert prefill.start_ns < early.start_ns < prefill.end_ns, "it begins while the prompt is being computed"
+    came_early, came_late = (one.attributes[spans.TRANSFER_BYTES] for one in (early, late))
+    assert came_early + came_late == full_blocks * BLOCK_BYTES
+    assert came_early > 0
+    assert early.attributes[spans.TRANSFER_RATE] > 0
+    assert early.attributes[spans.KV_FROM_LAYOUT] == "float32 x 32 tokens, layer_kv_head_token"
+    here = "float32 x 32 tokens" if is_exact(fleet) else "int8 x 16 tokens"
+    assert early.attributes[spans.KV_TO_LAYOUT] == f"{here}, layer_kv_head_token"
+    assert (early.attributes[spans.KV_FROM_TIER], early.attributes[spans.KV_TO_TIER]) == ("remote", "device")
     assert decode.attributes[spans.CACHED_TOKENS] == full_blocks * 32
     assert decode.attributes[spans.COMPUTED_TOKENS] == len(prompt) % 32
-    assert decode.attributes[spans.TRANSFER_BYTES] == came[-1]
+    assert decode.attributes[spans.TRANSFER_BYTES] == came_late
     await nothing_is_held(fleet, "kvcache-a", "kvcache-b")
 
 

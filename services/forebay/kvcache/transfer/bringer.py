@@ -7,11 +7,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from opentelemetry.context import Context
 
 from forebay.errors import ForebayError, InvalidFieldError, KvExhaustedError, ModelMismatchError
 from forebay.kernels.converter import BlockConverter, block_converter
+from forebay.kernels.converter_reference import ReferenceConverter
 from forebay.kv.block_traffic import Fetch
 from forebay.kv.block_transport import PullOutcome, PullRequest
 from forebay.kv.bring_run import BringRun, bring_runs
@@ -25,6 +27,9 @@ from forebay.kvcache.transfer.puller import BlockPuller
 from forebay.kvcache.transfer.transfer_span import describe_failure, describe_transfer, transfer_span
 from forebay.rpc.address import checked_address
 from forebay.wire.bring_request import BringWish
+
+PATIENCE_WITH_COMPILER_S: Final = 0.2
+"""How long a transfer waits for the native converter before it takes the slower one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ class Bringer:
         self._carrier = carrier
         self._puller = puller
         self._clock = clock
-        self._converters: dict[ConversionPlan, BlockConverter] = {}
+        self._converters: dict[ConversionPlan, asyncio.Task[BlockConverter]] = {}
 
     def planned(self, wish: BringWish) -> ConversionPlan:
         """How the blocks become ours.
@@ -133,12 +138,15 @@ class Bringer:
     async def _target(self, plan: ConversionPlan, runs: Sequence[BringRun], landing: Landing) -> LandingTarget:
         if plan.sources[0] == plan.target:
             return DirectTarget(landing, sum(len(run.target_indexes) for run in runs))
-        converter = self._converters.get(plan)
-        if converter is None:
-            # Compiles the native library where nobody has yet, which takes long.
-            converter = await asyncio.to_thread(block_converter, plan)
-            self._converters[plan] = converter
-        return ConvertingTarget(landing, runs, converter)
+        making = self._converters.get(plan)
+        if making is None:
+            making = self._converters[plan] = asyncio.create_task(asyncio.to_thread(block_converter, plan))
+        # Where nobody has yet compiled the native library that takes long, and a request waits for its blocks.
+        done, _ = await asyncio.wait((making,), timeout=PATIENCE_WITH_COMPILER_S)
+        is_made = done and making.exception() is None
+        return ConvertingTarget(
+            landing, runs, making.result() if is_made else ReferenceConverter(plan)
+        )  # the same bits
 
 
 def _first_error(outcome: PullOutcome) -> ForebayError | None:
