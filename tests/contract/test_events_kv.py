@@ -9,9 +9,12 @@ from forebay.errors import NoWorkerError
 from forebay.events.connection import connect
 from forebay.events.kv_follower import IndexDump, KvFollower
 from forebay.events.kv_publisher import KvEventPublisher
+from forebay.kv.effect_log import EffectLog
+from forebay.kv.tier import Tier
 from forebay.testing.nats_server import NatsServer
 from forebay.testing.waiting import until
 from forebay.v1 import common_pb2, events_pb2, kvcache_pb2
+from forebay.wire.kv_index import event_to_proto
 
 
 @pytest.fixture
@@ -91,6 +94,29 @@ async def test_a_late_reader_dumps_once_and_then_follows(nats_server) -> None:  
     assert node.dump_count == dumps, "events alone were enough"
     follower.remove_node("n1")
     assert copy.hashes == {}
+    for part in (publisher, follower, sender, reader):
+        await part.close()
+
+
+async def test_a_hundred_thousand_blocks_at_once_reach_a_reader(nats_server) -> None:  # type: ignore[no-untyped-def]
+    """As when a large disk tier is found again, or flushed: more than one message of NATS may hold."""
+    node, copy, log = Node(), Copy(), EffectLog()
+    sender, reader = await connect(nats_server.url, "sender"), await connect(nats_server.url, "reader")
+    publisher = KvEventPublisher(sender, node.node_id, node.incarnation)
+    publisher.start()
+    follower = KvFollower(reader, node, copy)
+    await follower.start()
+    follower.add_node("n1")
+    await reader.flush()
+    await until(lambda: follower.is_following)
+    dumps = node.dump_count
+    hashes = {number.to_bytes(16, "big") for number in range(100_000)}
+    for block_hash in hashes:
+        log.change(block_hash, None, Tier.DISK)
+    node.next_number += len(log.events)
+    publisher.publish(1, list(map(event_to_proto, log.events)))
+    await until(lambda: copy.hashes.get("n1") == hashes)
+    assert node.dump_count == dumps, "events alone were enough"
     for part in (publisher, follower, sender, reader):
         await part.close()
 

@@ -15,6 +15,8 @@ from forebay.v1 import events_pb2
 
 HEARTBEAT_INTERVAL_S: Final = 1.0
 MAX_BATCH_EVENTS: Final = 256
+MAX_BATCH_BYTES: Final = 512 * 1024
+"""NATS takes no message of more than 1 MiB unless it is set up to."""
 MAX_WAITING_EVENTS: Final = 16_384
 
 
@@ -69,9 +71,12 @@ class KvEventPublisher:
         self._wake.clear()
         while self._waiting:
             first_number, event = self._waiting.popleft()
-            batch = [event]
+            batch, size_bytes = [event], event.ByteSize()
             # A hole, left where the full buffer forgot events, must show as one: a batch is always consecutive.
             while self._waiting and len(batch) < MAX_BATCH_EVENTS and self._waiting[0][0] == first_number + len(batch):
+                size_bytes += self._waiting[0][1].ByteSize()
+                if size_bytes > MAX_BATCH_BYTES:
+                    break
                 batch.append(self._waiting.popleft()[1])
             await self._send(first_number, batch)
 

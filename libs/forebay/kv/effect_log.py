@@ -2,6 +2,7 @@
 
 from itertools import groupby
 from operator import itemgetter
+from typing import Final
 
 from forebay.kv.effects import (
     BlockRecord,
@@ -15,6 +16,9 @@ from forebay.kv.effects import (
     WriteSlot,
 )
 from forebay.kv.tier import Tier
+
+MOST_HASHES: Final = 4096
+"""Of one event, so that a restored or flushed disk of any size can be told in messages of bearable size."""
 
 
 class EffectLog:
@@ -34,10 +38,12 @@ class EffectLog:
 
     @property
     def events(self) -> list[IndexEvent]:
-        """The changes, neighbours of one kind together."""
+        """The changes, neighbours of one kind together, at most MOST_HASHES of them."""
         return [
-            _event(before, after, tuple(change[2] for change in changes))
+            _event(before, after, hashes[start : start + MOST_HASHES])
             for (before, after), changes in groupby(self._changes, key=itemgetter(0, 1))
+            for hashes in (tuple(change[2] for change in changes),)
+            for start in range(0, len(hashes), MOST_HASHES)
         ]
 
     def effects(self) -> Effects:

@@ -25,6 +25,7 @@ from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
 from forebay.kv.tiered_store import StoreSettings, TieredStore
 from forebay.kvcache.announcer import Announcer
+from forebay.kvcache.arena import Arena
 from forebay.kvcache.carrier import Carrier
 from forebay.kvcache.config import KvCacheSettings
 from forebay.kvcache.disk.folder import open_folder
@@ -98,15 +99,11 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
         store, carrier = build_store(settings, memory, disk), build_carrier(memory, layout.block_bytes)
         ledger = build_ledger(settings, store, incarnation)
         node = KvNode(ledger, store, carrier, Announcer(publisher), time.monotonic, watch.is_alive)
-        if disk is not None:
-            host = memory[Tier.HOST].arena
-            carrier.disk = DiskTraffic(
-                DiskQueue(disk), lambda index: host.block(index, layout.block_bytes), node.blocks
-            )
-            stack.push_async_callback(carrier.disk.close)
         for tier, one in memory.items():
             node.restore(tier, one.recovered)
         if disk is not None:
+            carrier.disk = traffic_of(disk, memory[Tier.HOST].arena, node)
+            stack.push_async_callback(carrier.disk.close)
             node.restore(Tier.DISK, reversed(disk.recover()))  # of a block that is there twice, the later
         identity = NodeIdentity(
             node_id=settings.node_id,
@@ -154,6 +151,11 @@ def open_disk(settings: KvCacheSettings, key: str, layout: KvLayout) -> DiskStor
             "a disk tier needs a host tier, from which it is written and into which it is read: --host-bytes"
         )
     return open_folder(settings.disk_dir, settings.disk_bytes, key, layout)
+
+
+def traffic_of(disk: DiskStore, host: Arena, node: KvNode) -> DiskTraffic:
+    """Reads and writes of the DISK tier, from and into HOST blocks."""
+    return DiskTraffic(DiskQueue(disk), lambda index: host.block(index, disk.shape.block_bytes), node.blocks)
 
 
 def build_store(settings: KvCacheSettings, memory: Mapping[Tier, MemoryTier], disk: DiskStore | None) -> TieredStore:
