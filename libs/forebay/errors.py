@@ -163,6 +163,10 @@ class DiskFailedError(ForebayError):
     code, reason = Code.UNAVAILABLE, "DISK_FAILED"
 
 
+class TenantQuotaError(ForebayError):
+    code, reason = Code.RESOURCE_EXHAUSTED, "TENANT_QUOTA"
+
+
 class UnknownBlockError(ForebayError):
     code, reason = Code.NOT_FOUND, "UNKNOWN_BLOCK"
 

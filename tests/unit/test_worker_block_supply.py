@@ -21,7 +21,9 @@ class FakeRights:
     device_block_count: int = 100
     asked: list[tuple[str, int]] = field(default_factory=list)
 
-    async def acquire(self, sequence_id: str, prefix_hashes: list[bytes], block_count: int) -> BlockGrant:
+    async def acquire(
+        self, sequence_id: str, prefix_hashes: list[bytes], block_count: int, tenant: str = ""
+    ) -> BlockGrant:
         return self._give(sequence_id, block_count)
 
     async def extend(self, sequence_id: str, block_count: int) -> BlockGrant:

@@ -29,7 +29,9 @@ class FakeRights:
     released: list[str] = field(default_factory=list)
     device_block_count: int = 100
 
-    async def acquire(self, sequence_id: str, prefix_hashes: list[bytes], block_count: int) -> BlockGrant:
+    async def acquire(
+        self, sequence_id: str, prefix_hashes: list[bytes], block_count: int, tenant: str = ""
+    ) -> BlockGrant:
         self.owned.add(sequence_id)
         return BlockGrant(1, tuple(range(block_count)), 0, 0)
 

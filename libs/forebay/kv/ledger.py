@@ -45,7 +45,7 @@ class LedgerSettings:
     in the cache. A fence that is older than `grace_s` is reported; nothing else follows from its age.
     Numbers (epochs, attachment ids) begin at `first_number`: a restarted service passes a greater one than it ever
     reached, so that no number means two things.
-    tenant_block_count: most DEVICE blocks that one tenant's sequences may refer to together; None: all.
+    tenant_block_count: DEVICE blocks of one tenant's sequences beyond which no other of them begins; None: any.
     """
 
     lease_s: float
@@ -327,7 +327,6 @@ class BlockLedger:
 
     def _lengthen(self, lease: SequenceLease, count: int, log: EffectLog) -> None:
         if count > 0:
-            self._quota.check(lease.tenant, count)
             lease.block_ids += self._store.lease(count, log)
             self._quota.take(lease.tenant, count)
 

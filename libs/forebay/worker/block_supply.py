@@ -52,6 +52,7 @@ class Wish:
     prefix_hashes: list[bytes]
     wanted_blocks: int
     needed_blocks: int
+    tenant: str = ""
 
 
 class BlockSupply:
@@ -76,8 +77,9 @@ class BlockSupply:
     async def begin(self, wish: Wish) -> BlockGrant:
         """Blocks of a new sequence.
 
-        Raises KvExhaustedError after `blocks_s`, or at once if the node can never give them; WorkerLostError when a
-        sequence of this id is still being written after `writer_s`.
+        Raises KvExhaustedError after `blocks_s`, or at once if the node can never give them; TenantQuotaError at once,
+        so that nobody waits behind a tenant that has enough; WorkerLostError when a sequence of this id is still being
+        written after `writer_s`.
         """
         in_all = self._rights.device_block_count
         if wish.needed_blocks > in_all:
@@ -88,7 +90,7 @@ class BlockSupply:
         block_count = min(wish.wanted_blocks, in_all)
 
         async def acquire() -> BlockGrant:
-            return await self._rights.acquire(wish.sequence_id, wish.prefix_hashes, block_count)
+            return await self._rights.acquire(wish.sequence_id, wish.prefix_hashes, block_count, wish.tenant)
 
         try:
             async with asyncio.timeout(self._patience.blocks_s):

@@ -64,12 +64,15 @@ class KvRights:
         """Blocks of the DEVICE tier. Raises WorkerLostError while not attached."""
         return self._attachment().device_block_count
 
-    async def acquire(self, sequence_id: str, prefix_hashes: list[bytes], block_count: int) -> BlockGrant:
+    async def acquire(
+        self, sequence_id: str, prefix_hashes: list[bytes], block_count: int, tenant: str = ""
+    ) -> BlockGrant:
         """Begins a sequence with so many blocks, those found by their hashes included.
 
-        Raises KvExhaustedError, DuplicateRequestError, WriterActiveError, DrainingError, WorkerLostError.
+        Raises KvExhaustedError, TenantQuotaError, DuplicateRequestError, WriterActiveError, DrainingError,
+        WorkerLostError.
         """
-        new = kvcache_pb2.NewSequence(prefix_hashes=prefix_hashes, block_count=block_count)
+        new = kvcache_pb2.NewSequence(prefix_hashes=prefix_hashes, block_count=block_count, tenant=tenant)
         return await self._begin(kvcache_pb2.AcquireBlocksRequest(sequence_id=sequence_id, new_sequence=new))
 
     def bring(self, source: common_pb2.Manifest, block_hashes: list[bytes]) -> Bringing:

@@ -42,6 +42,7 @@ class SequenceSpec:
     hash_root: bytes
     emitted_token_ids: list[int] = field(default_factory=list)
     priority: int = 0
+    tenant: str = ""
     offer: Offer | None = None
     source: common_pb2.Manifest | None = None
     seals_as_filled: bool = True

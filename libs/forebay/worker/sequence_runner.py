@@ -259,6 +259,7 @@ class SequenceRunner:
             prefix_hashes=self._reusable_hashes(running, sequence),
             wanted_blocks=self.limits.first_table_blocks(sequence),
             needed_blocks=self.limits.table_blocks(sequence, 0),
+            tenant=running.spec.tenant,
         )
 
     def _enter_engine(self, running: RunningSequence, sequence: Sequence) -> None:

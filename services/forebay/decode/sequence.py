@@ -81,6 +81,7 @@ def _spec(start: decode_pb2.StartSequence, model: ServedModel, node_id: str) -> 
         sampling=sampling_for(model, start.sampling, len(prompt)),
         hash_root=root_hash(model.digest, start.tenant, start.cache_salt),
         priority=priority_of(start.qos_tier),
+        tenant=start.tenant,
         offer=offer,
         source=source,
     )

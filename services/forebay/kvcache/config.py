@@ -36,7 +36,7 @@ class KvCacheSettings(ServiceSettings):
         0, ge=0, description="device blocks kept free, so that no request waits while others are moved to a lower tier"
     )
     tenant_blocks: int | None = Field(
-        None, ge=1, description="most blocks that the sequences of one tenant may use at once; none: all"
+        None, ge=1, description="blocks of one tenant's sequences beyond which no other of them begins; none: any"
     )
     lease_s: float = Field(10.0, ge=0.1, le=3600, description="seconds a worker's right lasts after its renewal")
     offer_s: float = Field(

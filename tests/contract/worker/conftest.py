@@ -99,13 +99,14 @@ async def _start(
     layout: KvLayout = LAYOUT,
     model_digest: str = "fake-digest",
     arithmetic: str = ARITHMETIC,
+    tenant_blocks: int | None = None,
 ) -> AsyncIterator[RunningKvCache]:
     node_id = f"test-{secrets.token_hex(4)}"
     stride_bytes = -(-layout.block_bytes // 64) * 64
     with closing(Arena(node_id, Tier.DEVICE, stride_bytes * blocks, layout.block_bytes)) as arena:
         first_number = time.time_ns() // 1000
         store = TieredStore(StoreSettings(blocks))
-        ledger = BlockLedger(store, LedgerSettings(lease_s, 0.5, first_number))
+        ledger = BlockLedger(store, LedgerSettings(lease_s, 0.5, first_number, tenant_block_count=tenant_blocks))
         mover = BlockMover({Tier.DEVICE: arena.view}, arena.block_stride_bytes, layout.block_bytes)
         carrier = Carrier(mover, {})
         node = KvNode(ledger, store, carrier, NobodyFollows(), time.monotonic, ProcessWatch().is_alive)

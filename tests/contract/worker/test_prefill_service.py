@@ -21,6 +21,7 @@ from forebay.errors import (
     NumericFailureError,
     QueueFullError,
     RemoteError,
+    TenantQuotaError,
     TokenOutOfRangeError,
     WorkerLostError,
 )
@@ -59,8 +60,11 @@ Start = Callable[..., Any]
 @pytest.fixture
 def start(start_kvcache: Start) -> Start:
     @asynccontextmanager
-    async def _start(blocks: int = 64, **options: Any) -> AsyncIterator[Rig]:
-        async with start_kvcache(blocks=blocks) as kvcache, attached_worker(kvcache.address, **options) as worker:
+    async def _start(blocks: int = 64, tenant_blocks: int | None = None, **options: Any) -> AsyncIterator[Rig]:
+        async with (
+            start_kvcache(blocks=blocks, tenant_blocks=tenant_blocks) as kvcache,
+            attached_worker(kvcache.address, **options) as worker,
+        ):
             servicer = PrefillServicer(worker.runner, MODEL, kvcache.node_id, kvcache.address)
             register = prefill_pb2_grpc.add_PrefillServiceServicer_to_server
             async with served(register, servicer, "forebay.v1.PrefillService") as channel:
@@ -167,6 +171,20 @@ async def test_a_prompt_whose_first_token_ends_it_stays_in_the_cache(start: Star
         await until(rig.kvcache.is_all_released)
         assert (await rig.prefill(request_id="again", **one))[-1].first_token.cached_tokens == 20
         await until(rig.kvcache.is_all_released)
+
+
+async def test_a_tenant_that_has_enough_is_refused_at_once_and_keeps_nobody_waiting(start: Start) -> None:
+    async with start(tenant_blocks=10) as rig:
+        rig.worker.engine.gate.clear()
+        running = asyncio.create_task(rig.prefill(request_id="one", tenant="greedy"))
+        await until(lambda: rig.kvcache.stats().sequences == 1)
+        with pytest.raises(TenantQuotaError) as caught:
+            await rig.prefill(request_id="two", tenant="greedy")
+        assert caught.value.retry_after_s
+        other = asyncio.create_task(rig.prefill(request_id="three", tenant="modest"))
+        await until(lambda: rig.kvcache.stats().sequences == 2)
+        rig.worker.engine.gate.set()
+        await asyncio.gather(running, other)
 
 
 async def test_a_sequence_of_nan_fails_alone(start: Start) -> None:
