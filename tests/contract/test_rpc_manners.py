@@ -236,6 +236,13 @@ async def test_an_unreachable_address_is_unavailable() -> None:
     assert from_rpc_error(caught.value).code == Code.UNAVAILABLE
 
 
+def test_a_status_that_a_write_has_hidden_is_no_defect() -> None:
+    lost = grpc.aio.AioRpcError(
+        grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), "Internal error from Core"
+    )
+    assert from_rpc_error(lost).code == Code.UNAVAILABLE, "to be asked again"
+
+
 @pytest.mark.parametrize(("begins_traces", "names"), [(True, ["encode", "encode"]), (False, ["encode"])])
 async def test_only_the_front_door_begins_traces(begins_traces: bool, names: list[str]) -> None:
     recorded = InMemorySpanExporter()

@@ -40,6 +40,9 @@ def located(error: ForebayError, service_name: str) -> ForebayError:
         error.metadata.setdefault("service", service_name)
     return error
 
+_WRITE_FAILED: Final = "Internal error from Core"
+"""What grpc.aio puts in the place of a stream's status when it ends in the middle of a write."""
+
 
 def from_rpc_error(error: grpc.RpcError) -> ForebayError:
     """The error of ours that a failed call carries, or a `RemoteError` when it carries none."""
@@ -49,6 +52,8 @@ def from_rpc_error(error: grpc.RpcError) -> ForebayError:
         return _from_status(status)
     if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
         return BY_REASON["DEADLINE_EXCEEDED"]("the deadline passed")
+    if error.code() == grpc.StatusCode.INTERNAL and error.details() == _WRITE_FAILED:
+        return RemoteError(Code.UNAVAILABLE, "the stream ended while it was written to, and why is lost")
     return RemoteError(_code_of(error.code()), error.details() or "the connection failed")
 
 
