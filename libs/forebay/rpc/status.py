@@ -40,6 +40,7 @@ def located(error: ForebayError, service_name: str) -> ForebayError:
         error.metadata.setdefault("service", service_name)
     return error
 
+
 _WRITE_FAILED: Final = "Internal error from Core"
 """What grpc.aio puts in the place of a stream's status when it ends in the middle of a write."""
 
