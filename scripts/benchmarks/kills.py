@@ -7,7 +7,7 @@ started again at once. When a request that began after that has been answered, t
 last request nothing may be leased or referenced in any tier. `--rounds` kills of each kind, in random order.
 
 Times count from the kill. "a good answer" is to a request that began after the kill; "good again" to one that began
-when the new process was healthy. Requests that fail do so with an error, after none but right tokens.
+when the new process was healthy. Lost is a request whose caller heard an error, after none but right tokens.
 
 Examples:
   scripts/bench kills              34 kills of each kind
@@ -56,6 +56,7 @@ def _figures(victim: Victim, all_rounds: Sequence[KillRound]) -> list[Figure]:
         Figure(f"{victim}: requests", len(outcomes), ""),
         Figure(f"{victim}:   in its hands when it was killed", sum(one.cut_count for one in rounds), ""),
         Figure(f"{victim}: ended well", verdicts[Verdict.GOOD], ""),
+        Figure(f"{victim}: lost", verdicts[Verdict.FAILED], "", "<= 0"),
         *(Figure(f"{victim}: ended with {reason}", count, "") for reason, count in sorted(reasons.items(), key=str)),
         Figure(f"{victim}:   begun when it was healthy again", sum(one.late_error_count for one in rounds), ""),
         Figure(f"{victim}: wrong", verdicts[Verdict.WRONG], "", "<= 0"),

@@ -1,4 +1,4 @@
-"""Processes of a mesh are killed with -9 in the middle of their work: no answer is wrong, nothing leaks or hangs."""
+"""Processes of a mesh are killed with -9 at their work: every answer comes, whole and right, and nothing leaks."""
 
 import random
 from collections import Counter
@@ -28,7 +28,7 @@ async def test_kills_in_the_middle_of_work(mesh: RunningMesh) -> None:
     async with kill_rounds(mesh, source) as killing:
         rounds = [await killing.run(victim) for victim in victims]
     verdicts = Counter(outcome.verdict for one in rounds for outcome in one.outcomes)
-    assert verdicts[Verdict.WRONG] == verdicts[Verdict.HUNG] == 0, rounds
+    assert verdicts[Verdict.WRONG] == verdicts[Verdict.HUNG] == verdicts[Verdict.FAILED] == 0, rounds
     assert verdicts[Verdict.GOOD] > len(rounds)
     assert sum(one.cut_count for one in rounds) > 0, "kills must have met requests"
     assert [one.held_blocks for one in rounds] == [0] * len(rounds)

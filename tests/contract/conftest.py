@@ -1,11 +1,14 @@
 """What several contract tests need: a router in this process, before fake services on real servers."""
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from forebay.errors import NoWorkerError
 from forebay.events.connection import Connection
@@ -15,9 +18,11 @@ from forebay.router.fleet_links import FleetLinks
 from forebay.router.generation import Generations
 from forebay.router.planner import Planner
 from forebay.router.servicer import RouterServicer
+from forebay.routing.failover import FailoverLimits
 from forebay.routing.prefix_index import PrefixIndex
 from forebay.rpc.channel import open_channel
 from forebay.rpc.server import Server
+from forebay.telemetry.tracing import use_provider
 from forebay.testing.scripted_fleet import ScriptedFleet
 from forebay.testing.waiting import until
 from forebay.v1 import router_pb2_grpc
@@ -37,11 +42,14 @@ RouterFor = Callable[..., AbstractAsyncContextManager[RouterUnderTest]]
 
 
 @asynccontextmanager
-async def _router_for(fleet: ScriptedFleet, max_request_s: float = 3600.0) -> AsyncIterator[RouterUnderTest]:
+async def _router_for(
+    fleet: ScriptedFleet, max_request_s: float = 3600.0, failover_s: float = 0.0
+) -> AsyncIterator[RouterUnderTest]:
     connection = Connection()  # never opened: members come from the fleet directly
     links, index, loads = FleetLinks(), PrefixIndex(), LoadView(connection)
     links.update(fleet.members)
-    generations = Generations(links, Planner(index, loads, lambda: links.snapshot, alone_tokens=0))
+    planner = Planner(index, loads, lambda: links.snapshot, alone_tokens=0)
+    generations = Generations(links, planner, FailoverLimits(failover_s))
     servicer = RouterServicer(generations, FleetView(connection), loads)
     server = Server("127.0.0.1:0", max_call_s=max_request_s)
     server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, "forebay.v1.RouterService")
@@ -64,8 +72,18 @@ def _knows_model(links: FleetLinks) -> bool:
 
 @pytest.fixture
 def router_for() -> RouterFor:
-    """`async with router_for(fleet) as router`: a router before this fleet; `max_request_s` as its setting."""
+    """`async with router_for(fleet) as router`: a router before this fleet; settings by their names."""
     return _router_for
+
+
+@pytest.fixture
+def exporter() -> Iterator[InMemorySpanExporter]:
+    """The spans that this process makes."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    use_provider(provider)
+    yield exporter
+    use_provider(None)
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ requests = st.builds(
     prompt_tokens=st.integers(1, 300),
     forced_mode=st.sampled_from([None, Mode.LOCAL, Mode.SPLIT]),
     alone_tokens=st.sampled_from([0, 32, 64, 100]),
+    is_begun=st.booleans(),
 )
 all_matches = st.dictionaries(nodes, st.integers(0, 12).map(held))
 all_loads = st.dictionaries(
@@ -69,7 +70,7 @@ def test_every_plan_can_be_carried_out(request, fleet, matches, loads, tie_break
         chosen = plan(request, fleet, matches, loads, tie_break)
     except NoWorkerError:
         live = [w for w in fleet.decode if not w.is_draining]
-        if request.forced_mode is Mode.SPLIT:
+        if request.forced_mode is Mode.SPLIT and not request.is_begun:
             assert not live or all(w.is_draining for w in fleet.prefill)
         else:
             assert not live
@@ -85,7 +86,9 @@ def test_every_plan_can_be_carried_out(request, fleet, matches, loads, tie_break
         assert not prefiller.is_draining
         on_node = any(w.node_id == decoder.node_id and not w.is_draining for w in fleet.prefill)
         assert (prefiller.node_id == decoder.node_id) == on_node, "another node's only where the node has none"
-    if request.forced_mode is not None:
+    if request.is_begun:
+        assert chosen.mode is not Mode.SPLIT, "a prefill worker would generate the first token again"
+    elif request.forced_mode is not None:
         assert chosen.mode is request.forced_mode
     match = matches.get(decoder.node_id, held(0))
     assert chosen.matched_tokens % 32 == 0

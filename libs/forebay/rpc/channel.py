@@ -31,7 +31,7 @@ _OPTIONS: Final = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 250),  # a restarted service is found at once; refused connections are cheap
     # Two channels of one process to one address must not share a connection's fate.
     ("grpc.use_local_subchannel_pool", 1),
     # Loopback and cluster addresses are never reached through an HTTP proxy.

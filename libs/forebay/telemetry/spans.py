@@ -7,6 +7,7 @@ GenAI semantic conventions where they exist, `forebay.*` for the rest. Units sta
 GENERATE = "generate"
 TOKENIZE = "tokenize"
 PLAN = "plan"
+FAILOVER = "failover"
 PREFILL = "prefill"
 KV_ATTACH = "kv.attach"
 KV_ACQUIRE = "kv.acquire"
@@ -41,6 +42,8 @@ PLAN_REASON = "forebay.plan.reason"
 PREFILL_WORKER_ID = "forebay.plan.prefill_worker_id"
 DECODE_WORKER_ID = "forebay.plan.decode_worker_id"
 MATCHED_TOKENS = "forebay.matched_tokens"
+LOST_WORKER_ID = "forebay.lost_worker_id"
+FAILOVERS = "forebay.failovers"
 
 # Tokens, and where they came from.
 CACHED_TOKENS = "forebay.cached_tokens"

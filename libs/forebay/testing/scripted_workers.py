@@ -250,7 +250,7 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
     async def _say(self, start: decode_pb2.StartSequence, outputs: "asyncio.Queue[decode_pb2.SequenceOutput]") -> None:
         if self._script.decode_error is not None:
             error = to_failure(self._script.decode_error)
-            token_ids = list(map(ord, self._script.last_words))
+            token_ids = list(map(ord, self._script.last_words[len(start.emitted_token_ids) :]))
             outputs.put_nowait(decode_pb2.SequenceOutput(request_id=start.request_id, error=error, token_ids=token_ids))
             self.running.discard(start.request_id)
             return

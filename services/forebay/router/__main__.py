@@ -21,6 +21,7 @@ from forebay.router.generation import Generations
 from forebay.router.kv_index import FollowedNodes, IndexFeed, KvCacheDumps
 from forebay.router.planner import Planner
 from forebay.router.servicer import RouterServicer
+from forebay.routing.failover import FailoverLimits
 from forebay.routing.prefix_index import PrefixIndex
 from forebay.rpc.server import Server
 from forebay.rpc.service import run
@@ -60,7 +61,8 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
             closing.push_async_callback(close)
         closing.push_async_callback(links.close)
 
-        generations = Generations(links, Planner(index, loads, lambda: links.snapshot, settings.alone_tokens))
+        planner = Planner(index, loads, lambda: links.snapshot, settings.alone_tokens)
+        generations = Generations(links, planner, FailoverLimits(settings.failover_s, settings.most_lost_workers))
         servicer = RouterServicer(generations, fleet, loads)
         server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, SERVICE)
         address = await server.start()

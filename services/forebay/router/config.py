@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from forebay import ports
+from forebay.routing.failover import DEFAULT_MOST_LOST_WORKERS, DEFAULT_PATIENCE_S
 from forebay.routing.plan import DEFAULT_ALONE_TOKENS
 from forebay.routing.prefix_index import DEFAULT_CAPACITY
 from forebay.rpc.settings import ServiceSettings
@@ -24,4 +25,15 @@ class RouterSettings(ServiceSettings):
         DEFAULT_ALONE_TOKENS,
         ge=0,
         description="most prompt tokens that a decode worker computes alone although there is a prefill worker",
+    )
+    failover_s: float = Field(
+        DEFAULT_PATIENCE_S,
+        ge=0,
+        le=3600,
+        description="seconds for which a request whose worker failed is tried on others before its caller hears of it",
+    )
+    most_lost_workers: int = Field(
+        DEFAULT_MOST_LOST_WORKERS,
+        ge=1,
+        description="workers lost with a request in their hands that make it the probable cause, and end it",
     )

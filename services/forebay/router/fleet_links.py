@@ -5,6 +5,7 @@ Knows who can be reached. Does not know requests.
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ class _Connected:
 
     @property
     def is_usable(self) -> bool:
-        return self.decode is None or self.decode.is_usable
+        return all(link is None or link.is_usable for link in (self.decode, self.prefill))
 
     def lose(self) -> None:
         """Fails what runs there."""
@@ -54,6 +55,7 @@ class FleetLinks:
         self._connected: dict[str, _Connected] = {}
         self._refused: frozenset[Refusal] = frozenset()
         self._closing: set[asyncio.Task[None]] = set()
+        self._lost_at_s: float | None = None  # when a worker that served could be reached no more
 
     def update(self, members: Mapping[str, Member]) -> None:
         """The fleet is this now."""
@@ -75,6 +77,10 @@ class FleetLinks:
             else:
                 known.member = member
         self._refresh()
+
+    def has_lost_worker_within(self, seconds: float) -> bool:
+        """Whether a worker ended, or could be reached no more, without having drained, so short a time ago."""
+        return self._lost_at_s is not None and time.monotonic() - self._lost_at_s < seconds
 
     def decode(self, worker_id: str) -> DecodeLink:
         """The link to a decode worker of the snapshot."""
@@ -121,6 +127,7 @@ class FleetLinks:
                 await known.decode.close()
             if known.prefill is not None:
                 known.prefill.lose()
+                known.prefill.close()
             await known.channel.close()
         await self.tokenizers.close()
         for task in tuple(self._closing):
@@ -134,7 +141,8 @@ class FleetLinks:
                 known.decode = DecodeLink(member.worker_id, channel, self._refresh)
                 known.decode.open()
             case Role.PREFILL:
-                known.prefill = PrefillLink(member.worker_id, channel)
+                known.prefill = PrefillLink(member.worker_id, channel, self._refresh)
+                known.prefill.open()
             case _:
                 known.kvcache = kvcache_pb2_grpc.KvCacheServiceStub(channel)
         return known
@@ -145,6 +153,7 @@ class FleetLinks:
             await known.decode.wait_closed()
         if known.prefill is not None:
             await known.prefill.wait_idle()
+            known.prefill.close()
         await known.channel.close()
 
     def _caches(self) -> Iterable[_Connected]:
@@ -160,7 +169,10 @@ class FleetLinks:
             for known in self._caches()
             if known.member.layout is not None
         ]
+        before = {worker.worker_id for worker in _all(self.snapshot) if not worker.is_draining}
         self.snapshot, refusals = select(workers, caches)
+        if before - {worker.worker_id for worker in _all(self.snapshot)}:
+            self._lost_at_s = time.monotonic()
         for refusal in set(refusals) - self._refused:
             _log.warning("worker %s is not used: %s", refusal.worker_id, refusal.reason)
         self._refused = frozenset(refusals)
@@ -169,6 +181,10 @@ class FleetLinks:
         task = asyncio.get_running_loop().create_task(work)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+def _all(snapshot: FleetSnapshot) -> tuple[Worker, ...]:
+    return (*snapshot.prefill, *snapshot.decode)
 
 
 def _worker(member: Member) -> Worker | None:

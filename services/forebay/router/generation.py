@@ -1,25 +1,27 @@
 """The life of one request: judged, encoded, planned, carried out, measured. One trace shows it.
 
-Knows the order of things; what each is lies with `request`, `prompt_limits`, `tokenizers`, `planner` and `execution`.
+Knows the order of things; what each is lies with `request`, `prompt_limits`, `tokenizers`, `attempts` and `execution`.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from opentelemetry.trace import get_current_span
 
-from forebay.errors import ForebayError
-from forebay.kv.hashing import root_hash
-from forebay.router.early_bring import EarlyBring, bring_request
-from forebay.router.execution import Execution, Prompt, Workers
+from forebay.errors import ForebayError, NoWorkerError
+from forebay.router.attempt import Attempt
+from forebay.router.attempts import Attempts
+from forebay.router.execution import Execution
 from forebay.router.fleet_links import FleetLinks
 from forebay.router.planner import Planner
+from forebay.router.prompt import Prompt
 from forebay.router.prompt_limits import admit, check_model
 from forebay.router.request import Request, validate
 from forebay.router.running import RunningRequests
+from forebay.routing.failover import Failover, FailoverLimits
 from forebay.routing.plan import Plan
 from forebay.telemetry import span, spans, tracer
 from forebay.v1 import common_pb2, router_pb2
@@ -42,9 +44,10 @@ class _Clock:
 class Generations:
     """Serves requests of one router."""
 
-    def __init__(self, links: FleetLinks, planner: Planner) -> None:
+    def __init__(self, links: FleetLinks, planner: Planner, failover_limits: FailoverLimits) -> None:
         self._links = links
         self._planner = planner
+        self._failover_limits = failover_limits
         self.running = RunningRequests()
 
     async def generate(self, message: router_pb2.GenerateRequest) -> AsyncGenerator[router_pb2.GenerateResponse, None]:
@@ -54,17 +57,18 @@ class Generations:
         ender = _Ender()
         with self.running.registered(request.request_id, ender.end):
             prompt = await self._prompt(request, clock)
-            chosen = self._plan(prompt, clock)
-            execution = Execution(prompt, self._workers(chosen, prompt))
+            attempts = Attempts(prompt, self._links, self._planner)
+            failover = Failover(self._failover_limits)
+            first = await self._first_attempt(attempts, failover, ender, clock)
+            execution = Execution(prompt, self._links.tokenizers, attempts.next, failover)
             ender.attach(execution)
-            with self._planner.charged(request.request_id, chosen, len(prompt.token_ids)), _released(execution):
-                execution.begin()
-                yield router_pb2.GenerateResponse(started=_started(prompt, chosen))
+            with _released(execution):
+                execution.begin(first)
+                yield router_pb2.GenerateResponse(started=_started(prompt, first.chosen))
                 async with aclosing(execution.chunks()) as chunks:
                     async for chunk in chunks:
                         if clock.first_token_s is None and chunk.token_ids:
                             clock.first_token_s = clock.since_begin_s()
-                            self._planner.prefilled(request.request_id, chosen)
                         yield router_pb2.GenerateResponse(chunk=chunk)
                 yield router_pb2.GenerateResponse(finished=_finished(prompt, execution, clock))
 
@@ -94,44 +98,20 @@ class Generations:
         )
         return Prompt(request, token_ids, sampling, model.vocabulary_size)
 
-    def _plan(self, prompt: Prompt, clock: _Clock) -> Plan:
+    async def _first_attempt(self, attempts: Attempts, failover: Failover, ender: "_Ender", clock: _Clock) -> Attempt:
+        """Waits for a worker only where one was lost just now, since another may take its place."""
         began_s = time.perf_counter()
-        with span(spans.PLAN) as current:
-            chosen = self._planner.plan(prompt.request, prompt.token_ids)
-            current.set_attributes(
-                {
-                    spans.MODE: chosen.mode.value,
-                    spans.PLAN_REASON: chosen.reason,
-                    spans.MATCHED_TOKENS: chosen.matched_tokens,
-                    spans.DECODE_WORKER_ID: chosen.decode_worker_id,
-                    spans.PREFILL_WORKER_ID: chosen.prefill_worker_id or "",
-                }
-            )
-        clock.plan_s = time.perf_counter() - began_s
-        return chosen
-
-    def _workers(self, chosen: Plan, prompt: Prompt) -> Workers:
-        prefill_worker_id, decode_worker_id = chosen.prefill_worker_id, chosen.decode_worker_id
-        return Workers(
-            tokenizers=self._links.tokenizers,
-            decode=self._links.decode(decode_worker_id),
-            prefill=None if prefill_worker_id is None else self._links.prefill(prefill_worker_id),
-            taker=partial(self._links.taker, decode_worker_id, self._links.node_of(decode_worker_id)),
-            kvcache_address=self._links.kvcache_address,
-            early_bring=self._early_bring(chosen, prompt),
-        )
-
-    def _early_bring(self, chosen: Plan, prompt: Prompt) -> EarlyBring | None:
-        workers = {one.worker_id: one for one in (*self._links.snapshot.prefill, *self._links.snapshot.decode)}
-        prefill, decode = workers.get(chosen.prefill_worker_id or ""), workers[chosen.decode_worker_id]
-        if prefill is None or prefill.node_id == decode.node_id:
-            return None
-        address, stub = self._links.kvcache_address(prefill.node_id), self._links.kvcache(decode.node_id)
-        if address is None or stub is None:
-            return None
-        root = root_hash(prefill.model_digest, prompt.request.tenant, prompt.request.cache_salt)
-        request = bring_request(prefill, decode, address, root, prompt.token_ids)
-        return None if request is None else EarlyBring(stub, request)
+        while True:
+            try:
+                first = attempts.next()
+            except NoWorkerError as error:
+                if not self._links.has_lost_worker_within(self._failover_limits.patience_s):
+                    raise
+                await asyncio.sleep(failover.delay_s(error, None, time.monotonic()))
+                ender.raise_if_ended()
+            else:
+                clock.plan_s = time.perf_counter() - began_s
+                return first
 
 
 class _Ender:
@@ -145,6 +125,10 @@ class _Ender:
         self._execution = execution
         if self._error is not None:
             execution.end(self._error)
+
+    def raise_if_ended(self) -> None:
+        if self._error is not None:
+            raise self._error
 
     def end(self, error: ForebayError) -> None:
         self._error = error
@@ -207,10 +191,12 @@ def _finished(prompt: Prompt, execution: Execution, clock: _Clock) -> router_pb2
                 common_pb2.FinishReason.Name(execution.finish_reason).removeprefix("FINISH_REASON_").lower(),
             ),
             spans.TTFT_S: timings.time_to_first_token_s,
+            spans.FAILOVERS: execution.failover_count,
         }
     )
     return router_pb2.Finished(
         finish_reason=execution.finish_reason,
+        failover_count=execution.failover_count,
         stop_match=execution.output.stop_match,
         usage=common_pb2.Usage(
             prompt_tokens=len(prompt.token_ids),

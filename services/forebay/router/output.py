@@ -21,6 +21,11 @@ class Output:
         self.is_text_complete = False
 
     @property
+    def token_ids(self) -> Sequence[int]:
+        """All that workers have generated, whether their text is known or not."""
+        return self._token_ids
+
+    @property
     def token_count(self) -> int:
         """Tokens handed to the caller."""
         return self._taken_count

@@ -4,8 +4,7 @@ Feeds the pure `plan` and keeps the in-flight charges; connects to nobody.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from forebay.fleet.load import LoadView
 from forebay.fleet.member import Load
@@ -34,14 +33,17 @@ class Planner:
         self._in_flight = InFlight()
         self._random = random.Random()  # noqa: S311  # breaks ties, guards nothing
 
-    def plan(self, request: Request, token_ids: Sequence[int]) -> Plan:
-        """Raises NoWorkerError when no worker can take it."""
+    def plan(self, request: Request, token_ids: Sequence[int], is_begun: bool = False) -> Plan:
+        """Where these tokens are computed and what follows them; `is_begun`: the last of them were generated.
+
+        Raises NoWorkerError when no worker can take it.
+        """
         fleet = self._snapshot()
         matches = self._matches(request, token_ids, fleet)
         reported = {worker_id: _worker_load(load) for worker_id, load in self._loads.loads.items()}
         counts = {worker_id: self._loads.report_count(worker_id) for worker_id in reported}
         return plan(
-            PlanRequest(len(token_ids), request.forced_mode, self._alone_tokens),
+            PlanRequest(len(token_ids), request.forced_mode, self._alone_tokens, is_begun),
             fleet,
             matches,
             self._in_flight.loads(reported, counts),
@@ -59,19 +61,18 @@ class Planner:
             matches |= {node_id: match for node_id, match in held.items() if node_id in nodes}
         return matches
 
-    @contextmanager
-    def charged(self, request_id: str, chosen: Plan, prompt_tokens: int) -> Iterator[None]:
-        """The request's work counts as its workers' load inside the block."""
+    def charge(self, request_id: str, chosen: Plan, prompt_tokens: int) -> None:
+        """The request's work counts as its workers' load from now on."""
         rest_tokens = prompt_tokens - chosen.matched_tokens
         computing = chosen.prefill_worker_id or chosen.decode_worker_id
         for worker_id in {computing, chosen.decode_worker_id}:
             load = WorkerLoad(sequences=1, queued_tokens=rest_tokens if worker_id == computing else 0)
             self._in_flight.charge(worker_id, request_id, load, self._loads.report_count(worker_id))
-        try:
-            yield
-        finally:
-            self._in_flight.release(computing, request_id)
-            self._in_flight.release(chosen.decode_worker_id, request_id)
+
+    def discharge(self, request_id: str, chosen: Plan) -> None:
+        """It counts no more."""
+        self.prefilled(request_id, chosen)
+        self._in_flight.release(chosen.decode_worker_id, request_id)
 
     def prefilled(self, request_id: str, chosen: Plan) -> None:
         """The prefill worker is done with the request."""

@@ -1,13 +1,11 @@
 """Spans of requests tell how near the engine's steps came to what the machine can do."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from forebay.chips import chip_class_named
@@ -17,7 +15,6 @@ from forebay.engine.scheduler import Limits
 from forebay.kernels.cpu.library import load_library
 from forebay.prefill.servicer import PrefillServicer
 from forebay.telemetry import spans
-from forebay.telemetry.tracing import use_provider
 from forebay.testing.attached_worker import attached_worker, served
 from forebay.testing.tiny_models import write_tiny_model
 from forebay.testing.waiting import until
@@ -28,15 +25,6 @@ SAMPLING = common_pb2.SamplingParams(max_tokens=20, temperature=0, ignore_eos=Tr
 SHARES = (spans.FLOPS_UTILIZATION, spans.BANDWIDTH_UTILIZATION)
 TRACE = ("traceparent", f"00-{'a' * 32}-{'b' * 16}-01")
 RATES = (spans.OPERATION_RATE, spans.MEMORY_RATE)
-
-
-@pytest.fixture
-def exporter() -> Iterator[InMemorySpanExporter]:
-    exporter, provider = InMemorySpanExporter(), TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    use_provider(provider)
-    yield exporter
-    use_provider(None)
 
 
 @pytest.mark.parametrize("name", ["cpu-bandwidth", "cpu-bf16"])

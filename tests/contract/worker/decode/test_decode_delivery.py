@@ -5,13 +5,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from forebay.fleet.member import Load
 from forebay.telemetry import spans
-from forebay.telemetry.tracing import use_provider
 from forebay.testing.attached_worker import LIMITS
 from forebay.testing.decode_rig import PROMPT, StepwiseEngine
 from forebay.testing.fake_engine import POISON, continuation
@@ -81,17 +78,11 @@ async def test_a_step_of_a_whole_batch_is_one_message(start: Start) -> None:
         await until(rig.kvcache.is_all_released)
 
 
-async def test_each_sequence_is_one_span_under_its_request(start: Start) -> None:
-    exporter, provider = InMemorySpanExporter(), TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    use_provider(provider)
-    try:
-        async with start() as rig:
-            trace_id, parent_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-            await rig.link.generate("good", traceparent=f"00-{trace_id}-{parent_id}-01")
-            await rig.link.generate("bad", prompt_token_ids=[1, POISON], traceparent=f"00-{trace_id}-{parent_id}-01")
-    finally:
-        use_provider(None)
+async def test_each_sequence_is_one_span_under_its_request(start: Start, exporter: InMemorySpanExporter) -> None:
+    async with start() as rig:
+        trace_id, parent_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+        await rig.link.generate("good", traceparent=f"00-{trace_id}-{parent_id}-01")
+        await rig.link.generate("bad", prompt_token_ids=[1, POISON], traceparent=f"00-{trace_id}-{parent_id}-01")
     found = {one.attributes[spans.REQUEST_ID]: one for one in exporter.get_finished_spans() if one.name == spans.DECODE}
     assert set(found) == {"good", "bad"}
     for span in found.values():

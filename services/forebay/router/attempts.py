@@ -1,0 +1,69 @@
+"""The attempts of one request: each planned on what is known then, and charged to its workers while it lasts."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from forebay.kv.hashing import root_hash
+from forebay.router.attempt import Attempt, Workers
+from forebay.router.early_bring import EarlyBring, bring_request
+from forebay.router.fleet_links import FleetLinks
+from forebay.router.planner import Planner
+from forebay.router.prompt import Prompt
+from forebay.routing.plan import Plan
+from forebay.telemetry import span, spans
+
+
+class Attempts:
+    """`next` plans; the attempt begins when its `begin` is called."""
+
+    def __init__(self, prompt: Prompt, links: FleetLinks, planner: Planner) -> None:
+        self._prompt = prompt
+        self._links = links
+        self._planner = planner
+
+    def next(self, emitted_token_ids: Sequence[int] = ()) -> Attempt:
+        """Goes on behind the tokens that were generated before. Raises NoWorkerError when no worker can take it."""
+        request, token_ids = self._prompt.request, [*self._prompt.token_ids, *emitted_token_ids]
+        with span(spans.PLAN) as current:
+            chosen = self._planner.plan(request, token_ids, is_begun=bool(emitted_token_ids))
+            current.set_attributes(
+                {
+                    spans.MODE: chosen.mode.value,
+                    spans.PLAN_REASON: chosen.reason,
+                    spans.MATCHED_TOKENS: chosen.matched_tokens,
+                    spans.DECODE_WORKER_ID: chosen.decode_worker_id,
+                    spans.PREFILL_WORKER_ID: chosen.prefill_worker_id or "",
+                }
+            )
+        workers = self._workers(chosen)
+        self._planner.charge(request.request_id, chosen, len(token_ids))
+        return Attempt(
+            self._prompt,
+            workers,
+            emitted_token_ids,
+            chosen,
+            prefilled=partial(self._planner.prefilled, request.request_id, chosen),
+            let_go=partial(self._planner.discharge, request.request_id, chosen),
+        )
+
+    def _workers(self, chosen: Plan) -> Workers:
+        prefill_worker_id, decode_worker_id = chosen.prefill_worker_id, chosen.decode_worker_id
+        return Workers(
+            decode=self._links.decode(decode_worker_id),
+            prefill=None if prefill_worker_id is None else self._links.prefill(prefill_worker_id),
+            taker=partial(self._links.taker, decode_worker_id, self._links.node_of(decode_worker_id)),
+            kvcache_address=self._links.kvcache_address,
+            early_bring=self._early_bring(chosen),
+        )
+
+    def _early_bring(self, chosen: Plan) -> EarlyBring | None:
+        workers = {one.worker_id: one for one in (*self._links.snapshot.prefill, *self._links.snapshot.decode)}
+        prefill, decode = workers.get(chosen.prefill_worker_id or ""), workers[chosen.decode_worker_id]
+        if prefill is None or prefill.node_id == decode.node_id:
+            return None
+        address, stub = self._links.kvcache_address(prefill.node_id), self._links.kvcache(decode.node_id)
+        if address is None or stub is None:
+            return None
+        root = root_hash(prefill.model_digest, self._prompt.request.tenant, self._prompt.request.cache_salt)
+        request = bring_request(prefill, decode, address, root, self._prompt.token_ids)
+        return None if request is None else EarlyBring(stub, request)
