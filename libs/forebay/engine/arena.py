@@ -1,4 +1,6 @@
-"""The KV memory of a node, seen as a tensor. Knows layouts and strides; not who may write which block."""
+"""The KV memory of a node, seen as tensors. Knows layouts and strides; not who may write which block."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,13 +17,15 @@ _TORCH_DTYPES = {
 }
 
 
-class KvArena:
-    """Blocks of one layout inside a buffer that somebody else owns.
+class KvPart(NamedTuple):
+    """What one rank reads and writes, sharing the buffer's memory: writing to it is writing KV."""
 
-    `blocks` is [blocks, layers, 2 (key, value), kv_heads, block_tokens, head_dim] and shares the buffer's memory:
-    writing to it is writing KV. So does `scales`, [blocks, layers, 2, kv_heads, block_tokens], float32; None where the
-    layout has none.
-    """
+    blocks: Tensor  # [blocks, layers, 2 (key, value), kv_heads of the rank, block_tokens, head_dim]
+    scales: Tensor | None  # [blocks, layers, 2, kv_heads, block_tokens], float32; None where the layout has none
+
+
+class KvArena:
+    """Blocks of one layout inside a buffer that somebody else owns: one part for each rank."""
 
     def __init__(
         self,
@@ -43,19 +47,27 @@ class KvArena:
         _check(len(memoryview(buffer).cast("B")), layout, block_count, stride_bytes)
         self.layout = layout
         self.block_count = block_count
-        rows = (layout.layers, 2, layout.kv_heads, layout.block_tokens)
         used_bytes = (block_count - 1) * stride_bytes + layout.block_bytes
         memory = torch.frombuffer(buffer, dtype=torch.uint8, count=used_bytes)
-        shape, dtype = (block_count, *rows, layout.head_dim), _TORCH_DTYPES[layout.dtype]
-        self.blocks: Tensor = _blocks(memory.view(dtype), shape, stride_bytes // layout.dtype.size_bytes)
-        self.scales: Tensor | None = None
-        if layout.scale_offset_bytes is not None:
-            offset = layout.scale_offset_bytes // SCALE_BYTES
-            numbers = memory.view(torch.float32)
-            self.scales = _blocks(numbers, (block_count, *rows), stride_bytes // SCALE_BYTES, offset)
+        self.parts = tuple(
+            _part(memory, part, offset, block_count, stride_bytes)
+            for part, offset in zip(layout.parts, layout.part_offsets_bytes, strict=True)
+        )
 
 
-def _blocks(numbers: Tensor, shape: tuple[int, ...], stride: int, offset: int = 0) -> Tensor:
+def _part(memory: Tensor, layout: KvLayout, offset_bytes: int, block_count: int, stride_bytes: int) -> KvPart:
+    rows = (layout.layers, 2, layout.kv_heads, layout.block_tokens)
+    dtype, size_bytes = _TORCH_DTYPES[layout.dtype], layout.dtype.size_bytes
+    shape = (block_count, *rows, layout.head_dim)
+    blocks = _blocks(memory.view(dtype), shape, stride_bytes // size_bytes, offset_bytes // size_bytes)
+    if layout.scale_offset_bytes is None:
+        return KvPart(blocks, None)
+    offset = (offset_bytes + layout.scale_offset_bytes) // SCALE_BYTES
+    numbers = memory.view(torch.float32)
+    return KvPart(blocks, _blocks(numbers, (block_count, *rows), stride_bytes // SCALE_BYTES, offset))
+
+
+def _blocks(numbers: Tensor, shape: tuple[int, ...], stride: int, offset: int) -> Tensor:
     """Contiguous within each block, `stride` numbers from one block to the next."""
     inside = torch.empty(shape[1:], device="meta").stride()
     return numbers.as_strided(shape, (stride, *inside), offset)
@@ -64,7 +76,7 @@ def _blocks(numbers: Tensor, shape: tuple[int, ...], stride: int, offset: int = 
 def _check(buffer_bytes: int, layout: KvLayout, block_count: int, stride_bytes: int) -> None:
     if layout.order is not AxisOrder.LAYER_KV_HEAD_TOKEN:
         raise LayoutMismatchError(f"the torch engine cannot use axis order {layout.order.value}", field="layout.order")
-    number_bytes = layout.dtype.size_bytes if layout.scale_offset_bytes is None else SCALE_BYTES
+    number_bytes = layout.dtype.size_bytes if layout.dtype is not KvDtype.INT8 else SCALE_BYTES
     if stride_bytes < layout.block_bytes or stride_bytes % number_bytes:
         raise LayoutMismatchError(
             f"a stride of {stride_bytes} bytes does not fit blocks of {layout.block_bytes} bytes",

@@ -12,8 +12,7 @@ from typing import Final
 from opentelemetry.context import Context
 
 from forebay.errors import ForebayError, InvalidFieldError, KvExhaustedError, ModelMismatchError
-from forebay.kernels.converter import BlockConverter, block_converter
-from forebay.kernels.converter_reference import ReferenceConverter
+from forebay.kernels.converter import BlockConverter, block_converter, reference_converter
 from forebay.kv.block_traffic import Fetch
 from forebay.kv.block_transport import PullOutcome, PullRequest
 from forebay.kv.bring_run import BringRun, bring_runs
@@ -144,9 +143,7 @@ class Bringer:
         # Where nobody has yet compiled the native library that takes long, and a request waits for its blocks.
         done, _ = await asyncio.wait((making,), timeout=PATIENCE_WITH_COMPILER_S)
         is_made = done and making.exception() is None
-        return ConvertingTarget(
-            landing, runs, making.result() if is_made else ReferenceConverter(plan)
-        )  # the same bits
+        return ConvertingTarget(landing, runs, making.result() if is_made else reference_converter(plan))
 
 
 def _first_error(outcome: PullOutcome) -> ForebayError | None:
