@@ -22,7 +22,7 @@ BLOCK_NUMBERS = 32 * 30 * 2 * 3 * 64  # of the default model in blocks of 32 tok
 OUTPUT_TOKENS = 12
 INT8_LOGPROB_BOUND = 0.3
 """As docs/adr/014 and 016 state: the largest difference of a chosen token's log-probability."""
-RANKS_LOGPROB_BOUND = 1e-3
+RANKS_LOGPROB_BOUND = 1e-4
 """As docs/adr/018 states."""
 PRECISE = {"WORKER_LOST", "NO_WORKER"}
 """With what a request may end whose prefill worker has lost its KV-cache service."""
