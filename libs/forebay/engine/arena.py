@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from forebay.errors import LayoutMismatchError
+from forebay.host.gpu_memory import OpenedGpuMemory
 from forebay.kv.layout import SCALE_BYTES, AxisOrder, KvDtype, KvLayout
 
 _TORCH_DTYPES = {
@@ -29,7 +30,7 @@ class KvArena:
 
     def __init__(
         self,
-        buffer: memoryview | bytearray,
+        buffer: "memoryview | bytearray | OpenedGpuMemory",
         layout: KvLayout,
         block_count: int,
         block_stride_bytes: int | None = None,
@@ -37,22 +38,33 @@ class KvArena:
         """Wraps a writable buffer; nothing is copied.
 
         Args:
-            buffer: shared memory, or plain bytes in tests; must outlive the arena.
+            buffer: shared memory, a GPU's, or plain bytes in tests; must outlive the arena.
             block_stride_bytes: from one block to the next; None: the size of a block.
 
         Raises:
             LayoutMismatchError: the buffer or the stride does not fit the layout.
         """
         stride_bytes = layout.block_bytes if block_stride_bytes is None else block_stride_bytes
-        _check(len(memoryview(buffer).cast("B")), layout, block_count, stride_bytes)
+        _check(_size_of(buffer), layout, block_count, stride_bytes)
+        memory = _bytes_of(buffer)
         self.layout = layout
         self.block_count = block_count
         used_bytes = (block_count - 1) * stride_bytes + layout.block_bytes
-        memory = torch.frombuffer(buffer, dtype=torch.uint8, count=used_bytes)
         self.parts = tuple(
-            _part(memory, part, offset, block_count, stride_bytes)
+            _part(memory[:used_bytes], part, offset, block_count, stride_bytes)
             for part, offset in zip(layout.parts, layout.part_offsets_bytes, strict=True)
         )
+
+
+def _size_of(buffer: "memoryview | bytearray | OpenedGpuMemory") -> int:
+    return buffer.size_bytes if isinstance(buffer, OpenedGpuMemory) else memoryview(buffer).nbytes
+
+
+def _bytes_of(buffer: "memoryview | bytearray | OpenedGpuMemory") -> Tensor:
+    if isinstance(buffer, OpenedGpuMemory):
+        # The type has the name that the tensor library gives both families.
+        return torch.as_tensor(buffer, device=f"cuda:{buffer.device.partition(':')[2]}")
+    return torch.frombuffer(buffer, dtype=torch.uint8)
 
 
 def _part(memory: Tensor, layout: KvLayout, offset_bytes: int, block_count: int, stride_bytes: int) -> KvPart:

@@ -96,7 +96,7 @@ class Bringer:
         runs = bring_runs(plan, len(wish.source_hashes), len(wish.block_hashes))
         wanted = wish.block_hashes[: runs[-1].target_indexes.stop] if runs else []
         self._node.blocks.prefetch(wanted)  # what lies on our disk need not come
-        landing = Landing(self._node.blocks, self._carrier.memory_of, wanted)
+        landing = Landing(self._node.blocks, self._carrier, wanted)
         try:
             with transfer_span(wish, plan, trace) as current:
                 began_s, open_count = self._clock(), landing.open_count
