@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from forebay.client import Client
+from forebay.host.process_identity import ProcessIdentity
 from forebay.host.shared_memory import segments_of
 from forebay.mesh.port import free_port_base
 from forebay.mesh.record import MeshRecord, read_record
@@ -282,22 +283,44 @@ def test_ctrl_c_during_up_leaves_nothing(shell: Shell, tmp_path: Path) -> None:
     assert read_record(tmp_path) is None
 
 
-def test_a_killed_service_is_seen_and_up_starts_anew(shell: Shell) -> None:
-    """What it leaves is another mesh."""
-    before = shell.record
-    victim = next(service for service in before.services if service.name == "decode-0")
-    pidfd = os.pidfd_open(victim.process.pid)
+def kill(process: ProcessIdentity) -> None:
+    pidfd = os.pidfd_open(process.pid)
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     select.select([pidfd], [], [], 30)
     os.close(pidfd)
-    status = shell.run("status")
-    assert status.returncode == 1
-    assert re.search(r"^decode-0 .* gone", status.stdout, re.MULTILINE)
-    assert re.search(r"starts them anew: .* up$", status.stderr.strip())
-    anew = shell.run("up", QUESTION)  # on the ports and with all else that the mesh was started with
+
+
+def test_up_starts_a_killed_service_again_and_its_request_goes_on(shell: Shell) -> None:
+    before = {service.name: service.process for service in shell.record.services}
+    with shell.start("generate", "Count on:", "--ignore-eos", "--max-tokens", "900") as asking:
+        assert asking.stdout is not None
+        assert asking.stdout.read(1)
+        kill(before["decode-0"])
+        status = shell.run("status")
+        assert status.returncode == 1
+        assert re.search(r"^decode-0 .* gone", status.stdout, re.MULTILINE)
+        assert re.search(r"starts them again: .* up$", status.stderr.strip())
+        mended = shell.run("up", QUESTION)  # with all that the mesh was started with
+        assert mended.returncode == 0, mended.stderr
+        assert "not healthy (decode-0 gone)" in mended.stderr
+        assert "starting decode-0 again; the rest goes on" in mended.stderr
+        assert "Paris" in mended.stdout
+        assert asking.wait(60) == 0, asking.stderr and asking.stderr.read()
+    after = {service.name: service.process for service in shell.record.services}
+    assert {name for name, process in after.items() if process != before[name]} == {"decode-0"}
+    assert all(process.is_running() for process in after.values())
+    assert (shell.state_dir / "logs" / "decode-0-before.log").is_file()
+
+
+def test_without_nats_up_starts_anew(shell: Shell) -> None:
+    """What it leaves is another mesh."""
+    before = shell.record
+    kill(next(service.process for service in before.services if service.name == "nats"))
+    anew = shell.run("up", QUESTION)
     assert anew.returncode == 0, anew.stderr
     assert shell.record.port_base == before.port_base
-    assert "not healthy (decode-0 gone): starting it anew" in anew.stderr
+    assert "nats gone" in anew.stderr
+    assert "starting it anew" in anew.stderr
     assert "Paris" in anew.stdout
     assert not [service.name for service in before.services if service.process.is_running()]
     assert all(service.process.is_running() for service in shell.record.services)

@@ -3,6 +3,7 @@
 import argparse
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,12 @@ def test_there_is_no_rate_of_fewer_than_two_tokens_after_the_first(tokens: int) 
     assert "tokens/s" not in figures(completion)
     assert f" · {tokens} token{'' if tokens == 1 else 's'} · " in figures(completion)
     assert tokens_per_second(_completion(completion_tokens=3, first_s=0.05, total_s=0.55)) == 4.0
+
+
+def test_tokens_that_come_all_at_once_have_the_rate_of_their_worker() -> None:
+    at_once = _completion(completion_tokens=9, first_s=0.065, total_s=0.066)
+    completion = replace(at_once, timings=replace(at_once.timings, decode_s=0.04))
+    assert tokens_per_second(completion) == pytest.approx(200)
 
 
 @pytest.mark.parametrize(

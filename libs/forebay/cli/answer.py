@@ -46,9 +46,12 @@ def figures(completion: Completion) -> str:
 
 
 def tokens_per_second(completion: Completion) -> float | None:
-    """Rate of the tokens after the first, as the caller saw it; None when they are too few to have one."""
+    """Rate of the tokens after the first, as the caller saw it; None when they are too few to have one.
+
+    Not more than the worker's: where the first token came together with later ones, those took no time to be seen.
+    """
     timings, later_tokens = completion.timings, completion.usage.completion_tokens - 1
-    later_s = timings.total_s - timings.time_to_first_token_s
+    later_s = max(timings.total_s - timings.time_to_first_token_s, timings.decode_s)
     return later_tokens / later_s if later_tokens >= _LEAST_RATED_TOKENS and later_s > 0 else None
 
 

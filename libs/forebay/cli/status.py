@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
     elif record is not None:
         print(_as_table(record, statuses))
     if record is not None and not is_healthy and not given.json:
-        print(f"not all services are healthy; this starts them anew: {program_name()} up", file=sys.stderr)
+        print(f"not all services are healthy; this starts them again: {program_name()} up", file=sys.stderr)
     return 0 if is_healthy else 1
 
 

@@ -17,8 +17,8 @@ from forebay.cli.program import program_name
 from forebay.client import Client, Completion
 from forebay.engine.native_load import native_refusal
 from forebay.errors import StartError
-from forebay.mesh.inspection import inspect_mesh
-from forebay.mesh.local_mesh import DEFAULT_START_TIMEOUT_S, start_mesh, stop_mesh
+from forebay.mesh.inspection import ServiceStatus, inspect_mesh
+from forebay.mesh.local_mesh import DEFAULT_START_TIMEOUT_S, mend_mesh, start_mesh, stop_mesh
 from forebay.mesh.record import MeshRecord, read_record
 from forebay.mesh.room import check_block_room
 from forebay.mesh.spec import DEFAULT_PORT_BASE, MeshSpec
@@ -97,21 +97,34 @@ def _already_up(state_dir: Path, given: argparse.Namespace) -> MeshRecord | None
     record = read_record(state_dir)
     if record is None:
         return None
-    ill = [f"{status.name} {status.health}" for status in inspect_mesh(record) if not status.is_healthy]
-    if ill or not record.is_complete:
-        _say(f"the mesh that was started here is not healthy ({', '.join(ill) or 'incomplete'}): starting it anew")
-        stop_mesh(state_dir)
+    ill = [status for status in inspect_mesh(record) if not status.is_healthy]
+    differing = next((one for one in _asked(given, record) if one[1] is not None and one[1] != one[2]), None)
+    if not ill and record.is_complete and differing is None:
+        _say(f"the mesh is up at {record.router_address} with {record.model_path.name}")
+        return record
+    if not ill and record.is_complete and differing is not None:
+        flag, wanted, actual = differing
+        running = "the default" if actual is None else actual
+        raise StartError(
+            f"the mesh that is up has {running} for {flag}, not {wanted}; stop it first: {program_name()} down, "
+            "or start a second one with another FOREBAY_STATE_DIR and --port-base"
+        )
+    states = ", ".join(f"{status.name} {status.health}" for status in ill) or "incomplete"
+    if record.is_complete and differing is None and _can_be_mended(ill):
+        _say(f"the mesh that was started here is not healthy ({states})")
         _ask_as_before(given, record)
-        return None
-    for flag, wanted, actual in _asked(given, record):
-        if wanted is not None and wanted != actual:
-            running = "the default" if actual is None else actual
-            raise StartError(
-                f"the mesh that is up has {running} for {flag}, not {wanted}; stop it first: {program_name()} down, "
-                "or start a second one with another FOREBAY_STATE_DIR and --port-base"
-            )
-    _say(f"the mesh is up at {record.router_address} with {record.model_path.name}")
-    return record
+        return mend_mesh(_spec(state_dir, given), record, _say, given.timeout_s)
+    _say(f"the mesh that was started here is not healthy ({states}): starting it anew")
+    stop_mesh(state_dir)
+    _ask_as_before(given, record)
+    return None
+
+
+def _can_be_mended(ill: Sequence[ServiceStatus]) -> bool:
+    """By starting what is gone: a service that waits for it to come back welcomes work again by itself."""
+    gone = [status for status in ill if status.health == "gone"]
+    waiting = [status for status in ill if status.health == "not serving"]
+    return bool(gone) and len(gone) + len(waiting) == len(ill) and all(status.name != "nats" for status in gone)
 
 
 def _asked(given: argparse.Namespace, record: MeshRecord) -> list[tuple[str, Any, Any]]:

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -60,6 +61,33 @@ def start_mesh(spec: MeshSpec, progress: Progress, timeout_s: float = DEFAULT_ST
         raise
     record = MeshRecord.of(spec, services, is_complete=True)
     write_record(spec.state_dir, record)
+    return record
+
+
+def mend_mesh(
+    spec: MeshSpec, record: MeshRecord, progress: Progress, timeout_s: float = DEFAULT_START_TIMEOUT_S
+) -> MeshRecord:
+    """Starts the services of a complete mesh whose processes are gone; the others, and what they have in hand, go on.
+
+    spec: that of the mesh. Returns when every service is healthy; raises StartError, and stops all, when one is not.
+    """
+    logs = spec.state_dir / "logs"
+    by_name = {service.name: service for service in spec.services()}
+    gone = [service for service in record.services if not service.process.is_running()]
+    progress(f"starting {', '.join(service.name for service in gone)} again; the rest goes on")
+    try:
+        for one in gone:
+            log_path = logs / f"{one.name}.log"
+            log_path.replace(log_path.with_name(f"{one.name}-before.log"))  # it may say what it died of
+            started = replace(one, process=_spawn(by_name[one.name], logs))
+            services = tuple(started if other.name == one.name else other for other in record.services)
+            record = replace(record, services=services)
+            write_record(spec.state_dir, record)
+        asyncio.run(_until_ready(record.services, logs, progress, timeout_s))
+    except BaseException:
+        with _uninterrupted():
+            stop_mesh(spec.state_dir, grace_s=_ABORT_GRACE_S)
+        raise
     return record
 
 
