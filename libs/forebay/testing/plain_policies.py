@@ -106,9 +106,12 @@ class PlainS3Fifo(PlainLru):
         self.small: list[int] = []
         self.main: list[int] = []
         self.ghosts: list[bytes] = []
+        self.came_back: set[int] = set()  # blocks that were ghosts when they entered
 
     def enter(self, block: int, block_hash: bytes) -> None:
         self.blocks[block] = PlainBlock(block_hash, 0)
+        if block_hash in self.ghosts[-self.capacity :]:
+            self.came_back.add(block)
 
     def use(self, block: int) -> None:
         super().use(block)
@@ -118,8 +121,7 @@ class PlainS3Fifo(PlainLru):
         is_end_in_main = False
         for block in blocks:
             if block not in self.small + self.main:
-                is_ghost = self.blocks[block].block_hash in self.ghosts[-self.capacity :]
-                (self.main if is_ghost or is_end_in_main else self.small).append(block)
+                (self.main if block in self.came_back or is_end_in_main else self.small).append(block)
             is_end_in_main = block in self.main
             self.evictable.append(block)
 
@@ -130,6 +132,7 @@ class PlainS3Fifo(PlainLru):
         else:
             self.main.remove(block)
         self.evictable.remove(block)
+        self.came_back.discard(block)
         del self.blocks[block]
 
     def coldest(self, count: int) -> list[int]:
