@@ -162,6 +162,15 @@ def test_what_a_worker_process_writes_is_there_and_later_it_harms_nobody(runtime
     assert worker.returncode == 0
 
 
+def test_what_nobody_refers_to_is_closed(runtime: GpuRuntime) -> None:
+    with closing(GpuArena(runtime, Tier.DEVICE, 8 * 128, BLOCK_BYTES)) as arena:
+        for _ in range(100):  # more than the stand-in can have open
+            opened = open_segment(arena.segment, BLOCK_BYTES, runtime.device.family)
+        assert isinstance(opened, OpenedGpuMemory)
+        opened.close()
+        opened.close()
+
+
 def test_a_handle_of_no_living_memory_is_refused(runtime: GpuRuntime) -> None:
     arena = GpuArena(runtime, Tier.DEVICE, 8 * 128, BLOCK_BYTES)
     segment = arena.segment

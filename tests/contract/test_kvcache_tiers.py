@@ -15,7 +15,7 @@ from forebay.errors import InvalidFieldError, KvExhaustedError, TenantQuotaError
 from forebay.rpc.channel import open_channel
 from forebay.rpc.status import translated
 from forebay.testing.kvcache_process import KvCacheProcess, WritingWorker, attach_writer
-from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
+from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc, upkeep_pb2
 
 BLOCK_BYTES = 32 * 2 * 2 * 2 * 16 * 4  # of the tiny model in cpu-f32
 DEVICE, HOST, DISK = 6, 4, 40
@@ -112,7 +112,7 @@ async def test_what_no_memory_holds_is_found_on_disk(scene: Scene) -> None:
 async def test_a_hint_brings_blocks_into_memory_before_they_are_asked_for(scene: Scene) -> None:
     running = await scene.start(*scene.disk)
     await fill(running, 10)
-    hint = kvcache_pb2.PrefetchBlocksRequest(block_hashes=prompt(1))
+    hint = upkeep_pb2.PrefetchBlocksRequest(block_hashes=prompt(1))
     assert (await running.stub.PrefetchBlocks(hint)).accepted_blocks == 2
     await running.until(lambda stats: stats.disk_read_blocks == 2)
     assert set(map((await running.index()).get, prompt(1))) == {common_pb2.KV_TIER_HOST}
@@ -182,7 +182,7 @@ async def test_a_flipped_bit_is_never_served(scene: Scene) -> None:
 async def test_pins_keep_blocks_and_end_by_themselves(scene: Scene) -> None:
     running = await scene.start()
     await running.writer.compute("one", prompt(1))
-    pin = kvcache_pb2.PinBlocksRequest(block_hashes=[*prompt(1), *prompt(7)], ttl_s=1.0)
+    pin = upkeep_pb2.PinBlocksRequest(block_hashes=[*prompt(1), *prompt(7)], ttl_s=1.0)
     assert (await running.stub.PinBlocks(pin)).missing_block_hashes == prompt(7)
     for number in range(20, 30):
         await running.writer.compute(f"other-{number}", prompt(number))
@@ -198,7 +198,7 @@ async def test_pins_leave_room_for_requests(scene: Scene) -> None:
     running = await scene.start()
     for number in (1, 2):
         await running.writer.compute(f"one-{number}", prompt(number))
-    request = kvcache_pb2.PinBlocksRequest(block_hashes=[*prompt(1), *prompt(2)], ttl_s=60)
+    request = upkeep_pb2.PinBlocksRequest(block_hashes=[*prompt(1), *prompt(2)], ttl_s=60)
     with pytest.raises(KvExhaustedError), translated():
         await running.stub.PinBlocks(request)
     assert (await running.stats()).pinned_blocks == 0
@@ -207,7 +207,7 @@ async def test_pins_leave_room_for_requests(scene: Scene) -> None:
 async def test_verify_reads_the_whole_disk_and_drops_what_is_damaged(scene: Scene) -> None:
     running = await scene.start(*scene.disk)
     await fill(running, 10)
-    verify = kvcache_pb2.VerifyBlocksRequest()
+    verify = upkeep_pb2.VerifyBlocksRequest()
     whole = await running.stub.VerifyBlocks(verify)
     assert (whole.verified_blocks, whole.corrupt_blocks) == (
         (await running.tier(common_pb2.KV_TIER_DISK)).sealed_blocks,
@@ -223,14 +223,14 @@ async def test_verify_reads_the_whole_disk_and_drops_what_is_damaged(scene: Scen
 
 async def test_verify_without_a_disk_has_nothing_to_read(scene: Scene) -> None:
     running = await scene.start()
-    assert (await running.stub.VerifyBlocks(kvcache_pb2.VerifyBlocksRequest())).verified_blocks == 0
+    assert (await running.stub.VerifyBlocks(upkeep_pb2.VerifyBlocksRequest())).verified_blocks == 0
 
 
 @pytest.mark.parametrize("ttl_s", [0.0, -1.0, float("nan"), float("inf"), 1e9])
 async def test_a_pin_without_an_end_is_refused(scene: Scene, ttl_s: float) -> None:
     running = await scene.start()
     with pytest.raises(InvalidFieldError) as caught, translated():
-        await running.stub.PinBlocks(kvcache_pb2.PinBlocksRequest(block_hashes=prompt(1), ttl_s=ttl_s))
+        await running.stub.PinBlocks(upkeep_pb2.PinBlocksRequest(block_hashes=prompt(1), ttl_s=ttl_s))
     assert caught.value.field == "ttl_s"
 
 
@@ -239,7 +239,7 @@ async def test_flush_empties_all_tiers_but_what_is_in_use(scene: Scene) -> None:
     await fill(running, 10)
     grant = await running.writer.worker.begin("open", 2, prompt(9))
     assert grant.cached_block_count == 2
-    assert (await running.stub.FlushBlocks(kvcache_pb2.FlushBlocksRequest())).removed_blocks >= 18
+    assert (await running.stub.FlushBlocks(upkeep_pb2.FlushBlocksRequest())).removed_blocks >= 18
     assert set(await running.index()) == set(prompt(9))
     stats = await running.stats()
     assert sum(one.sealed_blocks for one in stats.tiers) == 2

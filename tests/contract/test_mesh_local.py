@@ -16,7 +16,7 @@ from forebay.errors import StartError
 from forebay.host.process_identity import ProcessIdentity
 from forebay.host.shared_memory import segments_of
 from forebay.mesh.inspection import inspect_mesh
-from forebay.mesh.local_mesh import start_mesh, stop_mesh
+from forebay.mesh.local_mesh import mend_mesh, start_mesh, stop_mesh
 from forebay.mesh.port import check_ports, free_port_base
 from forebay.mesh.record import MeshRecord, read_record, write_record
 from forebay.mesh.spec import MeshSpec, ServiceSpec
@@ -137,6 +137,37 @@ def test_a_service_that_does_not_listen_to_sigterm_is_ended(make: Make, tmp_path
         start_mesh(spec, _quiet, timeout_s=1)
     assert read_record(tmp_path) is None
     check_ports(spec)
+
+
+def _kill(record: MeshRecord, name: str) -> None:
+    process = next(service.process for service in record.services if service.name == name)
+    os.kill(process.pid, signal.SIGKILL)
+    os.waitpid(process.pid, 0)
+
+
+def test_what_is_gone_is_started_again_and_the_rest_goes_on(make: Make, tmp_path: Path) -> None:
+    spec = make()
+    record = start_mesh(spec, _quiet)
+    _kill(record, "decode")
+    mended = mend_mesh(spec, record, _quiet)
+    assert mended == read_record(tmp_path)
+    assert all(status.is_healthy for status in inspect_mesh(mended))
+    same = [one for one, before in zip(mended.services, record.services, strict=True) if one == before]
+    assert sorted(one.name for one in same) == ["kvcache", "nats", "router"]
+    assert (tmp_path / "logs" / "decode-before.log").is_file()
+    stop_mesh(tmp_path)
+
+
+def test_what_cannot_be_started_again_leaves_the_rest_running(make: Make, tmp_path: Path) -> None:
+    record = start_mesh(make(), _quiet)
+    _kill(record, "decode")
+    with pytest.raises(StartError, match="decode stopped: the model is missing"):
+        mend_mesh(make(decode=FAILS), record, _quiet)
+    states = {status.name: status.health for status in inspect_mesh(record)}
+    assert states == {"nats": "serving", "kvcache": "serving", "decode": "gone", "router": "serving"}
+    left = stop_mesh(tmp_path)
+    assert left is not None
+    assert not any(service.process.is_running() for service in left.services)
 
 
 def test_killed_services_are_seen_and_the_rest_is_stopped(make: Make, tmp_path: Path) -> None:

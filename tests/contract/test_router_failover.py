@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from forebay.errors import ForebayError, NoWorkerError, RequestCancelledError, WorkerLostError
+from forebay.errors import ForebayError, KvExhaustedError, NoWorkerError, RequestCancelledError, WorkerLostError
 from forebay.role import Role
 from forebay.rpc.status import translated
 from forebay.telemetry import spans
@@ -146,6 +146,15 @@ async def test_a_span_tells_what_failed_and_who_goes_on(router_for, script, expo
     assert [one.name for one in below] == [spans.PLAN]
     assert below[0].attributes[spans.DECODE_WORKER_ID] == "decode-2"
     assert "going on where another worker failed" in below[0].attributes[spans.PLAN_REASON]
+
+
+async def test_what_another_worker_would_say_too_is_no_failover(router_for, exporter) -> None:  # type: ignore[no-untyped-def]
+    script = Script(OUTPUT, prefill_error=KvExhaustedError("full"))
+    async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=5) as router:
+        with pytest.raises(KvExhaustedError):
+            await Answer(router, mode=SPLIT).complete()
+    assert len(fleet.prefill.requests) == 1
+    assert not [one for one in exporter.get_finished_spans() if one.name == spans.FAILOVER]
 
 
 async def test_when_none_comes_the_caller_hears_what_is_missing(router_for, script) -> None:  # type: ignore[no-untyped-def]

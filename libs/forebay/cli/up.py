@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _already_up(state_dir: Path, given: argparse.Namespace) -> MeshRecord | None:
-    """The mesh if it runs and is healthy; what is left of one that is not is stopped.
+    """The mesh if it runs and is healthy, or could be mended; what is left of one that could not is stopped.
 
     Raises StartError if it is another mesh than the one asked for.
     """
@@ -98,19 +98,19 @@ def _already_up(state_dir: Path, given: argparse.Namespace) -> MeshRecord | None
     if record is None:
         return None
     ill = [status for status in inspect_mesh(record) if not status.is_healthy]
-    differing = next((one for one in _asked(given, record) if one[1] is not None and one[1] != one[2]), None)
-    if not ill and record.is_complete and differing is None:
+    differing = [one for one in _asked(given, record) if one[1] is not None and one[1] != one[2]]
+    if not ill and record.is_complete:
+        if differing:
+            flag, wanted, actual = differing[0]
+            running = "the default" if actual is None else actual
+            raise StartError(
+                f"the mesh that is up has {running} for {flag}, not {wanted}; stop it first: {program_name()} down, "
+                "or start a second one with another FOREBAY_STATE_DIR and --port-base"
+            )
         _say(f"the mesh is up at {record.router_address} with {record.model_path.name}")
         return record
-    if not ill and record.is_complete and differing is not None:
-        flag, wanted, actual = differing
-        running = "the default" if actual is None else actual
-        raise StartError(
-            f"the mesh that is up has {running} for {flag}, not {wanted}; stop it first: {program_name()} down, "
-            "or start a second one with another FOREBAY_STATE_DIR and --port-base"
-        )
     states = ", ".join(f"{status.name} {status.health}" for status in ill) or "incomplete"
-    if record.is_complete and differing is None and _can_be_mended(ill):
+    if record.is_complete and not differing and _can_be_mended(ill):
         _say(f"the mesh that was started here is not healthy ({states})")
         _ask_as_before(given, record)
         return mend_mesh(_spec(state_dir, given), record, _say, given.timeout_s)

@@ -7,7 +7,7 @@ from typing import Final, Self
 
 from forebay.rpc.channel import open_channel
 from forebay.rpc.status import translated
-from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
+from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc, upkeep_pb2
 
 _TIMEOUT_S: Final = 10.0
 _VERIFY_TIMEOUT_S: Final = 3_600.0
@@ -97,19 +97,19 @@ class KvOperator:
 
     async def pin(self, block_hashes: Iterable[bytes], ttl_s: float) -> Sequence[bytes]:
         """Keeps blocks from eviction for so long; returns the hashes that are not held."""
-        request = kvcache_pb2.PinBlocksRequest(block_hashes=block_hashes, ttl_s=ttl_s)
+        request = upkeep_pb2.PinBlocksRequest(block_hashes=block_hashes, ttl_s=ttl_s)
         with translated():
             return list((await self._stub.PinBlocks(request, timeout=_TIMEOUT_S)).missing_block_hashes)
 
     async def flush(self) -> int:
         """Removes all blocks that nobody refers to; returns how many."""
         with translated():
-            return (await self._stub.FlushBlocks(kvcache_pb2.FlushBlocksRequest(), timeout=_TIMEOUT_S)).removed_blocks
+            return (await self._stub.FlushBlocks(upkeep_pb2.FlushBlocksRequest(), timeout=_TIMEOUT_S)).removed_blocks
 
     async def verify(self) -> Verified:
         """Reads and checks the whole disk tier."""
         with translated():
-            response = await self._stub.VerifyBlocks(kvcache_pb2.VerifyBlocksRequest(), timeout=_VERIFY_TIMEOUT_S)
+            response = await self._stub.VerifyBlocks(upkeep_pb2.VerifyBlocksRequest(), timeout=_VERIFY_TIMEOUT_S)
         return Verified(response.verified_blocks, response.corrupt_blocks)
 
     async def __aenter__(self) -> Self:

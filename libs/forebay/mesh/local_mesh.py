@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -69,24 +69,28 @@ def mend_mesh(
 ) -> MeshRecord:
     """Starts the services of a complete mesh whose processes are gone; the others, and what they have in hand, go on.
 
-    spec: that of the mesh. Returns when every service is healthy; raises StartError, and stops all, when one is not.
+    spec: that of the mesh. Returns when every service is healthy. Raises StartError when one is not in time; then, and
+    when interrupted, what was started here is stopped, and the rest still goes on.
     """
     logs = spec.state_dir / "logs"
     by_name = {service.name: service for service in spec.services()}
     gone = [service for service in record.services if not service.process.is_running()]
     progress(f"starting {', '.join(service.name for service in gone)} again; the rest goes on")
+    begun: list[ProcessIdentity] = []
     try:
         for one in gone:
             log_path = logs / f"{one.name}.log"
-            log_path.replace(log_path.with_name(f"{one.name}-before.log"))  # it may say what it died of
-            started = replace(one, process=_spawn(by_name[one.name], logs))
+            with suppress(FileNotFoundError):
+                log_path.replace(log_path.with_name(f"{one.name}-before.log"))  # it may say what it died of
+            begun.append(_spawn(by_name[one.name], logs))
+            started = replace(one, process=begun[-1])
             services = tuple(started if other.name == one.name else other for other in record.services)
             record = replace(record, services=services)
             write_record(spec.state_dir, record)
         asyncio.run(_until_ready(record.services, logs, progress, timeout_s))
     except BaseException:
         with _uninterrupted():
-            stop_mesh(spec.state_dir, grace_s=_ABORT_GRACE_S)
+            stop(begun, _ABORT_GRACE_S)
         raise
     return record
 

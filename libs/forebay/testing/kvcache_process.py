@@ -67,7 +67,8 @@ class WritingWorker:
     def __init__(self, worker: KvWorker, block_bytes: int) -> None:
         self.worker = worker
         segment = segment_from_proto(worker.attached.segments[0])
-        self._memory = _addressable(open_segment(segment, block_bytes, segment.device.partition(":")[0]))
+        self._opened = open_segment(segment, block_bytes, segment.device.partition(":")[0])
+        self._memory = _addressable(self._opened)
         self._stride_bytes = segment.block_stride_bytes
         self._block_bytes = block_bytes
 

@@ -27,7 +27,7 @@ from forebay.kvcache.node import KvNode
 from forebay.kvcache.transfer.bringer import Bringer
 from forebay.rpc.status import to_failure
 from forebay.telemetry import extract, span, spans
-from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc, pull_pb2
+from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc, pull_pb2, upkeep_pb2
 from forebay.wire import kv_rights as wire
 from forebay.wire.bring_request import checked_wish
 from forebay.wire.kv_index import entry_to_proto
@@ -203,30 +203,30 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
         raise NotServedYetError("a BlockSource serves this, where there is one")
 
     async def PrefetchBlocks(
-        self, request: kvcache_pb2.PrefetchBlocksRequest, context: ServicerContext[Any, Any]
-    ) -> kvcache_pb2.PrefetchBlocksResponse:
+        self, request: upkeep_pb2.PrefetchBlocksRequest, context: ServicerContext[Any, Any]
+    ) -> upkeep_pb2.PrefetchBlocksResponse:
         accepted_count = self._node.blocks.prefetch(_some_hashes(request.block_hashes))
-        return kvcache_pb2.PrefetchBlocksResponse(accepted_blocks=accepted_count)
+        return upkeep_pb2.PrefetchBlocksResponse(accepted_blocks=accepted_count)
 
     async def PinBlocks(
-        self, request: kvcache_pb2.PinBlocksRequest, context: ServicerContext[Any, Any]
-    ) -> kvcache_pb2.PinBlocksResponse:
+        self, request: upkeep_pb2.PinBlocksRequest, context: ServicerContext[Any, Any]
+    ) -> upkeep_pb2.PinBlocksResponse:
         hashes = _some_hashes(request.block_hashes)
         if not 0 < request.ttl_s <= LONGEST_PIN_S:
             raise InvalidFieldError(f"a pin lasts at most {LONGEST_PIN_S:g} s, and more than none", field="ttl_s")
-        return kvcache_pb2.PinBlocksResponse(missing_block_hashes=self._node.pin(hashes, request.ttl_s))
+        return upkeep_pb2.PinBlocksResponse(missing_block_hashes=self._node.pin(hashes, request.ttl_s))
 
     async def FlushBlocks(
-        self, request: kvcache_pb2.FlushBlocksRequest, context: ServicerContext[Any, Any]
-    ) -> kvcache_pb2.FlushBlocksResponse:
-        return kvcache_pb2.FlushBlocksResponse(removed_blocks=self._node.flush())
+        self, request: upkeep_pb2.FlushBlocksRequest, context: ServicerContext[Any, Any]
+    ) -> upkeep_pb2.FlushBlocksResponse:
+        return upkeep_pb2.FlushBlocksResponse(removed_blocks=self._node.flush())
 
     async def VerifyBlocks(
-        self, request: kvcache_pb2.VerifyBlocksRequest, context: ServicerContext[Any, Any]
-    ) -> kvcache_pb2.VerifyBlocksResponse:
+        self, request: upkeep_pb2.VerifyBlocksRequest, context: ServicerContext[Any, Any]
+    ) -> upkeep_pb2.VerifyBlocksResponse:
         async with self._verifying:  # one at a time: they share a buffer
             verified_count, corrupt_count = await self._node.verify()
-        return kvcache_pb2.VerifyBlocksResponse(verified_blocks=verified_count, corrupt_blocks=corrupt_count)
+        return upkeep_pb2.VerifyBlocksResponse(verified_blocks=verified_count, corrupt_blocks=corrupt_count)
 
     def _check_match(self, request: kvcache_pb2.AttachWorkerRequest) -> None:
         ours = self._identity

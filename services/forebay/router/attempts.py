@@ -23,7 +23,9 @@ class Attempts:
 
     def next(self, emitted_token_ids: Sequence[int] = ()) -> Attempt:
         """Goes on behind the tokens that were generated before. Raises NoWorkerError when no worker can take it."""
-        request, token_ids = self._prompt.request, [*self._prompt.token_ids, *emitted_token_ids]
+        request, token_ids = self._prompt.request, self._prompt.token_ids
+        if emitted_token_ids:
+            token_ids = [*token_ids, *emitted_token_ids]
         with span(spans.PLAN) as current:
             chosen = self._planner.plan(request, token_ids, is_begun=bool(emitted_token_ids))
             current.set_attributes(

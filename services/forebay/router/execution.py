@@ -115,8 +115,7 @@ class Execution:
     def on_lost(self, error: ForebayError) -> None:
         """A worker was lost, or failed its call."""
         self._lost_worker_id = error.metadata.get("worker_id")
-        self._attempt_failure = error
-        self._wake.set()
+        self._on_failed(error)
 
     def on_text(self, text: str, token_count: int, stop_match: str | None, is_last: bool) -> None:
         """The tokenizer has news."""
@@ -134,15 +133,21 @@ class Execution:
 
     def _on_error(self, error: ForebayError, output: decode_pb2.SequenceOutput) -> None:
         """The decode worker failed the sequence, perhaps with last tokens."""
-        if self._failover.passes(error):
-            self._push(output.token_ids, output.logprobs, is_last=False)
-            self._attempt_failure = error
-            self._wake.set()
-        elif output.token_ids:
+        if output.token_ids and not self._failover.passes(error):
             self._failure_after_text = error
             self._push(output.token_ids, output.logprobs, is_last=True)
-        else:
+            return
+        if output.token_ids:
+            self._push(output.token_ids, output.logprobs, is_last=False)
+        self._on_failed(error)
+
+    def _on_failed(self, error: ForebayError) -> None:
+        """The attempt has failed: another follows, unless it would fail too."""
+        if not self._failover.passes(error):
             self._fail(error)
+            return
+        self._attempt_failure = error
+        self._wake.set()
 
     async def _fail_over(self) -> None:
         """Goes on with another attempt. Raises what the caller is to hear when there is none."""

@@ -1,4 +1,4 @@
-"""A request's prompt as the workers are told it, and what they have generated of its answer."""
+"""A request's prompt, and how its answer is to be generated: what every worker of the request is told."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

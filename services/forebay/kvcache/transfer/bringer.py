@@ -29,6 +29,8 @@ from forebay.wire.bring_request import BringWish
 
 PATIENCE_WITH_COMPILER_S: Final = 0.2
 """How long a transfer waits for the native converter before it takes the slower one."""
+MOST_CONVERTERS: Final = 16
+"""Kept, those used last: each layout that another node has is another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +139,12 @@ class Bringer:
     async def _target(self, plan: ConversionPlan, runs: Sequence[BringRun], landing: Landing) -> LandingTarget:
         if plan.sources[0] == plan.target:
             return DirectTarget(landing, sum(len(run.target_indexes) for run in runs))
-        making = self._converters.get(plan)
+        making = self._converters.pop(plan, None)
         if making is None:
-            making = self._converters[plan] = asyncio.create_task(asyncio.to_thread(block_converter, plan))
+            making = asyncio.create_task(asyncio.to_thread(block_converter, plan))
+        self._converters[plan] = making  # as the one used last
+        if len(self._converters) > MOST_CONVERTERS:
+            del self._converters[next(iter(self._converters))]
         # Where nobody has yet compiled the native library that takes long, and a request waits for its blocks.
         done, _ = await asyncio.wait((making,), timeout=PATIENCE_WITH_COMPILER_S)
         is_made = done and making.exception() is None
