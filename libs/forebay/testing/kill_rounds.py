@@ -10,13 +10,12 @@ from enum import StrEnum
 from typing import Any, Final
 
 from forebay.client import AsyncClient
-from forebay.rpc.channel import open_channel
+from forebay.client.kv_operator import KvOperator
 from forebay.testing.known_answers import learn_answers, varied_questions
 from forebay.testing.mesh import RunningMesh
 from forebay.testing.mortal_mesh import MortalMesh
 from forebay.testing.steady_load import OpenRequest, Outcome, SteadyLoad, Verdict
 from forebay.testing.waiting import until
-from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
 
 RELEASED_S: Final = 1.0
 """Within this time after the last request nothing may be held."""
@@ -122,14 +121,13 @@ class KillRounds:
 
     async def _held_blocks(self) -> int:
         """What is in use when nothing should be; zero as soon as it is zero."""
-        async with open_channel(self._mesh.address_of("kvcache")) as channel:
-            stub = kvcache_pb2_grpc.KvCacheServiceStub(channel)
+        async with KvOperator(self._mesh.address_of("kvcache")) as operator:
             ends_s = time.monotonic() + RELEASED_S
             while True:
-                stats = await stub.GetStats(kvcache_pb2.GetStatsRequest())
-                for tier in stats.tiers:
+                tiers = (await operator.stats()).tiers
+                for tier in tiers:
                     assert tier.free_blocks + tier.leased_blocks + tier.sealed_blocks == tier.capacity_blocks
-                held = sum(tier.leased_blocks + tier.referenced_blocks for tier in stats.tiers)
+                held = sum(tier.leased_blocks + tier.referenced_blocks for tier in tiers)
                 if held == 0 or time.monotonic() >= ends_s:
                     return held
                 await asyncio.sleep(0.01)
