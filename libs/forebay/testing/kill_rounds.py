@@ -92,12 +92,15 @@ class KillRounds:
         await until(lambda: self._load.first_good_s(healthy_s), _GOOD_S)
         await self._load.pause()
         outcomes = self._load.outcomes[first_outcome:]
+        first_good_s, follow_up_s = map(self._load.first_good_s, (killed_s, healthy_s))
+        assert first_good_s is not None
+        assert follow_up_s is not None  # waited for above, and good since the kill too
         return KillRound(
             victim=victim,
             outcomes=tuple(outcomes),
             healthy_s=healthy_s - killed_s,
-            first_good_s=(self._load.first_good_s(killed_s) or healthy_s) - killed_s,
-            follow_up_s=(self._load.first_good_s(healthy_s) or healthy_s) - killed_s,
+            first_good_s=first_good_s - killed_s,
+            follow_up_s=follow_up_s - killed_s,
             late_error_count=sum(one.began_s >= healthy_s and one.verdict is Verdict.FAILED for one in outcomes),
             cut_count=cut_count,
             held_blocks=await self._held_blocks(),
