@@ -12,13 +12,13 @@ from forebay.kernels.converter import block_converter
 from forebay.kernels.kv_numbers import encode
 from forebay.kv.conversion import ConversionPlan, plan_conversion
 from forebay.kv.layout import AxisOrder, KvDtype, KvLayout
+from scripts.benchmarks.kv_blocks import LAYOUT
 from scripts.benchmarks.options import Options
 from scripts.benchmarks.report import Figure, median, report
 
 _RUN_TOKENS = 4096
 _TARGET_GB_S = ">= 2"
-_LAYOUT = KvLayout(KvDtype.BFLOAT16, layers=30, kv_heads=3, head_dim=64)
-_INT8 = replace(_LAYOUT, dtype=KvDtype.INT8)
+_INT8 = replace(LAYOUT, dtype=KvDtype.INT8)
 _SHARD = replace(_INT8, block_tokens=16, first_kv_head=1, kv_heads=1, total_kv_heads=3)
 _PAIRED = AxisOrder.LAYER_KV_HEAD_PAIRED
 
@@ -38,20 +38,20 @@ def run(options: Options) -> None:
 
 
 def _cases() -> list[_Case]:
-    paired = replace(_LAYOUT, order=_PAIRED)
+    paired = replace(LAYOUT, order=_PAIRED)
     named = [
-        _Case("bfloat16 → int8", _LAYOUT, _INT8, _TARGET_GB_S),
-        _Case("bfloat16 → int8, 32 → 16 tokens, head 1 of 3", _LAYOUT, _SHARD, _TARGET_GB_S),
+        _Case("bfloat16 → int8", LAYOUT, _INT8, _TARGET_GB_S),
+        _Case("bfloat16 → int8, 32 → 16 tokens, head 1 of 3", LAYOUT, _SHARD, _TARGET_GB_S),
         _Case("bfloat16 → int8, paired → token rows", paired, _INT8, _TARGET_GB_S),
         _Case("bfloat16 → int8, paired → token rows, 32 → 16 tokens, head 1 of 3", paired, _SHARD, _TARGET_GB_S),
         _Case("int8 → bfloat16, token rows → paired, 16 → 32 tokens", replace(_INT8, block_tokens=16), paired),
-        _Case("bfloat16, paired → token rows", paired, _LAYOUT),
-        _Case("bfloat16, token rows → paired", _LAYOUT, paired),
-        _Case("bfloat16, 32 → 16 tokens", _LAYOUT, replace(_LAYOUT, block_tokens=16)),
+        _Case("bfloat16, paired → token rows", paired, LAYOUT),
+        _Case("bfloat16, token rows → paired", LAYOUT, paired),
+        _Case("bfloat16, 32 → 16 tokens", LAYOUT, replace(LAYOUT, block_tokens=16)),
     ]
     pairs = [(source, target) for source in KvDtype for target in KvDtype]
     return named + [
-        _Case(f"{source.value} → {target.value}", replace(_LAYOUT, dtype=source), replace(_LAYOUT, dtype=target))
+        _Case(f"{source.value} → {target.value}", replace(LAYOUT, dtype=source), replace(LAYOUT, dtype=target))
         for source, target in pairs
         if (source, target) != (KvDtype.BFLOAT16, KvDtype.INT8)
     ]

@@ -23,19 +23,18 @@ from contextlib import closing
 from pathlib import Path
 
 from forebay.host.shared_memory import FOLDER
-from forebay.kv.layout import KvDtype, KvLayout
 from forebay.kvcache.disk.block_file import OpenFile
 from forebay.kvcache.disk.folder import FILE_NAME, open_folder
 from forebay.kvcache.disk.queue import DiskQueue
 from forebay.kvcache.disk.record import SlotRecord
 from forebay.kvcache.disk.shape import HEADER_BYTES, FileShape
 from forebay.kvcache.disk.store import DiskStore
+from scripts.benchmarks.kv_blocks import LAYOUT
 from scripts.benchmarks.options import Options
 from scripts.benchmarks.report import Figure, median, report
 
-_LAYOUT = KvLayout(KvDtype.BFLOAT16, layers=30, kv_heads=3, head_dim=64)
 _BLOCK_COUNT = 1024
-_BLOCKS_BYTES = _BLOCK_COUNT * _LAYOUT.block_bytes
+_BLOCKS_BYTES = _BLOCK_COUNT * LAYOUT.block_bytes
 _IN_MEMORY_COUNT = 16
 """Blocks that are asked for at a time, each with memory of its own, as by a few requests that wait for theirs."""
 _RECOVERED_COUNT = 1_000_000
@@ -51,7 +50,7 @@ def run(options: Options) -> None:
         tempfile.NamedTemporaryFile(prefix="forebay-bench-", dir=FOLDER) as source,
     ):
         for _ in range(_BLOCK_COUNT):
-            source.write(os.urandom(_LAYOUT.block_bytes))
+            source.write(os.urandom(LAYOUT.block_bytes))
         source.flush()
         rates = asyncio.run(_rounds(Path(folder) / "kv", Path(source.name), options.rounds))
         recovery_s = _recoveries(Path(folder) / "records", options.rounds)
@@ -72,8 +71,8 @@ def _figures(rates: dict[str, list[float]], recovery_s: list[float]) -> list[Fig
 
 async def _rounds(folder: Path, source: Path, count: int) -> dict[str, list[float]]:
     path = folder / FILE_NAME
-    memory = [_touched(_LAYOUT.block_bytes) for _ in range(_IN_MEMORY_COUNT)]
-    with closing(open_folder(folder, _BLOCKS_BYTES + (1 << 20), "bench", _LAYOUT)) as store:
+    memory = [_touched(LAYOUT.block_bytes) for _ in range(_IN_MEMORY_COUNT)]
+    with closing(open_folder(folder, _BLOCKS_BYTES + (1 << 20), "bench", LAYOUT)) as store:
         store.recover()
         queue = DiskQueue(store)
         in_order, shuffled = list(range(_BLOCK_COUNT)), random.Random(1).sample(range(_BLOCK_COUNT), _BLOCK_COUNT)
@@ -127,7 +126,7 @@ def _dd_write(source: Path, path: Path) -> float:
 
 
 def _dd(*arguments: str) -> None:
-    subprocess.run(["dd", f"bs={_LAYOUT.block_bytes}", *arguments], check=True, capture_output=True)
+    subprocess.run(["dd", f"bs={LAYOUT.block_bytes}", *arguments], check=True, capture_output=True)
 
 
 def _timed(act: Callable[[], None], size_bytes: int) -> float:
@@ -163,7 +162,7 @@ def _hash(slot: int) -> bytes:
 
 
 def _recoveries(path: Path, count: int) -> list[float]:
-    shape = FileShape(block_bytes=_LAYOUT.block_bytes, block_count=_RECOVERED_COUNT)
+    shape = FileShape(block_bytes=LAYOUT.block_bytes, block_count=_RECOVERED_COUNT)
     with path.open("wb") as file:
         file.truncate(shape.data_offset)
         file.seek(HEADER_BYTES)

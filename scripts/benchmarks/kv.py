@@ -21,19 +21,17 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from forebay.chips.chip_class import DECODE_DEFAULT, chip_class_named
-from forebay.chips.kv_layout import layout_for
 from forebay.kv.effects import CopyBlock
 from forebay.kv.tier import Tier
 from forebay.kvcache.arena import Arena
 from forebay.kvcache.mover import BlockMover
 from forebay.models.default_model import resolve_model
-from forebay.models.model_file import open_model
 from forebay.rpc.channel import open_channel
 from forebay.testing.kv_worker import KvWorker, seal_entry
 from forebay.testing.kvcache_process import KvCacheProcess, attach_writer
 from forebay.testing.nats_server import NatsServer
 from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
+from scripts.benchmarks.kv_blocks import served_layout
 from scripts.benchmarks.options import Options
 from scripts.benchmarks.report import Figure, median, report
 
@@ -46,7 +44,7 @@ _COPIED_BLOCKS: Final = 256
 def run(options: Options) -> None:
     """`rounds` of each, at least fifty."""
     model = resolve_model(None)
-    block_bytes = layout_for(open_model(model).config, chip_class_named(DECODE_DEFAULT)).block_bytes
+    block_bytes = served_layout(model).block_bytes
     repeats = max(_LEAST_REPEATS, options.rounds)
     figures = asyncio.run(_calls(model, block_bytes, repeats))
     ours, plain = _copies(block_bytes, max(5, options.rounds))

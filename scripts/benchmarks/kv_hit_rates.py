@@ -41,7 +41,7 @@ def run(options: Options) -> None:
     figures = [Figure("unbounded", _rate(replay_future(trace, sum(map(len, trace))), trace), "of blocks")]
     for capacity, published_lru, published_s3 in zip(_CAPACITIES, _PUBLISHED_LRU, _PUBLISHED_S3_FIFO, strict=True):
         figures += _published(trace, capacity, published_lru)
-        hits = {name: replay_store(trace, capacity, 0, policy) for name, policy in _POLICIES.items()}
+        hits = {name: replay_store(trace, capacity, policy) for name, policy in _POLICIES.items()}
         hits[_FUTURE] = replay_future(trace, capacity)
         figures += [
             Figure(f"{capacity:,} blocks, {name}", _rate(each, trace), "of blocks") for name, each in hits.items()

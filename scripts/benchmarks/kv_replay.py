@@ -12,9 +12,9 @@ Hits = list[int]
 """Of every request, the blocks found from its first on without a hole."""
 
 
-def replay_store(trace: Trace, device_blocks: int, host_blocks: int, new_policy: NewPolicy) -> Hits:
+def replay_store(trace: Trace, capacity: int, new_policy: NewPolicy) -> Hits:
     """One request after the other reserves, seals and gives back its blocks, as the KV-cache service has it."""
-    store = TieredStore(StoreSettings(device_blocks, host_blocks, new_policy=new_policy))
+    store = TieredStore(StoreSettings(capacity, new_policy=new_policy))
     hits: Hits = []
     for hashes in trace:
         log = EffectLog()

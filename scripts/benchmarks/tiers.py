@@ -15,13 +15,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from forebay.chips.chip_class import DECODE_DEFAULT, chip_class_named
-from forebay.chips.kv_layout import layout_for
 from forebay.client import AsyncClient, Usage
 from forebay.models.default_model import resolve_model
-from forebay.models.model_file import open_model
 from forebay.testing.mesh import running_mesh
 from scripts.benchmarks.bare_engine import random_prompt
+from scripts.benchmarks.kv_blocks import served_layout
 from scripts.benchmarks.options import Options
 from scripts.benchmarks.report import Figure, median, report
 
@@ -44,8 +42,8 @@ class _Seen:
 
 def run(options: Options) -> None:
     """`rounds` passes over all prompts with each set of tiers."""
-    layout = layout_for(open_model(resolve_model(None)).config, chip_class_named(DECODE_DEFAULT))
-    few, many = _DEVICE_BLOCKS * layout.block_bytes, _ROOM_BLOCKS * layout.block_bytes
+    block_bytes = served_layout(resolve_model(None)).block_bytes
+    few, many = _DEVICE_BLOCKS * block_bytes, _ROOM_BLOCKS * block_bytes
     tiers: dict[str, dict[str, Any]] = {
         "HOST off": {"host_bytes": 0},
         "HOST on": {"host_bytes": many},

@@ -33,9 +33,10 @@ from forebay.kvcache.transfer.peer_channels import PeerChannels
 from forebay.kvcache.transfer.puller import BlockPuller
 from forebay.kvcache.transfer.tcp_transport import TcpBlockTransport
 from forebay.rpc.channel import MAX_MESSAGE_BYTES
+from scripts.benchmarks.kv_blocks import LAYOUT
 from scripts.benchmarks.options import Options
 from scripts.benchmarks.report import Figure, median, report
-from scripts.benchmarks.transfer_source import BARE_METHOD, BLOCK_COUNT, LAYOUT, cpu_s, hashes
+from scripts.benchmarks.transfer_source import BARE_METHOD, BLOCK_COUNT, cpu_s, hashes
 
 _MIB: Final = 1024 * 1024
 _TOTAL_BYTES: Final = 1024 * _MIB

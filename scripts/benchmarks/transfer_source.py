@@ -16,16 +16,14 @@ from typing import Any, Final
 import grpc
 
 from forebay.host.heap import keep_freed_memory
-from forebay.kv.layout import KvDtype, KvLayout
 from forebay.kvcache.transfer.data_listener import DataListener
 from forebay.kvcache.transfer.source import SERVICE, BlockSource, add_block_source
 from forebay.rpc.channel import MAX_MESSAGE_BYTES
 from forebay.rpc.server import Server
 from forebay.testing.plain_blocks import PlainBlocks
 from scripts.benchmarks.answering import claim_stdout
+from scripts.benchmarks.kv_blocks import LAYOUT
 
-LAYOUT: Final = KvLayout(KvDtype.BFLOAT16, layers=30, kv_heads=3, head_dim=64, block_tokens=32)
-"""Of the default model: blocks of 737,280 bytes."""
 BLOCK_COUNT: Final = 128
 BARE_METHOD: Final = "/bench/Pull"
 

@@ -1,1 +1,1 @@
-"""Rights to KV memory, decided purely: hashes, layout, block pools, leases, eviction. No I/O, no clock, no tensors."""
+"""KV memory, decided purely: names, layouts, rights, tiers, eviction, pulls between nodes. No I/O, clock or tensors."""

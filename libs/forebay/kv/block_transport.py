@@ -71,11 +71,6 @@ class BlockTarget(Protocol):
 class BlockTransport(Protocol):
     """A way for KV bytes between nodes."""
 
-    @property
-    def name(self) -> str:
-        """For spans and logs."""
-        ...
-
     def reaches(self, source: SourceNode) -> bool:
         """Whether it is worth trying, as far as is known."""
         ...

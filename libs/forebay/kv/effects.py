@@ -52,7 +52,7 @@ class CopyBlock:
 
 @dataclass(frozen=True, slots=True)
 class WriteSlot:
-    """A HOST block to be written to a slot of the DISK tier; `TieredStore.finish_write` ends it, whatever happens."""
+    """A HOST block to be written to a slot of the DISK tier; `BlockTraffic.finish_write` ends it, whatever happens."""
 
     block_hash: bytes
     host_index: int
@@ -61,7 +61,7 @@ class WriteSlot:
 
 @dataclass(frozen=True, slots=True)
 class ReadSlot:
-    """A slot of the DISK tier to be read into a HOST block; `TieredStore.finish_fill` ends it, whatever happens."""
+    """A slot of the DISK tier to be read into a HOST block; `BlockTraffic.finish_fill` ends it, whatever happens."""
 
     block_hash: bytes
     slot: int

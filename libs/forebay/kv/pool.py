@@ -22,7 +22,7 @@ _REBUILD_SHARE = 4  # of the capacity: so many drops between two rebuilds of the
 
 @dataclass(frozen=True, slots=True)
 class TierCounts:
-    """Blocks of one tier; free + leased + sealed = capacity. `referenced` counts those of `sealed` a sequence uses."""
+    """Blocks of one tier; free + leased + sealed = capacity; referenced: sealed ones in use."""
 
     tier: Tier
     capacity: int
@@ -112,7 +112,7 @@ class BlockPool:
         return self._policy.coldest(count)
 
     def is_idle(self, block: int) -> bool:
-        """Whether no sequence refers to this sealed block."""
+        """Whether nobody refers to this sealed block."""
         return self._references[block] == 0
 
     def lease(self, count: int) -> list[int]:
@@ -164,13 +164,13 @@ class BlockPool:
         return adopted
 
     def reference(self, block: int) -> None:
-        """One more sequence uses this sealed block: it is not evicted meanwhile."""
+        """One more user of this sealed block, a sequence or the service itself: it is not evicted meanwhile."""
         self._references[block] += 1
         if self._hash_by_block[block] is not None:
             self._policy.use(block)
 
     def unreference(self, blocks: Sequence[int]) -> None:
-        """One sequence fewer uses these sealed blocks of its table; its last block comes first."""
+        """One user fewer of these sealed blocks of one prefix, whose last block comes first."""
         references, hashes = self._references, self._hash_by_block
         idle: list[int] = []
         for block in blocks:

@@ -63,7 +63,7 @@ class PullSink:
         """Whether every block has arrived or failed."""
         return len(self._arrived) + len(self._failed) == self.block_count
 
-    def find(self, block_index: int) -> None:
+    def note_present(self, block_index: int) -> None:
         """The block is here already and need not come."""
         self._arrived.add(block_index)
 

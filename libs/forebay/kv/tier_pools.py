@@ -6,12 +6,10 @@ what is dropped.
 
 from forebay.kv.effect_log import EffectLog
 from forebay.kv.effects import BlockRecord
-from forebay.kv.eviction.eviction_memory import EvictionMemory
+from forebay.kv.eviction.eviction_memory import MOST_USES, EvictionMemory
 from forebay.kv.eviction.policy import NewPolicy
 from forebay.kv.pool import BlockPool, TierCounts
 from forebay.kv.tier import TIERS, Tier
-
-MOST_COUNTED_USES = 255
 
 
 class TierPools:
@@ -23,7 +21,7 @@ class TierPools:
             BlockPool(tier, count, new_policy) for tier, count in zip(TIERS, block_counts, strict=True)
         )
         self._finds = [(pool.tier, pool.find) for pool in self._in_order if pool.capacity]
-        self._uses = bytearray(self.device.capacity)  # by sequences, of what lies in DEVICE
+        self._uses = bytearray(self.device.capacity)  # by sequences, of what lies in DEVICE; at most MOST_USES
         self._gone = EvictionMemory(self.device.capacity)  # uses of what left the node
         self.evicted_count = 0
 
@@ -56,7 +54,7 @@ class TierPools:
 
     def count_uses(self, device_block: int, count: int) -> None:
         """So many uses more."""
-        self._uses[device_block] = min(self._uses[device_block] + count, MOST_COUNTED_USES)
+        self._uses[device_block] = min(self._uses[device_block] + count, MOST_USES)
 
     def seal_in_device(self, block: int, block_hash: bytes, log: EffectLog, earlier_uses: int | None = None) -> None:
         """A DEVICE block holds this from now on, with one reference.

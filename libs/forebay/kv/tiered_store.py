@@ -61,7 +61,7 @@ class TieredStore:
 
     @property
     def evicted_count(self) -> int:
-        """Blocks that have left the node for want of room."""
+        """Blocks that have left the node: for want of room, flushed, or with a disk that failed or damaged them."""
         return self._pools.evicted_count
 
     def counts(self) -> tuple[TierCounts, ...]:

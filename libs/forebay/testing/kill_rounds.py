@@ -10,13 +10,12 @@ from enum import StrEnum
 from typing import Any, Final
 
 from forebay.client import AsyncClient
-from forebay.rpc.channel import open_channel
+from forebay.client.kv_operator import KvOperator
 from forebay.testing.known_answers import learn_answers, varied_questions
 from forebay.testing.mesh import RunningMesh
 from forebay.testing.mortal_mesh import MortalMesh
 from forebay.testing.steady_load import OpenRequest, Outcome, SteadyLoad, Verdict
 from forebay.testing.waiting import until
-from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
 
 RELEASED_S: Final = 1.0
 """Within this time after the last request nothing may be held."""
@@ -93,12 +92,15 @@ class KillRounds:
         await until(lambda: self._load.first_good_s(healthy_s), _GOOD_S)
         await self._load.pause()
         outcomes = self._load.outcomes[first_outcome:]
+        first_good_s, follow_up_s = map(self._load.first_good_s, (killed_s, healthy_s))
+        assert first_good_s is not None
+        assert follow_up_s is not None  # waited for above, and good since the kill too
         return KillRound(
             victim=victim,
             outcomes=tuple(outcomes),
             healthy_s=healthy_s - killed_s,
-            first_good_s=(self._load.first_good_s(killed_s) or healthy_s) - killed_s,
-            follow_up_s=(self._load.first_good_s(healthy_s) or healthy_s) - killed_s,
+            first_good_s=first_good_s - killed_s,
+            follow_up_s=follow_up_s - killed_s,
             late_error_count=sum(one.began_s >= healthy_s and one.verdict is Verdict.FAILED for one in outcomes),
             cut_count=cut_count,
             held_blocks=await self._held_blocks(),
@@ -122,14 +124,13 @@ class KillRounds:
 
     async def _held_blocks(self) -> int:
         """What is in use when nothing should be; zero as soon as it is zero."""
-        async with open_channel(self._mesh.address_of("kvcache")) as channel:
-            stub = kvcache_pb2_grpc.KvCacheServiceStub(channel)
+        async with KvOperator(self._mesh.address_of("kvcache")) as operator:
             ends_s = time.monotonic() + RELEASED_S
             while True:
-                stats = await stub.GetStats(kvcache_pb2.GetStatsRequest())
-                for tier in stats.tiers:
+                tiers = (await operator.stats()).tiers
+                for tier in tiers:
                     assert tier.free_blocks + tier.leased_blocks + tier.sealed_blocks == tier.capacity_blocks
-                held = sum(tier.leased_blocks + tier.referenced_blocks for tier in stats.tiers)
+                held = sum(tier.leased_blocks + tier.referenced_blocks for tier in tiers)
                 if held == 0 or time.monotonic() >= ends_s:
                     return held
                 await asyncio.sleep(0.01)

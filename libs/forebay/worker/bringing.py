@@ -7,7 +7,6 @@ not come is computed. Knows no sequence, place or engine.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,11 +37,9 @@ class Bringing:
         stub: "kvcache_pb2_grpc.KvCacheServiceAsyncStub",
         source: common_pb2.Manifest,
         block_hashes: list[bytes],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stub = stub
         self._request = pull_pb2.BringBlocksRequest(source=source, block_hashes=block_hashes, timeout_s=TIMEOUT_S)
-        self._clock = clock
         self._ended: asyncio.Future[Transfer] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(), name="kv-bringing")
 
@@ -55,7 +52,7 @@ class Bringing:
         self._task.cancel()
 
     async def _run(self) -> None:
-        began_s, byte_count = self._clock(), 0
+        began_s, byte_count = time.monotonic(), 0
         call = self._stub.BringBlocks(self._request)
         try:
             # Its own deadline, not the request's: that one cancels by itself.
@@ -73,4 +70,4 @@ class Bringing:
 
     def _end(self, byte_count: int, began_s: float) -> None:
         if not self._ended.done():
-            self._ended.set_result(Transfer(byte_count, self._clock() - began_s))
+            self._ended.set_result(Transfer(byte_count, time.monotonic() - began_s))

@@ -1,16 +1,13 @@
 """Carries the DISK tier's reads and writes out, one task each, and tells when they have ended. Decides nothing."""
 
 import asyncio
-import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from forebay.errors import BlockCorruptError, DiskFailedError, DrainingError
 from forebay.kv.effects import ReadSlot, WriteSlot
 from forebay.kvcache.disk.queue import DiskQueue
-
-_log = logging.getLogger(__name__)
 
 _WRITE_BACK: Final = "write-back"
 _PROMOTION: Final = "promotion"
@@ -44,11 +41,11 @@ class DiskTraffic:
         self._has_failed = False
         self._scratch = memoryview(bytearray(len(host_block(0))))
 
-    def start(self, effects_writes: tuple[WriteSlot, ...], effects_reads: tuple[ReadSlot, ...]) -> None:
+    def start(self, writes: Sequence[WriteSlot], reads: Sequence[ReadSlot]) -> None:
         """Begins them; each ends with a call of the listener."""
-        for write in effects_writes:
+        for write in writes:
             self._spawn(self._write(write))
-        for read in effects_reads:
+        for read in reads:
             self._spawn(self._read(read))
 
     async def is_whole(self, slot: int, block_hash: bytes) -> bool:

@@ -18,11 +18,11 @@ from forebay.kv.tiered_store import TieredStore
 
 
 @dataclass(frozen=True, slots=True)
-class FilledBlock:
+class OpenBlock:
     """A DEVICE block that the service may write, until `finish_fill`."""
 
     block_hash: bytes
-    block: int
+    index: int
 
 
 class NodeBlocks:
@@ -83,16 +83,16 @@ class NodeBlocks:
         with self._logged() as log:
             self._store.traffic.let_go(held, log)
 
-    def open_fill(self, block_hash: bytes) -> FilledBlock | None:
+    def open_fill(self, block_hash: bytes) -> OpenBlock | None:
         """A DEVICE block to write; None: it is here, on its way, or there is no room. `finish_fill` must follow."""
         with self._logged() as log:
             block = self._store.open_fill(block_hash, log)
-        return None if block is None else FilledBlock(block_hash, block)
+        return None if block is None else OpenBlock(block_hash, block)
 
-    def finish_fill(self, filled: FilledBlock, *, is_good: bool) -> None:
+    def finish_fill(self, opened: OpenBlock, *, is_good: bool) -> None:
         """The block is not written any more; it holds what its hash says if `is_good`, and is free otherwise."""
         with self._logged() as log:
-            self._store.traffic.finish_fill(filled.block_hash, log, is_good=is_good)
+            self._store.traffic.finish_fill(opened.block_hash, log, is_good=is_good)
         self._tell_fetching()
 
     def on_written(self, write: WriteSlot, *, is_good: bool) -> None:

@@ -257,8 +257,6 @@ async def test_a_broken_session_resumes_by_block(ends: Any, transport: BlockTran
     target = PlainTarget(60, LAYOUT.block_bytes)
 
     class Cut:
-        name = "cut"
-
         def reaches(self, source: SourceNode) -> bool:
             return True
 

@@ -10,7 +10,7 @@ by count, as LFU does; far above it by age, as LRU does, but of what was used tw
 
 Related: hyperbolic caching (Blankstein et al., ATC 2017: uses per time in the cache, by sampling), which has no prior
 and forgets what it evicts. Prefixes keep their order by themselves: a block was used at least as often, and at least as
-lately, as those after it, so that its rate is never lower. Why this policy: docs/adr/011.
+lately, as those after it, so that its rate is never lower. Why this policy: docs/adr/015.
 """
 
 import heapq

@@ -1,6 +1,6 @@
 """The folder of the DISK tier: finds, makes or replaces its one file, and locks it for this service.
 
-A cache is replaceable: a file of ours for another model, layout, size or format is made anew, which one log line says.
+A cache is replaceable: a file of ours of another content, layout, size or format is made anew, which one log line says.
 What is not ours is never touched. Knows headers and sizes; not what slots hold.
 """
 
@@ -25,8 +25,8 @@ _STAT_BLOCK_BYTES: Final = 512
 _log = logging.getLogger(__name__)
 
 
-def open_folder(folder: Path, size_bytes: int, model_digest: str, layout: KvLayout) -> DiskStore:
-    """The store in `folder`, of at most `size_bytes`, with what an earlier service of this model left there.
+def open_folder(folder: Path, size_bytes: int, content_key: str, layout: KvLayout) -> DiskStore:
+    """The store in `folder`, of at most `size_bytes`, with what an earlier service left there under this key.
 
     All space is taken at once. Errors: StartError when another service uses the folder, it is not ours, or space is
     short.
@@ -37,7 +37,7 @@ def open_folder(folder: Path, size_bytes: int, model_digest: str, layout: KvLayo
     try:
         file = _open_locked(folder)
         try:
-            _prepare(file, folder, FileHeader(model_digest, layout, shape))
+            _prepare(file, folder, FileHeader(content_key, layout, shape))
         except BaseException:
             os.close(file)
             raise

@@ -15,9 +15,9 @@ FORMAT_VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class FileHeader:
-    """Blocks can be read only by who has the same header."""
+    """Blocks can be read only by who has the same header. content_key: says what the bytes of blocks mean."""
 
-    model_digest: str
+    content_key: str
     layout: KvLayout
     shape: FileShape
 
@@ -43,7 +43,7 @@ class FileHeader:
         layout = {f"layout.{name}": _plain(value) for name, value in asdict(self.layout).items()}
         return {
             "format_version": FORMAT_VERSION,
-            "model_digest": self.model_digest,
+            "model_digest": self.content_key,  # named so in format 1; another name would empty every disk tier
             **layout,
             "stride_bytes": self.shape.stride_bytes,
             "block_count": self.shape.block_count,

@@ -29,7 +29,7 @@ class _Request(Turn):
 class DiskQueue:
     """Reads and writes of one store. Requests for one slot are carried out in the order of the calls.
 
-    flow: whose request it is, such as a sequence or all write-backs together. Flows take turns.
+    flow: whose request it is, such as all promotions or all write-backs. Flows take turns.
     """
 
     def __init__(self, store: DiskStore) -> None:

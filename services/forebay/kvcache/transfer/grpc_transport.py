@@ -14,8 +14,6 @@ from forebay.wire.pull_frame import frame_of
 class GrpcBlockTransport:
     """A BlockTransport."""
 
-    name = "grpc"
-
     def __init__(self, channels: PeerChannels) -> None:
         self._channels = channels
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from forebay.kv.block_traffic import Held
 from forebay.kv.tier import Tier
-from forebay.kvcache.node_blocks import FilledBlock, NodeBlocks
+from forebay.kvcache.node_blocks import NodeBlocks, OpenBlock
 
 
 class BlockMemory(Protocol):
@@ -30,9 +30,9 @@ class Landing:
         """Opens as many blocks of the prefix as there is room for, the first ones first."""
         self._blocks = blocks
         self._memory = memory
-        self._opened: dict[int, memoryview] = {}
+        self._bytes_of: dict[int, memoryview] = {}
         self._held: list[Held] = []
-        self._filled: dict[int, FilledBlock] = {}
+        self._open: dict[int, OpenBlock] = {}
         self.has_room = True
         for index, block_hash in enumerate(prefix_hashes):
             self.has_room = self._keep(index, block_hash)
@@ -42,32 +42,32 @@ class Landing:
     @property
     def open_count(self) -> int:
         """Blocks still to be filled here."""
-        return len(self._filled)
+        return len(self._open)
 
     def is_open(self, index: int) -> bool:
         """Whether this block is still to be filled here."""
-        return index in self._filled
+        return index in self._open
 
     def memory(self, index: int) -> memoryview:
         """Where an open block's bytes go."""
-        opened = self._opened.get(index)
+        opened = self._bytes_of.get(index)
         if opened is None:
-            opened = self._opened[index] = self._memory.open(Tier.DEVICE, self._filled[index].block)
+            opened = self._bytes_of[index] = self._memory.open(Tier.DEVICE, self._open[index].index)
         return opened
 
     def finish(self, index: int) -> None:
         """An open block's bytes are there; they are not written again."""
-        filled = self._filled.pop(index)
-        opened = self._opened.pop(index, None)
+        block = self._open.pop(index)
+        opened = self._bytes_of.pop(index, None)
         if opened is not None:
-            self._memory.written(Tier.DEVICE, filled.block, opened)
-        self._blocks.finish_fill(filled, is_good=True)
+            self._memory.written(Tier.DEVICE, block.index, opened)
+        self._blocks.finish_fill(block, is_good=True)
 
     def end_filling(self) -> None:
         """What is still open will not be filled, and is free again. Idempotent."""
-        self._opened.clear()
-        while self._filled:
-            self._blocks.finish_fill(self._filled.popitem()[1], is_good=False)
+        self._bytes_of.clear()
+        while self._open:
+            self._blocks.finish_fill(self._open.popitem()[1], is_good=False)
 
     def close(self) -> None:
         """Ends filling, and keeps nothing any more. Idempotent."""
@@ -82,8 +82,8 @@ class Landing:
             return True
         if self._blocks.is_on_its_way(block_hash):
             return True
-        filled = self._blocks.open_fill(block_hash)
-        if filled is None:
+        block = self._blocks.open_fill(block_hash)
+        if block is None:
             return False
-        self._filled[index] = filled
+        self._open[index] = block
         return True

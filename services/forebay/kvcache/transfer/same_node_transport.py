@@ -11,8 +11,6 @@ from forebay.kvcache.transfer.references import PullReferences
 class SameNodeTransport:
     """A BlockTransport."""
 
-    name = "same_node"
-
     def __init__(self, node_id: str, blocks: SealedBlocks) -> None:
         self._node_id = node_id
         self._blocks = blocks
@@ -30,7 +28,7 @@ class SameNodeTransport:
             async with asyncio.timeout(timeout_s):
                 for index in range(len(request.block_hashes)):
                     await references.wait_for(index, request.seal_wait_s)
-                    sink.find(index)
+                    sink.note_present(index)
                     target.present(index)
         except TimeoutError:
             raise DeadlineExceededError(f"the pull took longer than {timeout_s:g} s") from None

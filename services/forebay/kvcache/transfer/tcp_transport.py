@@ -34,8 +34,6 @@ LAST_WORD_S: Final = 3.0
 class TcpBlockTransport:
     """A BlockTransport."""
 
-    name = "tcp"
-
     def __init__(self, channels: PeerChannels) -> None:
         self._channels = channels
 
