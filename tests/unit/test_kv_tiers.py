@@ -118,3 +118,13 @@ def test_refused_reservation_changes_nothing() -> None:
     with pytest.raises(KvExhaustedError):
         store.reserve(HASHES[:2], 3, log)
     assert (store.counts(), log.copies, log.events) == (before, [], [])
+
+
+def test_a_block_named_twice_is_fetched_and_let_go_once() -> None:
+    store = TieredStore(StoreSettings(2, 2, 4))
+    store.restore(Tier.DISK, [(0, HASHES[0])], EffectLog())
+    log = EffectLog()
+    store.traffic.abandon(store.traffic.fetch([HASHES[0], HASHES[0]], log), log)
+    assert [read.block_hash for read in log.reads] == [HASHES[0]]
+    store.traffic.finish_fill(HASHES[0], log, is_good=True)
+    assert [one.referenced for one in store.counts()] == [0, 0, 0], "nobody wants it any more"

@@ -93,6 +93,8 @@ class BlockTraffic:
         """Brings the longest held run of a prefix into memory, and holds it there."""
         fetch = Fetch()
         for block_hash in prefix_hashes:
+            if block_hash in fetch.awaited:  # named twice: it waits, and is to be abandoned, once
+                continue
             if self._pools.is_in_memory(block_hash):
                 self._hold_for(fetch, block_hash)
                 continue
