@@ -2,11 +2,14 @@
 
 import dataclasses
 
-from forebay.errors import BlockCorruptError
+import pytest
+
+from forebay.errors import BlockCorruptError, KvExhaustedError
 from forebay.kernels.converter_reference import ReferenceConverter
 from forebay.kv.block_traffic import Held
 from forebay.kv.bring_run import bring_runs
 from forebay.kv.conversion import plan_conversion
+from forebay.kv.effect_log import EffectLog
 from forebay.kv.layout import KvDtype, KvLayout
 from forebay.kv.tier import Tier
 from forebay.kv.tiered_store import StoreSettings, TieredStore
@@ -23,7 +26,8 @@ class Arrival:
     """A landing of so many blocks over memory that nobody looks at, and the target that fills it."""
 
     def __init__(self, count: int, source: KvLayout, target: KvLayout) -> None:
-        self.blocks = NodeBlocks(TieredStore(StoreSettings(count)), lambda effects: None)
+        self.store = TieredStore(StoreSettings(count))
+        self.blocks = NodeBlocks(self.store, lambda effects: None)
         self.hashes = [index.to_bytes(16, "big") for index in range(count)]
         self.memory = memoryview(bytearray(target.block_bytes))
         self.landing = Landing(self.blocks, self, self.hashes)
@@ -65,6 +69,17 @@ def test_blocks_that_are_here_are_not_asked_for_again() -> None:
     target.memory(0)
     target.arrived(0)
     assert arrival.landing.open_count == 0
+
+
+def test_what_has_arrived_is_kept_while_the_rest_comes() -> None:
+    arrival = Arrival(4, SMALL, SMALL)
+    for index in (1, 0):
+        arrival.landing.finish(index)
+    with pytest.raises(KvExhaustedError):
+        arrival.store.lease(1, EffectLog())
+    arrival.landing.close()
+    arrival.store.lease(3, EffectLog())
+    assert [one.block_hash for one in arrival.held()] == arrival.hashes[:1], "of a prefix its end goes first"
 
 
 def staged_before_refusal(target: ConvertingTarget) -> int:

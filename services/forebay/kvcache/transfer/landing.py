@@ -31,7 +31,7 @@ class Landing:
         self._blocks = blocks
         self._memory = memory
         self._bytes_of: dict[int, memoryview] = {}
-        self._held: list[Held] = []
+        self._held: dict[int, Held] = {}
         self._open: dict[int, OpenBlock] = {}
         self.has_room = True
         for index, block_hash in enumerate(prefix_hashes):
@@ -62,6 +62,7 @@ class Landing:
         if opened is not None:
             self._memory.written(Tier.DEVICE, block.index, opened)
         self._blocks.finish_fill(block, is_good=True)
+        self._hold(index, block.block_hash)
 
     def end_filling(self) -> None:
         """What is still open will not be filled, and is free again. Idempotent."""
@@ -72,13 +73,11 @@ class Landing:
     def close(self) -> None:
         """Ends filling, and keeps nothing any more. Idempotent."""
         self.end_filling()
-        held, self._held = self._held, []
-        self._blocks.let_go(held)
+        held, self._held = self._held, {}
+        self._blocks.let_go(held[index] for index in sorted(held))
 
     def _keep(self, index: int, block_hash: bytes) -> bool:
-        held = self._blocks.hold(block_hash)
-        if held is not None:
-            self._held.append(held)
+        if self._hold(index, block_hash):
             return True
         if self._blocks.is_on_its_way(block_hash):
             return True
@@ -87,3 +86,10 @@ class Landing:
             return False
         self._open[index] = block
         return True
+
+    def _hold(self, index: int, block_hash: bytes) -> bool:
+        """Keeps a block of the prefix until `close`; False: it is not in memory."""
+        held = self._blocks.hold(block_hash)
+        if held is not None:
+            self._held[index] = held
+        return held is not None
