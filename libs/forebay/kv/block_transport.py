@@ -93,12 +93,15 @@ class SequenceState(Enum):
     LOST = "lost"  # its worker died
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class HeldBlock:
-    """A sealed block that stays while it is held. `memory` is read-only; `digest` is its xxh3-128, computed once."""
+    """One hold of a sealed block, which stays meanwhile. `memory` is read-only.
+
+    digest: its xxh3-128; the first to ask for it waits as long as reading the block takes.
+    """
 
     memory: memoryview
-    digest: bytes
+    digest: Callable[[], bytes]
 
 
 class SealedBlocks(Protocol):
@@ -120,8 +123,8 @@ class SealedBlocks(Protocol):
         """Takes a reference to a block; None: it does not lie sealed in memory here."""
         ...
 
-    def release(self, block_hash: bytes) -> None:
-        """Gives one reference back."""
+    def release(self, block: HeldBlock) -> None:
+        """Gives the reference back, this very one: of a block that moved meanwhile, another may be to another place."""
         ...
 
     def state_of(self, sequence_id: str) -> SequenceState:

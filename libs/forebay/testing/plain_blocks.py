@@ -21,7 +21,7 @@ class PlainBlocks:
 
     def __init__(self, layout: KvLayout) -> None:
         self.layout = layout
-        self.held: Counter[bytes] = Counter()
+        self.held: Counter[HeldBlock] = Counter()
         self._blocks: dict[bytes, HeldBlock] = {}
         self._states: dict[str, SequenceState] = {}
         self._followers: dict[str, list[Callable[[], None]]] = {}
@@ -37,7 +37,8 @@ class PlainBlocks:
 
     def seal(self, block_hash: bytes, data: bytes | bytearray | memoryview, sequence_id: str | None = None) -> None:
         """The block is there. `data` stays its memory, which a test may spoil."""
-        self._blocks[block_hash] = HeldBlock(memoryview(data).toreadonly(), xxh3_128_digest(data))
+        digest = xxh3_128_digest(data)
+        self._blocks[block_hash] = HeldBlock(memoryview(data).toreadonly(), lambda: digest)
         if sequence_id is not None:
             self._tell(sequence_id)
 
@@ -58,13 +59,13 @@ class PlainBlocks:
         """As SealedBlocks.hold."""
         block = self._blocks.get(block_hash)
         if block is not None:
-            self.held[block_hash] += 1
+            self.held[block] += 1
         return block
 
-    def release(self, block_hash: bytes) -> None:
+    def release(self, block: HeldBlock) -> None:
         """As SealedBlocks.release."""
-        assert self.held[block_hash] > 0, "released more often than held"
-        self.held[block_hash] -= 1
+        assert self.held[block] > 0, "released more often than held"
+        self.held[block] -= 1
 
     def state_of(self, sequence_id: str) -> SequenceState:
         """As SealedBlocks.state_of."""

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from forebay.kv.block_traffic import Held
 from forebay.kv.block_transport import HeldBlock, SequenceState
@@ -28,7 +29,7 @@ class NodeSealedBlocks:
         self._node = node
         self._carrier = carrier
         self._disk_wait_s = disk_wait_s
-        self._held: dict[bytes, list[Held]] = {}
+        self._held: dict[HeldBlock, Held] = {}
 
     @asynccontextmanager
     async def fetched(self, block_hashes: Sequence[bytes]) -> AsyncIterator[None]:
@@ -45,16 +46,14 @@ class NodeSealedBlocks:
         held = self._node.blocks.hold(block_hash)
         if held is None:
             return None
-        self._held.setdefault(block_hash, []).append(held)
         memory = self._carrier.memory_of(held.tier, held.block)
-        return HeldBlock(memory.toreadonly(), self._carrier.digests.of(held.tier, held.block))
+        block = HeldBlock(memory.toreadonly(), partial(self._carrier.digests.of, held.tier, held.block))
+        self._held[block] = held
+        return block
 
-    def release(self, block_hash: bytes) -> None:
+    def release(self, block: HeldBlock) -> None:
         """As SealedBlocks.release."""
-        held = self._held[block_hash]
-        self._node.blocks.let_go([held.pop()])
-        if not held:
-            del self._held[block_hash]
+        self._node.blocks.let_go([self._held.pop(block)])
 
     def state_of(self, sequence_id: str) -> SequenceState:
         """As SealedBlocks.state_of."""

@@ -60,8 +60,8 @@ class PullReferences:
 
     def release(self) -> None:
         """Gives all references back."""
-        for index in self._held:
-            self._blocks.release(self._hashes[index])
+        for block in self._held.values():
+            self._blocks.release(block)
         self._held.clear()
 
     def _take(self) -> HeldBlock | None:

@@ -105,8 +105,9 @@ class RunningPull:
         try:
             while (index := self._source.first_unsealed) is not None:
                 block = await self._references.wait_for(index, self._seal_wait_s)
-                self._source.seal(block.digest)
+                self._source.seal(block.digest())
                 self.on_change()
+                await asyncio.sleep(0)  # everybody else has a turn between two digests
         except ForebayError as error:
             self._no_more = error
             self.on_change()
