@@ -12,7 +12,7 @@ from forebay.role import Role
 from forebay.v1 import common_pb2, events_pb2
 from forebay.wire.layout import layout_from_proto, layout_to_proto
 
-sizes = st.integers(1, 2**20)
+sizes = st.integers(1, 64)
 layouts = st.builds(
     KvLayout,
     dtype=st.sampled_from(KvDtype),
@@ -65,6 +65,16 @@ def test_a_shard_is_not_the_whole() -> None:
     whole = KvLayout(KvDtype.BFLOAT16, layers=2, kv_heads=4, head_dim=8)
     shard = KvLayout(KvDtype.BFLOAT16, layers=2, kv_heads=4, head_dim=8, total_kv_heads=8)
     assert layout_from_proto(layout_to_proto(shard)) == shard != whole
+
+
+@pytest.mark.parametrize("field", ["block_tokens", "layers", "kv_heads", "head_dim"])
+def test_a_layout_of_absurd_blocks_is_refused_at_once(field: str) -> None:
+    message = layout_to_proto(KvLayout(KvDtype.INT8, layers=2, kv_heads=4, head_dim=8))
+    setattr(message, field, 2**32 - 1)
+    message.total_kv_heads, message.ranks = 0, message.kv_heads
+    with pytest.raises(InvalidFieldError) as caught:
+        layout_from_proto(message)
+    assert caught.value.field == "layout.block_tokens"
 
 
 @pytest.mark.parametrize("field", ["dtype", "order", "block_tokens", "layers", "kv_heads", "head_dim"])

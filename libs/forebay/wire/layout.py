@@ -1,5 +1,6 @@
 """KV layouts on the wire."""
 
+from dataclasses import replace
 from typing import Final
 
 from forebay.errors import InvalidFieldError
@@ -18,6 +19,8 @@ _ORDERS: Final = {
     AxisOrder.LAYER_KV_TOKEN_HEAD: common_pb2.AXIS_ORDER_LAYER_KV_TOKEN_HEAD,
     AxisOrder.LAYER_KV_HEAD_PAIRED: common_pb2.AXIS_ORDER_LAYER_KV_HEAD_PAIRED,
 }
+MAX_BLOCK_BYTES: Final = 256 * 2**20
+"""Of one block that somebody else lays out. Whoever converts it has some of them in memory."""
 _DTYPE_OF: Final = {number: dtype for dtype, number in _DTYPES.items()}
 _ORDER_OF: Final = {number: order for order, number in _ORDERS.items()}
 
@@ -41,7 +44,7 @@ def layout_from_proto(message: common_pb2.KvLayout) -> KvLayout:
     """The layout of a message; two equal layouts compare equal however they were written.
 
     Raises:
-        InvalidFieldError: an enum is unknown, a size is 0, or ranks are more than heads.
+        InvalidFieldError: an enum is unknown, a size is 0, ranks are more than heads, or a block is too large.
     """
     if message.dtype not in _DTYPE_OF:
         raise InvalidFieldError("KV layout has no known dtype", field="layout.dtype")
@@ -53,7 +56,7 @@ def layout_from_proto(message: common_pb2.KvLayout) -> KvLayout:
     if message.ranks > message.kv_heads:
         raise InvalidFieldError("KV layout has more ranks than kv_heads", field="layout.ranks")
     is_sharded = message.total_kv_heads not in (0, message.kv_heads)
-    return KvLayout(
+    layout = KvLayout(
         dtype=_DTYPE_OF[message.dtype],
         layers=message.layers,
         kv_heads=message.kv_heads,
@@ -64,3 +67,9 @@ def layout_from_proto(message: common_pb2.KvLayout) -> KvLayout:
         total_kv_heads=message.total_kv_heads if is_sharded else None,
         ranks=max(1, message.ranks),
     )
+    block_bytes = replace(layout, ranks=1).block_bytes  # without a look at its parts, of which there may be billions
+    if block_bytes > MAX_BLOCK_BYTES:
+        raise InvalidFieldError(
+            f"a KV block of {block_bytes} bytes is more than {MAX_BLOCK_BYTES}", field="layout.block_tokens"
+        )
+    return layout
