@@ -69,6 +69,11 @@ def test_other_orders_and_unknown_fields_are_read() -> None:
     assert bytes(found[1]) == b"abc"
 
 
+def test_a_message_of_nothing_but_small_fields_is_refused_before_it_is_read() -> None:
+    with pytest.raises(BadFrameError, match="64 fields"):
+        frame_of(b"\x08\x01" * 100)
+
+
 def test_a_response_without_a_frame_holds_none() -> None:
     response = pull_pb2.PullBlocksResponse(data_connection=pull_pb2.DataConnection(port=1, ticket=b"t"))
     assert frame_of(response.SerializeToString()) is None

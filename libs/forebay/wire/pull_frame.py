@@ -11,6 +11,7 @@ from forebay.kv.pull_frame import Frame
 
 DIGEST_BYTES: Final = 16
 
+_MOST_FIELDS: Final = 64
 _FRAME = 2  # in PullBlocksResponse
 _BLOCK_INDEX, _OFFSET, _DIGEST, _DATA = 1, 2, 3, 4  # in PulledFrame
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
@@ -56,10 +57,13 @@ def frame_of(message: bytes) -> tuple[Frame, memoryview] | None:
 
 
 def _fields(message: memoryview) -> dict[int, int | memoryview]:
-    """The last value of each field."""
+    """The last value of each field. Errors: BadFrameError, also when there are more than any version has."""
     fields: dict[int, int | memoryview] = {}
-    at = 0
+    at = count = 0
     while at < len(message):
+        count += 1
+        if count > _MOST_FIELDS:
+            raise BadFrameError(f"a frame's message has more than {_MOST_FIELDS} fields")
         tag, at = _read_varint(message, at)
         number, kind = tag >> 3, tag & 7
         if kind == _VARINT:
