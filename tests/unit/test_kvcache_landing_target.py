@@ -71,6 +71,19 @@ def test_blocks_that_are_here_are_not_asked_for_again() -> None:
     assert arrival.landing.open_count == 0
 
 
+def test_blocks_of_a_run_are_where_the_pull_has_them() -> None:
+    arrival = Arrival(6, SMALL, LARGE)
+    for index in (0, 1, 3):
+        arrival.landing.finish(index)
+    plan = plan_conversion((SMALL,), LARGE)
+    target = ConvertingTarget(arrival.landing, bring_runs(plan, 12, 6), ReferenceConverter(plan))
+    assert target.source_indexes == [4, 5, 8, 9, 10, 11]
+    for index in (4, 5):  # of the pull: blocks 10 and 11
+        target.memory(index)
+        target.arrived(index)
+    assert [arrival.landing.is_open(index) for index in (2, 4, 5)] == [True, True, False]
+
+
 def test_what_has_arrived_is_kept_while_the_rest_comes() -> None:
     arrival = Arrival(4, SMALL, SMALL)
     for index in (1, 0):

@@ -4,6 +4,7 @@ A target's `source_indexes` say what is to be pulled: block i of the pull is blo
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Final
 
 from forebay.errors import BlockCorruptError, KvExhaustedError
@@ -47,7 +48,8 @@ class ConvertingTarget:
         wanted = [run for run in runs if any(map(landing.is_open, run.target_indexes))]
         self._run_of = [run for run in wanted for _ in run.source_indexes]
         self.source_indexes = [index for run in wanted for index in run.source_indexes]
-        self._first_of = {run.source_indexes: self.source_indexes.index(run.source_indexes.start) for run in wanted}
+        firsts = accumulate((len(run.source_indexes) for run in wanted), initial=0)
+        self._first_of = dict(zip((run.source_indexes for run in wanted), firsts, strict=False))
         self._staged: dict[int, bytearray] = {}  # by block of the pull
         self._arrived: set[int] = set()  # of those staged
         self._block_bytes = converter.plan.sources[0].block_bytes
