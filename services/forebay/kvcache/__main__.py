@@ -12,7 +12,7 @@ from xxhash import xxh3_128_digest
 
 from forebay.chips import chip_class_named
 from forebay.chips.kv_layout import layout_for
-from forebay.errors import StartError
+from forebay.errors import DiskFailedError, StartError
 from forebay.events.connection import connect
 from forebay.events.kv_publisher import KvEventPublisher
 from forebay.fleet.drain import drain
@@ -99,7 +99,7 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
         if disk is not None:
             carrier.disk = traffic_of(disk, carrier, node)
             stack.push_async_callback(carrier.disk.close)
-            node.restore(Tier.DISK, reversed(disk.recover()))  # of a block that is there twice, the later
+            restore_disk(node, disk)
         identity = NodeIdentity(
             node_id=settings.node_id,
             incarnation=incarnation,
@@ -167,6 +167,14 @@ def open_disk(settings: KvCacheSettings, key: str, layout: KvLayout) -> DiskStor
             "a disk tier needs a host tier, from which it is written and into which it is read: --host-bytes"
         )
     return open_folder(settings.disk_dir, settings.disk_bytes, key, layout)
+
+
+def restore_disk(node: KvNode, disk: DiskStore) -> None:
+    """What is left on disk is found from now on; where it cannot be read the tier is off, and serving goes on."""
+    try:
+        node.restore(Tier.DISK, reversed(disk.recover()))  # of a block that is there twice, the later
+    except DiskFailedError:  # the store has said why
+        node.blocks.on_disk_failed()
 
 
 def traffic_of(disk: DiskStore, carrier: Carrier, node: KvNode) -> DiskTraffic:

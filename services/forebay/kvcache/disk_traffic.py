@@ -51,10 +51,14 @@ class DiskTraffic:
     async def is_whole(self, slot: int, block_hash: bytes) -> bool:
         """Reads a block and compares it with its digest. Errors: DiskFailedError, DrainingError."""
         try:
-            await self._queue.read(slot, block_hash, self._scratch, _VERIFICATION)
-        except BlockCorruptError:
-            await self._queue.forget(slot, _VERIFICATION)
-            return False
+            try:
+                await self._queue.read(slot, block_hash, self._scratch, _VERIFICATION)
+            except BlockCorruptError:
+                await self._queue.forget(slot, _VERIFICATION)
+                return False
+        except DiskFailedError:
+            self._fail()
+            raise
         return True
 
     async def close(self) -> None:
