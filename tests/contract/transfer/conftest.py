@@ -11,6 +11,7 @@ from forebay.kvcache.transfer.grpc_transport import GrpcBlockTransport
 from forebay.kvcache.transfer.peer_channels import PeerChannels
 from forebay.kvcache.transfer.source import SERVICE, BlockSource, add_block_source
 from forebay.kvcache.transfer.tcp_transport import TcpBlockTransport
+from forebay.rpc.channel import open_channel
 from forebay.rpc.server import Server
 from forebay.testing.kv_worker import numbered_hashes
 from forebay.testing.plain_blocks import PlainBlocks, random_block
@@ -34,8 +35,10 @@ class Ends:
         self.listener.start()
         self.server.add(add_block_source, BlockSource(self.blocks, self.listener), SERVICE)
         self.node = SourceNode("far", await self.server.start())
+        self.channel = open_channel(self.node.address)
 
     async def stop(self) -> None:
+        await self.channel.close()
         await self.channels.close()
         await self.server.stop(0)
         await self.listener.close()

@@ -26,9 +26,9 @@ def opening(**changes: object) -> pull_pb2.PullOpening:
 
 
 async def ask(ends: Any, *requests: pull_pb2.PullBlocksRequest, timeout_s: float | None = 20) -> list[bytes]:
-    call = ends.channels.to(ends.node.address).stream_stream(
-        METHOD, request_serializer=pull_pb2.PullBlocksRequest.SerializeToString
-    )(iter(requests), timeout=timeout_s)
+    call = ends.channel.stream_stream(METHOD, request_serializer=pull_pb2.PullBlocksRequest.SerializeToString)(
+        iter(requests), timeout=timeout_s
+    )
     with translated():
         return [message async for message in call]
 
@@ -85,7 +85,7 @@ async def test_messages_are_protobuf_for_everybody_else(ends: Any) -> None:
     ends.seal(1)
     request = opening(block_hashes=hashes(1), credit_bytes=2 * LAYOUT.block_bytes)
     messages = []
-    call = ends.channels.to(ends.node.address).stream_stream(
+    call = ends.channel.stream_stream(
         METHOD,
         request_serializer=pull_pb2.PullBlocksRequest.SerializeToString,
         response_deserializer=pull_pb2.PullBlocksResponse.FromString,
@@ -108,7 +108,7 @@ async def stranger(port: int, ticket: bytes) -> bytes:
 
 async def test_a_ticket_is_good_once_and_as_long_as_its_pull(ends: Any) -> None:
     ends.seal(1)
-    call = ends.channels.to(ends.node.address).stream_stream(
+    call = ends.channel.stream_stream(
         METHOD,
         request_serializer=pull_pb2.PullBlocksRequest.SerializeToString,
         response_deserializer=pull_pb2.PullBlocksResponse.FromString,

@@ -22,6 +22,7 @@ from forebay.errors import (
 from forebay.kv.block_transport import BlockTransport, PullOutcome, PullRequest, SourceNode
 from forebay.kv.layout import AxisOrder, KvDtype, KvLayout
 from forebay.kv.pull_sink import PullSink
+from forebay.kvcache.transfer.peer_channels import MOST_CHANNELS, PeerChannels
 from forebay.kvcache.transfer.puller import BlockPuller
 from forebay.kvcache.transfer.same_node_transport import SameNodeTransport
 from forebay.kvcache.transfer.source import SERVICE, BlockSource, add_block_source
@@ -52,6 +53,18 @@ def check(target: PlainTarget, outcome: PullOutcome, count: int) -> None:
 
 def reasons(outcome: PullOutcome) -> dict[int, type[ForebayError]]:
     return {index: type(error) for index, error in outcome.missing.items()}
+
+
+async def test_channels_to_nodes_that_are_gone_are_not_kept() -> None:
+    channels = PeerChannels()
+    async with channels.to("127.0.0.1:1") as used:
+        for port in range(2, 2 * MOST_CHANNELS):
+            async with channels.to(f"127.0.0.1:{port}"):
+                pass
+        assert len(channels) == MOST_CHANNELS
+        async with channels.to("127.0.0.1:1") as again:
+            assert again is used, "it is in use, though the oldest"
+    await channels.close()
 
 
 async def test_all_blocks_arrive_in_order(ends: Any, transport: BlockTransport) -> None:

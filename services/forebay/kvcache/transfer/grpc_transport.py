@@ -23,9 +23,11 @@ class GrpcBlockTransport:
 
     async def pull(self, request: PullRequest, sink: PullSink, target: BlockTarget, timeout_s: float) -> None:
         """As BlockTransport.pull."""
-        channel = self._channels.to(request.source.address)
         with translated():
-            async with PullCall(channel, request, sink, timeout_s, wants_data_connection=False) as call:
+            async with (
+                self._channels.to(request.source.address) as channel,
+                PullCall(channel, request, sink, timeout_s, wants_data_connection=False) as call,
+            ):
                 async for message in call.messages():
                     self._take(message, sink, target, call)
                     if sink.is_settled:

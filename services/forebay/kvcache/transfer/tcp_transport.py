@@ -43,10 +43,10 @@ class TcpBlockTransport:
 
     async def pull(self, request: PullRequest, sink: PullSink, target: BlockTarget, timeout_s: float) -> None:
         """As BlockTransport.pull."""
-        channel = self._channels.to(request.source.address)
         host = request.source.address.rpartition(":")[0].strip("[]")
         with translated():
             async with (
+                self._channels.to(request.source.address) as channel,
                 ended_after(timeout_s, f"the pull took longer than {timeout_s:g} s"),
                 PullCall(channel, request, sink, timeout_s, wants_data_connection=True) as call,
             ):
