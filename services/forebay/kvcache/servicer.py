@@ -273,6 +273,8 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
 
     async def _begun(self, attachment_id: int, sequence_id: str, new: kvcache_pb2.NewSequence) -> Grant:
         hashes = wire.checked_hashes(new.prefix_hashes, "new_sequence.prefix_hashes")
+        if new.tenant:
+            wire.check_id(new.tenant, "new_sequence.tenant")
         if not self._node.blocks.needs_fetch(hashes):
             return self._node.begin(attachment_id, sequence_id, hashes, new.block_count, new.tenant)
         async with self._node.blocks.fetched(hashes, self._identity.disk_wait_s):
