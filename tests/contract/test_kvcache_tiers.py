@@ -245,6 +245,19 @@ async def test_flush_empties_all_tiers_but_what_is_in_use(scene: Scene) -> None:
     assert sum(one.sealed_blocks for one in stats.tiers) == 2
 
 
+async def test_what_was_flushed_does_not_come_back(scene: Scene) -> None:
+    running = await scene.start(*scene.disk)
+    await fill(running, 10)
+    await running.stub.FlushBlocks(upkeep_pb2.FlushBlocksRequest())
+    assert await running.index() == {}
+    for number in range(30, 36):
+        await running.writer.compute(f"later-{number}", prompt(number))
+    await running.until(lambda stats: stats.tiers[2].sealed_blocks > 0 and not stats.tiers[2].leased_blocks)
+    before = await running.index()
+    running.process.kill()
+    assert await (await scene.start(*scene.disk)).index() == before
+
+
 async def test_what_was_used_once_is_not_kept_below(scene: Scene) -> None:
     running = await scene.start("--kept-after-uses", "2")
     for number in range(5):

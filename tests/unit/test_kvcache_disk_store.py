@@ -15,7 +15,7 @@ from forebay.kv.layout import KvDtype, KvLayout
 from forebay.kvcache.disk.block_file import OpenFile
 from forebay.kvcache.disk.folder import FILE_NAME, open_folder
 from forebay.kvcache.disk.record import EMPTY, RecordTable, SlotRecord
-from forebay.kvcache.disk.shape import FileShape
+from forebay.kvcache.disk.shape import FORGOTTEN_OFFSET, FileShape
 from forebay.kvcache.disk.store import DiskStore
 from forebay.testing.torn_file import TornFile
 
@@ -54,6 +54,32 @@ def flip(path: Path, offset: int) -> None:
         byte = file.read(1)[0]
         file.seek(offset)
         file.write(bytes([byte ^ 0x10]))
+
+
+def test_what_is_forgotten_is_not_recovered_and_what_comes_after_is(store: DiskStore, path: Path) -> None:
+    store.forget_all()
+    store.write(1, HASHES[3], content(3))
+    assert reopened(path) == [(1, HASHES[3])]
+    store.forget_all()
+    assert reopened(path) == []
+    store.write(2, HASHES[0], content(0))
+    assert reopened(path) == [(2, HASHES[0])]
+
+
+def test_a_note_of_what_is_forgotten_that_is_damaged_counts_as_none(store: DiskStore, path: Path) -> None:
+    store.forget_all()
+    flip(path, FORGOTTEN_OFFSET + 3)
+    assert len(reopened(path)) == len(HASHES)
+
+
+def reopened(path: Path) -> list[tuple[int, bytes]]:
+    """What a later service recovers."""
+    shape = FileShape.within(8 * LAYOUT.block_bytes, LAYOUT.block_bytes)
+    later = DiskStore(OpenFile(os.open(path, os.O_RDWR)), shape)
+    try:
+        return later.recover()
+    finally:
+        later.close()
 
 
 def test_each_slot_gives_back_what_it_was_given(store: DiskStore) -> None:

@@ -12,6 +12,7 @@ from forebay.kvcache.disk.queue import DiskQueue
 _WRITE_BACK: Final = "write-back"
 _PROMOTION: Final = "promotion"
 _VERIFICATION: Final = "verification"
+_FLUSH: Final = "flush"
 
 
 class DiskListener(Protocol):
@@ -60,6 +61,15 @@ class DiskTraffic:
             self._fail()
             raise
         return True
+
+    async def forget_all(self) -> None:
+        """Nothing that was written so far is found again by a later service, unless the disk has failed."""
+        try:
+            await self._queue.forget_all(_FLUSH)
+        except DiskFailedError:
+            self._fail()
+        except DrainingError:
+            pass  # it is stopping
 
     async def close(self) -> None:
         """Ends when everything under way has."""

@@ -135,11 +135,13 @@ class KvNode:
         """Blocks that are pinned."""
         return len(self._pins)
 
-    def flush(self) -> int:
-        """Removes all blocks that nobody refers to, from all tiers; returns how many."""
+    async def flush(self) -> int:
+        """Removes all blocks that nobody refers to, from all tiers, also for services to come; returns how many."""
         log = EffectLog()
         removed_count = self._store.flush(log)
         self._carry_out(log.effects())
+        if self._carrier.disk is not None:
+            await self._carrier.disk.forget_all()
         return removed_count
 
     def begin(

@@ -219,7 +219,7 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
     async def FlushBlocks(
         self, request: upkeep_pb2.FlushBlocksRequest, context: ServicerContext[Any, Any]
     ) -> upkeep_pb2.FlushBlocksResponse:
-        return upkeep_pb2.FlushBlocksResponse(removed_blocks=self._node.flush())
+        return upkeep_pb2.FlushBlocksResponse(removed_blocks=await self._node.flush())
 
     async def VerifyBlocks(
         self, request: upkeep_pb2.VerifyBlocksRequest, context: ServicerContext[Any, Any]

@@ -15,7 +15,7 @@ from forebay.host.file_lock import try_lock
 from forebay.kv.layout import KvLayout
 from forebay.kvcache.disk.block_file import OpenFile
 from forebay.kvcache.disk.header import MAGIC, FileHeader
-from forebay.kvcache.disk.shape import HEADER_BYTES, FileShape
+from forebay.kvcache.disk.shape import FORGOTTEN_OFFSET, FileShape
 from forebay.kvcache.disk.store import DiskStore
 
 FILE_NAME: Final = "forebay-kv.blocks"
@@ -59,7 +59,7 @@ def _open_locked(folder: Path) -> int:
 
 
 def _prepare(file: int, folder: Path, header: FileHeader) -> None:
-    found = os.pread(file, HEADER_BYTES, 0)
+    found = os.pread(file, FORGOTTEN_OFFSET, 0)
     if found == header.encoded():
         _allocate(file, folder, header.shape.size_bytes)  # again, for it may have been truncated
         return

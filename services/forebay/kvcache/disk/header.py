@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Any, Final
 
 from forebay.kv.layout import KvLayout
-from forebay.kvcache.disk.shape import HEADER_BYTES, FileShape
+from forebay.kvcache.disk.shape import FORGOTTEN_OFFSET, FileShape
 
 MAGIC: Final = b"forebay kv blocks "
 """What every version of our files begins with, and nobody else's does."""
@@ -22,13 +22,13 @@ class FileHeader:
     shape: FileShape
 
     def encoded(self) -> bytes:
-        """One page: the magic, JSON, a new line, zeros."""
+        """Its page up to FORGOTTEN_OFFSET: the magic, JSON, a new line, zeros."""
         page = MAGIC + json.dumps(self._fields(), sort_keys=True).encode() + b"\n"
-        assert len(page) <= HEADER_BYTES
-        return page.ljust(HEADER_BYTES, b"\0")
+        assert len(page) <= FORGOTTEN_OFFSET
+        return page.ljust(FORGOTTEN_OFFSET, b"\0")
 
     def differences(self, found: bytes) -> str:
-        """How a page of ours that begins with the magic differs from this header, for a person."""
+        """How one of ours that begins with the magic differs from this header, for a person."""
         try:
             theirs = json.loads(found.removeprefix(MAGIC).rstrip(b"\0"))
             return "; ".join(

@@ -19,6 +19,8 @@ _THREAD_COUNT: Final = 4
 _UNDER_WAY_AT_MOST: Final = 2 * _THREAD_COUNT
 """As many again as there are threads, so that none waits for the event loop to hear of what it did."""
 
+_NO_SLOT: Final = -1
+
 
 @dataclass(frozen=True, eq=False)
 class _Request(Turn):
@@ -55,6 +57,10 @@ class DiskQueue:
     async def forget(self, slot: int, flow: Hashable) -> None:
         """As DiskStore.forget. Errors also: DrainingError."""
         await self._run(slot, flow, partial(self._store.forget, slot))
+
+    async def forget_all(self, flow: Hashable) -> None:
+        """As DiskStore.forget_all. Errors also: DrainingError."""
+        await self._run(_NO_SLOT, flow, self._store.forget_all)
 
     async def close(self) -> None:
         """Takes nothing more, and returns when all that was taken is done."""

@@ -15,6 +15,7 @@ from forebay.kvcache.disk.shape import RECORD_BYTES
 
 _BODY: Final = struct.Struct(">Q16s16s")
 _SEALED_BODY: Final = struct.Struct(f">{_BODY.size}sQ")
+_FORGOTTEN: Final = struct.Struct(">QQ")
 _COLUMNS: Final = np.dtype([("write_number", ">u8"), ("block_hash", "V16"), ("digest", "V16"), ("checksum", ">u8")])
 EMPTY: Final = bytes(RECORD_BYTES)
 """The record of a slot that holds nothing. Its checksum is wrong, as that of any other record that was torn."""
@@ -40,6 +41,17 @@ class SlotRecord:
         return cls(*_BODY.unpack(body)) if checksum == xxh3_64_intdigest(body, slot) else None
 
 
+def encoded_forgotten(write_number: int) -> bytes:
+    """That all writes before this one are forgotten, with a checksum, as it stands in the file."""
+    return _FORGOTTEN.pack(write_number, xxh3_64_intdigest(write_number.to_bytes(8)))
+
+
+def decoded_forgotten(found: bytes | bytearray) -> int:
+    """The first write that is not forgotten; 0 also where nothing can be trusted."""
+    write_number, checksum = _FORGOTTEN.unpack(found)
+    return int(write_number) if checksum == xxh3_64_intdigest(write_number.to_bytes(8)) else 0
+
+
 @dataclass(frozen=True, slots=True)
 class RecordTable:
     """The slots that hold blocks, oldest write first, and the number of the next write."""
@@ -48,8 +60,11 @@ class RecordTable:
     next_write_number: int
 
     @classmethod
-    def decoded(cls, records: bytes | bytearray) -> Self:
-        """From the records of all slots. Made for millions: no object per record but what is returned."""
+    def decoded(cls, records: bytes | bytearray, first_write_number: int = 0) -> Self:
+        """From the records of all slots, of writes from `first_write_number` on.
+
+        Made for millions: no object per record but what is returned.
+        """
         slots = np.array(
             [
                 slot
@@ -59,6 +74,8 @@ class RecordTable:
             np.int64,
         )
         columns = np.frombuffer(records, _COLUMNS)[slots]
+        are_kept = columns["write_number"] >= first_write_number
+        slots, columns = slots[are_kept], columns[are_kept]
         order = np.argsort(columns["write_number"])
         blocks = list(zip(slots[order].tolist(), columns["block_hash"][order].tolist(), strict=True))
-        return cls(blocks, int(columns["write_number"][order[-1]]) + 1 if blocks else 0)
+        return cls(blocks, int(columns["write_number"][order[-1]]) + 1 if blocks else first_write_number)

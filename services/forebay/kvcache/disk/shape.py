@@ -1,6 +1,6 @@
 """Where everything lies in a block file: a header, one record per slot, then the slots. Knows no contents.
 
-0            header, one page
+0            header, one page, whose last 16 bytes say what is forgotten
 4,096        records, 48 bytes per slot, padded to a page
 data_offset  slots, `stride_bytes` each
 """
@@ -11,6 +11,8 @@ from typing import Final, Self
 PAGE_BYTES: Final = 4096
 """Slots begin and end at multiples of this, as direct I/O wants it, so that no page is shared by two blocks."""
 HEADER_BYTES: Final = PAGE_BYTES
+FORGOTTEN_BYTES: Final = 16
+FORGOTTEN_OFFSET: Final = HEADER_BYTES - FORGOTTEN_BYTES
 RECORD_BYTES: Final = 48
 
 

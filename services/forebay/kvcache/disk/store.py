@@ -19,8 +19,8 @@ from xxhash import xxh3_128_digest
 
 from forebay.errors import BlockCorruptError, DiskFailedError
 from forebay.kvcache.disk.block_file import BlockFile
-from forebay.kvcache.disk.record import EMPTY, RecordTable, SlotRecord
-from forebay.kvcache.disk.shape import HEADER_BYTES, RECORD_BYTES, FileShape
+from forebay.kvcache.disk.record import EMPTY, RecordTable, SlotRecord, decoded_forgotten, encoded_forgotten
+from forebay.kvcache.disk.shape import FORGOTTEN_BYTES, FORGOTTEN_OFFSET, HEADER_BYTES, RECORD_BYTES, FileShape
 
 _log = logging.getLogger(__name__)
 
@@ -58,10 +58,11 @@ class DiskStore:
 
         Contents are verified when they are read. A hash may be there twice. Errors: DiskFailedError.
         """
-        records = bytearray(self.shape.block_count * RECORD_BYTES)
+        forgotten, records = bytearray(FORGOTTEN_BYTES), bytearray(self.shape.block_count * RECORD_BYTES)
         with self._switching_off():
+            self._file.read_at(FORGOTTEN_OFFSET, memoryview(forgotten))
             self._file.read_at(HEADER_BYTES, memoryview(records))
-        table = RecordTable.decoded(records)
+        table = RecordTable.decoded(records, decoded_forgotten(forgotten))
         self._write_numbers = itertools.count(table.next_write_number)
         return table.blocks
 
@@ -101,6 +102,14 @@ class DiskStore:
         """Empties a slot. Errors: DiskFailedError."""
         with self._switching_off():
             self._file.write_at(self.shape.record_offset(slot), EMPTY)
+
+    def forget_all(self) -> None:
+        """What was written so far is not recovered by services to come, though it may still be read by this one.
+
+        Errors: DiskFailedError.
+        """
+        with self._switching_off():
+            self._file.write_at(FORGOTTEN_OFFSET, encoded_forgotten(next(self._write_numbers) + 1))
 
     def close(self) -> None:
         """Gives the file back, for the next service to recover. No call may be under way, and none may follow."""

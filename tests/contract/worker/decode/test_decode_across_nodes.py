@@ -68,7 +68,7 @@ async def test_what_does_not_come_is_computed(start_kvcache: Start, free_address
                 manifest.kvcache_address = free_address
             case "unknown blocks":
                 await until(near.kvcache.is_all_released)
-                near.kvcache.node.flush()
+                await near.kvcache.node.flush()
             case "no address":
                 manifest.kvcache_address = ""
         heard = await far.link.generate(**offer)
