@@ -14,6 +14,7 @@ from forebay.errors import (
 from forebay.kv.attachments import WorkerProcess
 from forebay.kv.effects import OverdueFence, Revoked, Stored
 from forebay.kv.grant import Grant, SealEntry
+from forebay.kv.lease import Right
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
 from forebay.kv.tiered_store import StoreSettings, TieredStore
@@ -185,6 +186,23 @@ def test_grant_whose_answer_was_lost_runs_out(story: Story) -> None:
     assert story.leased() == 3, "renewed at 8: its answer might have crossed that call"
     story.ledger.renew(story.first, [], 24.0, last_answer)
     assert story.leased() == 0
+
+
+def test_what_is_taken_over_is_renewed_unnamed_as_if_it_had_just_begun(story: Story) -> None:
+    epoch = story.begin().epoch
+    offered = story.ledger.seal(story.first, SealEntry("s", epoch, 0, [], hand_over=True), 9.0).epoch
+    story.ledger.take_over(story.second, "s", offered, None, 9.2)
+    story.ledger.renew(story.second, [], 18.0)
+    story.ledger.expire(19.5)
+    assert story.ledger.right_to("s") is Right.OWNED, "the answer to the take-over may still be on its way"
+
+
+def test_a_hand_over_is_repeated_only_by_whoever_made_it(story: Story) -> None:
+    entry = SealEntry("s", story.begin().epoch, 0, HASHES[:1], hand_over=True)
+    offered = story.ledger.seal(story.first, entry, 0.0).epoch
+    assert story.ledger.seal(story.first, entry, 0.1).epoch == offered
+    with pytest.raises(StaleEpochError):
+        story.ledger.seal(story.second, entry, 0.1)
 
 
 def test_offered_sequence_that_nobody_takes_is_released(story: Story) -> None:

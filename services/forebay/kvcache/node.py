@@ -74,6 +74,7 @@ class KvNode:
         self.followers = SequenceFollowers()
         self._last_event_number = 0
         self._is_draining = False
+        self._failure: Exception | None = None
 
     def restore(self, tier: Tier, blocks: Iterable[tuple[int, bytes]]) -> None:
         """At start: blocks that hold what an earlier service had sealed, by index and hash."""
@@ -215,7 +216,12 @@ class KvNode:
         return self._carrier.copied_bytes
 
     def tick(self) -> None:
-        """Looks for dead workers and ends what ran out. To be called several times a second."""
+        """Looks for dead workers and ends what ran out. To be called several times a second.
+
+        Errors: what kept an earlier operation from being carried out.
+        """
+        if self._failure is not None:
+            raise self._failure
         self._look_for_dead()
         self._carry_out(self._ledger.expire(self._clock()))
         log = EffectLog()
@@ -239,7 +245,13 @@ class KvNode:
             news.put_nowait(None)
 
     def _carry_out(self, effects: Effects) -> None:
-        self._carrier.carry_out(effects)
+        try:
+            self._carrier.carry_out(effects)
+        except Exception as error:
+            # Blocks now count as sealed whose bytes are not there: nobody may find them, and the service must end.
+            self._failure = error
+            self.drain()
+            raise
         if effects.events:
             self._events.publish(self._last_event_number + 1, effects.events)
             self._last_event_number += len(effects.events)

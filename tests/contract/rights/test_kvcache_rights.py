@@ -326,3 +326,25 @@ async def until_detached(service: Any) -> None:
 
     while await attached():
         pass
+
+
+async def test_a_tenant_of_unbearable_length_is_refused(service: Any) -> None:
+    worker = await service.attach()
+    with pytest.raises(InvalidFieldError) as refused:
+        await worker.acquire("s", new_sequence=NewSequence(block_count=1, tenant="x" * 257))
+    assert refused.value.field == "new_sequence.tenant"
+    assert len((await worker.acquire("s", new_sequence={"block_count": 1, "tenant": "x" * 256})).block_ids) == 1
+
+
+async def test_what_could_not_be_copied_is_never_found_and_ends_the_service(service: Any) -> None:
+    worker = await service.attach()
+    await service.cache(worker, "old", hashes(1))
+    await service.cache(worker, "others", hashes(8, first=50))
+    assert service.node.find(hashes(1)[0]) is Tier.HOST
+    service.arenas[Tier.DEVICE].view.release()
+    with pytest.raises(ForebayError):
+        await worker.begin("first", 1, hashes(1))
+    with pytest.raises(DrainingError):
+        await worker.begin("second", 1, hashes(1))
+    with pytest.raises(ValueError, match="released"):
+        service.node.tick()
