@@ -34,6 +34,7 @@ class PullSink:
     def __init__(self, block_count: int, block_bytes: int, window_bytes: int) -> None:
         self.window_bytes = window_bytes
         self.block_count = block_count
+        self.read_bytes = 0  # of all sessions, whatever became of them
         self._block_bytes = block_bytes
         self._arrived: set[int] = set()
         self._failed: set[int] = set()
@@ -89,6 +90,7 @@ class PullSink:
     def settle(self, frame: Frame, is_written: bool, digest_of: Callable[[int], bytes]) -> Settled:
         """The frame that `place` judged has been read; `digest_of` computes the digest of a block's memory."""
         index = frame.block_index
+        self.read_bytes += frame.length_bytes
         if is_written:
             self._whole_bytes[index] = frame.end_bytes
         grant_bytes = self._grant(frame.length_bytes)

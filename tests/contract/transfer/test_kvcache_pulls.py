@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from xxhash import xxh3_128_digest
 
 from forebay.errors import (
     BlockCorruptError,
@@ -19,8 +20,9 @@ from forebay.errors import (
     UnknownBlockError,
     WorkerLostError,
 )
-from forebay.kv.block_transport import BlockTransport, PullOutcome, PullRequest, SourceNode
+from forebay.kv.block_transport import BlockTarget, BlockTransport, PullOutcome, PullRequest, SourceNode
 from forebay.kv.layout import AxisOrder, KvDtype, KvLayout
+from forebay.kv.pull_frame import Frame
 from forebay.kv.pull_sink import PullSink
 from forebay.kvcache.transfer.peer_channels import MOST_CHANNELS, PeerChannels
 from forebay.kvcache.transfer.puller import BlockPuller
@@ -53,6 +55,40 @@ def check(target: PlainTarget, outcome: PullOutcome, count: int) -> None:
 
 def reasons(outcome: PullOutcome) -> dict[int, type[ForebayError]]:
     return {index: type(error) for index, error in outcome.missing.items()}
+
+
+class Slow:
+    """A BlockTransport over which each frame takes two seconds of its own clock, and a block several of them."""
+
+    def __init__(self) -> None:
+        self.now_s, self.looks = 0.0, 0
+
+    def clock(self) -> float:
+        self.looks += 1
+        return self.now_s
+
+    def reaches(self, source: SourceNode) -> bool:
+        return True
+
+    async def pull(self, request: PullRequest, sink: PullSink, target: BlockTarget, timeout_s: float) -> None:
+        sink.begin_session()
+        block, frame_bytes = content_of(request.block_hashes[0]), len(content_of(request.block_hashes[0])) // 8
+        for offset in range(0, len(block), frame_bytes):
+            is_last = offset + frame_bytes == len(block)
+            frame = Frame(0, offset, frame_bytes, xxh3_128_digest(block) if is_last else None)
+            target.memory(0)[offset : frame.end_bytes] = block[offset : frame.end_bytes]
+            settled = sink.settle(frame, sink.place(frame), lambda index: xxh3_128_digest(target.memory(index)))
+            if settled.arrived is not None:
+                target.arrived(settled.arrived)
+            self.now_s, looks = self.now_s + 2, self.looks
+            await until(lambda looks=looks: self.looks > looks + 1)  # type: ignore[misc]
+
+
+async def test_a_block_that_comes_slowly_is_not_taken_for_none(ends: Any) -> None:
+    slow, target = Slow(), PlainTarget(1, LAYOUT.block_bytes)
+    outcome = await BlockPuller([slow], slow.clock, stall_s=3.0).pull(ends.request(1, timeout_s=100), target)
+    check(target, outcome, 1)
+    assert outcome.arrived == (0,)
 
 
 async def test_channels_to_nodes_that_are_gone_are_not_kept() -> None:

@@ -135,7 +135,7 @@ async def test_a_frozen_source_is_not_waited_for_to_the_deadline(name: str) -> N
         async with asyncio.timeout(20):
             missing = await pull(name, address, 600.0, on_arrival, stall_s=0.5)
     assert 0 < len(missing) < COUNT
-    assert {str(one) for one in missing.values()} == {"no block came from the source for 0.5 s"}
+    assert {str(one) for one in missing.values()} == {"nothing came from the source for 0.5 s"}
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)

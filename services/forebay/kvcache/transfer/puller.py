@@ -21,7 +21,7 @@ WINDOW_BYTES: Final = 16 * 1024 * 1024
 MAX_IDLE_SESSIONS: Final = 2
 """Sessions in a row that may break without having brought a block."""
 STALL_S: Final = 3.0
-"""Longest wait for the next block that is sealed: a source that is frozen says nothing, and its connection stands."""
+"""Longest wait for bytes of a block that is sealed: a source that is frozen says nothing, and its connection stands."""
 _LOOK_S: Final = 0.1
 
 
@@ -79,12 +79,12 @@ class BlockPuller:
         patience_s = request.seal_wait_s + self._stall_s
         session = asyncio.create_task(way.pull(request, sink, target, left_s), name="pull-session")
         try:
-            arrived, since_s = len(sink.arrived), self._clock()
+            read_bytes, since_s = sink.read_bytes, self._clock()
             while not (await asyncio.wait((session,), timeout=_LOOK_S))[0]:
-                if len(sink.arrived) != arrived:
-                    arrived, since_s = len(sink.arrived), self._clock()
+                if sink.read_bytes != read_bytes:
+                    read_bytes, since_s = sink.read_bytes, self._clock()
                 elif self._clock() - since_s >= patience_s:
-                    raise DeadlineExceededError(f"no block came from the source for {patience_s:g} s")
+                    raise DeadlineExceededError(f"nothing came from the source for {patience_s:g} s")
             session.result()
         finally:
             await end_task(session)
