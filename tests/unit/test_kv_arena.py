@@ -76,3 +76,10 @@ def test_mover_copies_whole_blocks_in_order_and_counts(node_id: str) -> None:
         mover.move([CopyBlock(Tier.DEVICE, 1, Tier.HOST, 0), CopyBlock(Tier.DEVICE, 0, Tier.DEVICE, 1)])
         assert [bytes(device.block(index, 4)) for index in (0, 1)] == [b"aaa.", b"aaa."]
         assert (bytes(host.block(0, 4)), mover.copied_bytes) == (b"bbb\0", 6)
+
+
+def test_a_view_that_is_left_somewhere_keeps_it_from_nothing(node_id: str) -> None:
+    arena = Arena(node_id, Tier.DEVICE, 256, 64)
+    left = arena.block(1, 64)
+    arena.close()
+    assert bytes(left) == bytes(64), "still mapped for whoever has it; the name is gone, as the fixture sees"

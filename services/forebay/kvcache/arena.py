@@ -7,6 +7,7 @@ Replaced, not reused: its workers may still have it mapped, and must never write
 
 import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from forebay.errors import StartError
@@ -68,9 +69,11 @@ class Arena:
     def close(self) -> None:
         """Unlinks and unmaps the segment; workers that have it mapped keep their mapping."""
         self._path.unlink(missing_ok=True)
-        self.view.release()
-        self._memory.close()
         os.close(self._file)
+        # A call that was cut off may have left a view in a traceback that nobody has collected yet.
+        with suppress(BufferError):
+            self.view.release()
+            self._memory.close()
 
     def _allocate(self) -> None:
         try:
