@@ -151,6 +151,16 @@ def test_frames_of_several_streams_in_any_order(
         receiver.check()
 
 
+def test_a_block_begun_before_the_connection_broke_begins_anew() -> None:
+    sink = PullSink(1, 8, 100)
+    sink.begin_session()
+    first, second = Frame(0, 0, 4), Frame(0, 4, 4, b"d" * 16)
+    assert sink.place(first)
+    sink.settle(first, True, lambda index: b"")
+    sink.begin_session()
+    assert not sink.place(second), "its first half may be of other bytes than were sent"
+
+
 def test_a_block_corrupted_twice_fails_alone() -> None:
     blocks = blocks_of(3, 10)
     receiver, stream = Receiver(blocks, 100), Stream(blocks, 0, 100)

@@ -172,7 +172,9 @@ def open_disk(settings: KvCacheSettings, key: str, layout: KvLayout) -> DiskStor
 def restore_disk(node: KvNode, disk: DiskStore) -> None:
     """What is left on disk is found from now on; where it cannot be read the tier is off, and serving goes on."""
     try:
-        node.restore(Tier.DISK, reversed(disk.recover()))  # of a block that is there twice, the later
+        # Oldest write first, which is to go first; of a block that is there twice, the later.
+        slots = {block_hash: slot for slot, block_hash in disk.recover()}
+        node.restore(Tier.DISK, [(slot, block_hash) for block_hash, slot in slots.items()])
     except DiskFailedError:  # the store has said why
         node.blocks.on_disk_failed()
 
