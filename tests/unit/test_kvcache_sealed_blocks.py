@@ -4,9 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from xxhash import xxh3_128_digest
+
+from forebay.kv.attachments import WorkerProcess
 from forebay.kv.block_transport import HeldBlock
 from forebay.kv.effect_log import EffectLog
 from forebay.kv.effects import IndexEvent
+from forebay.kv.grant import SealEntry
 from forebay.kv.layout import KvDtype, KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
@@ -52,13 +56,36 @@ class NobodyFollows:
         pass
 
 
+class Sender:
+    """A node of two DEVICE blocks and one HOST block, and what others pull from it."""
+
+    def __init__(self) -> None:
+        self.store = TieredStore(StoreSettings(2, 1, kept_after_uses=1))
+        self.memory = {tier: PlainMemory(memoryview(bytearray(128))) for tier in (Tier.DEVICE, Tier.HOST)}
+        carrier = Carrier(BlockMover(self.memory, LAYOUT.block_bytes), {})
+        ledger = BlockLedger(self.store, LedgerSettings(10.0, 2.0))
+        self.node = KvNode(ledger, self.store, carrier, NobodyFollows(), lambda: 0.0, lambda process: True)
+        self.blocks = NodeSealedBlocks(self.node, carrier, LAYOUT, 0.0)
+
+
+async def test_a_digest_is_of_what_lies_there_now() -> None:
+    sender = Sender()
+    worker = sender.node.attach(WorkerProcess("w", 1, 1))[0]
+    for name in numbered_hashes(3):
+        grant = sender.node.begin(worker, "s", [], 2)  # takes both blocks, so that each place holds one after the other
+        content = sender.memory[Tier.DEVICE].block(grant.block_ids[0], LAYOUT.block_bytes)
+        content[:] = name * (LAYOUT.block_bytes // len(name))
+        sender.node.seal(worker, SealEntry("s", grant.epoch, 0, [name]))
+        sender.node.release(worker, [("s", grant.epoch)])
+        held = sender.blocks.hold(name)
+        assert held is not None
+        assert held.digest() == xxh3_128_digest(content) == xxh3_128_digest(held.memory)
+        sender.blocks.release(held)
+
+
 async def test_the_end_of_one_pull_leaves_another_its_block_where_that_lies() -> None:
-    store = TieredStore(StoreSettings(2, 1, kept_after_uses=1))
-    memory = {tier: PlainMemory(memoryview(bytearray(128))) for tier in (Tier.DEVICE, Tier.HOST)}
-    carrier = Carrier(BlockMover(memory, LAYOUT.block_bytes), {})
-    ledger = BlockLedger(store, LedgerSettings(10.0, 2.0))
-    node = KvNode(ledger, store, carrier, NobodyFollows(), lambda: 0.0, lambda process: True)
-    blocks = NodeSealedBlocks(node, carrier, LAYOUT, 0.0)
+    sender = Sender()
+    store, blocks = sender.store, sender.blocks
     (name,) = numbered_hashes(1)
     store.restore(Tier.HOST, [(0, name)], EffectLog())
     first = blocks.hold(name)
