@@ -119,6 +119,18 @@ async def test_a_hint_brings_blocks_into_memory_before_they_are_asked_for(scene:
     assert (await running.stub.PrefetchBlocks(hint)).accepted_blocks == 0
 
 
+async def test_a_second_service_of_the_node_takes_nothing_from_the_first(scene: Scene) -> None:
+    running = await scene.start()
+    await fill(running, 5)
+    before = await running.index()
+    assert {*before.values()} == {common_pb2.KV_TIER_DEVICE, common_pb2.KV_TIER_HOST}
+    second = KvCacheProcess(scene.model, scene.nats_url, *FEW, node_id=running.process.node_id)
+    code, errors = await asyncio.to_thread(second.finish)
+    assert (code, "another KV-cache service of node" in errors) == (2, True)
+    running.process.kill()
+    assert await (await scene.start()).index() == before
+
+
 async def test_all_tiers_outlive_a_kill(scene: Scene) -> None:
     running = await scene.start(*scene.disk)
     await fill(running, 10)
