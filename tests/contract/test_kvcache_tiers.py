@@ -12,10 +12,13 @@ import pytest
 from xxhash import xxh3_128_digest
 
 from forebay.errors import InvalidFieldError, KvExhaustedError, TenantQuotaError
+from forebay.host.shared_memory import segment_name, segment_path
+from forebay.kv.tier import Tier
 from forebay.rpc.channel import open_channel
 from forebay.rpc.status import translated
 from forebay.testing.kvcache_process import KvCacheProcess, WritingWorker, attach_writer
 from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc, upkeep_pb2
+from forebay.wire.tier import tier_to_proto
 
 BLOCK_BYTES = 32 * 2 * 2 * 2 * 16 * 4  # of the tiny model in cpu-f32
 DEVICE, HOST, DISK = 6, 4, 40
@@ -88,9 +91,10 @@ async def fill(running: Running, count: int) -> None:
         await running.until(lambda stats: all(not one.leased_blocks for one in stats.tiers))
 
 
-def damage(scene: Scene, content: bytes) -> None:
-    """Turns a bit over in the disk file, in the middle of this block."""
-    (file,) = (scene.folder / "disk").iterdir()
+def damage(scene: Scene, content: bytes, file: Path | None = None) -> None:
+    """Turns a bit over in the middle of this block: in the disk file, or another."""
+    if file is None:
+        (file,) = (scene.folder / "disk").iterdir()
     place = file.read_bytes().index(content) + len(content) // 2
     with file.open("r+b") as damaged:
         damaged.seek(place)
@@ -117,6 +121,27 @@ async def test_a_hint_brings_blocks_into_memory_before_they_are_asked_for(scene:
     await running.until(lambda stats: stats.disk_read_blocks == 2)
     assert set(map((await running.index()).get, prompt(1))) == {common_pb2.KV_TIER_HOST}
     assert (await running.stub.PrefetchBlocks(hint)).accepted_blocks == 0
+
+
+async def test_a_block_damaged_in_the_host_tier_is_computed_again(scene: Scene) -> None:
+    running = await scene.start()
+    await fill(running, 5)
+    (name, *_) = [one for one in prompt(1) if (await running.index())[one] == common_pb2.KV_TIER_HOST]
+    damage(scene, running.writer.expected(name), segment_path(segment_name(running.process.node_id, Tier.HOST.value)))
+    assert await running.writer.compute("again", prompt(1)) == prompt(1).index(name)
+    assert await running.writer.compute("and again", prompt(1)) == 2
+
+
+@pytest.mark.parametrize("tier", [Tier.DEVICE, Tier.HOST])
+async def test_a_block_damaged_before_a_restart_is_not_taken_over(scene: Scene, tier: Tier) -> None:
+    running = await scene.start()
+    await fill(running, 5)
+    before = await running.index()
+    name = next(one for one, its_tier in before.items() if its_tier == tier_to_proto(tier))
+    running.process.kill()
+    damage(scene, running.writer.expected(name), segment_path(segment_name(running.process.node_id, tier.value)))
+    del before[name]
+    assert await (await scene.start()).index() == before
 
 
 async def test_a_second_service_of_the_node_takes_nothing_from_the_first(scene: Scene) -> None:

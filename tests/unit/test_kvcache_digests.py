@@ -18,7 +18,10 @@ def test_a_digest_is_computed_once_and_goes_with_its_block() -> None:
     assert digests.of(Tier.DEVICE, 1) == digests.of(Tier.DEVICE, 1) == xxh3_128_digest(b"efgh")
     assert digests.of(Tier.HOST, 1) == xxh3_128_digest(b"efgh")
     assert asked == [(Tier.DEVICE, 1), (Tier.HOST, 1)]
+    assert digests.is_whole(Tier.DEVICE, 1)
     memory[4:] = b"ijkl"
+    assert not digests.is_whole(Tier.DEVICE, 1)
+    assert digests.is_whole(Tier.DEVICE, 0), "as far as is known"
     digests.forget([BlockRecord(Tier.DEVICE, 1, b"hash"), BlockRecord(Tier.DEVICE, 0, None)])
     assert len(digests) == 1
     assert digests.of(Tier.DEVICE, 1) == xxh3_128_digest(b"ijkl")

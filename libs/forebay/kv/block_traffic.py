@@ -174,6 +174,11 @@ class BlockTraffic:
         for slot in self._pools.disk.coldest(self._pools.disk.evictable_count):
             self._drop_slot(slot, log)
 
+    def drop_damaged(self, host_block: int, log: EffectLog) -> None:
+        """A block of HOST is not what it should be: it goes, unless somebody refers to it."""
+        if self._pools.host.is_idle(host_block):
+            self._pools.drop(self._pools.host, host_block, log)
+
     def _hold_for(self, fetch: Fetch, block_hash: bytes) -> None:
         held = self.hold(block_hash)
         assert held is not None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from forebay.kv.effects import Effects
 from forebay.kv.tier import Tier
-from forebay.kvcache.checkpoint import Checkpoint
+from forebay.kvcache.checkpoint import Checkpoint, NotedBlock
 from forebay.kvcache.digests import BlockDigests
 from forebay.kvcache.disk_traffic import DiskTraffic
 from forebay.kvcache.mover import BlockMover
@@ -45,11 +45,11 @@ class Carrier:
         self.digests.forget(effects.records)
         for record in effects.records:
             if record.tier in self._checkpoints:
-                self._checkpoints[record.tier].note(record.index, None)
+                self._checkpoints[record.tier].strike(record.index)
         self._mover.move(effects.copies)
         last = {(record.tier, record.index): record.block_hash for record in effects.records}
         for (tier, index), block_hash in last.items():
             if block_hash is not None and tier in self._checkpoints:
-                self._checkpoints[tier].note(index, block_hash)
+                self._checkpoints[tier].note(NotedBlock(index, block_hash, self.digests.of(tier, index)))
         if self.disk is not None:
             self.disk.start(effects.writes, effects.reads)

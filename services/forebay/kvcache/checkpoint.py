@@ -1,13 +1,14 @@
 """What the blocks of a memory tier hold, noted beside the tier's memory, so that a killed service's cache is not lost.
 
 One record per block, in a file of shared memory: it outlives this process as the memory does, and a reboot takes both.
-A record is the block's hash and a checksum over hash, place and key; half a record, or one of another model or layout,
-does not match and counts as none. Does not know when a record is true: whoever notes it keeps to the order of
-`forebay.kv.effects.BlockRecord`.
+A record is the block's hash, the digest of its content, and a checksum over both, place and key; half a record, or one
+of another model or layout, does not match and counts as none. Does not know when a record is true: whoever notes it
+keeps to the order of `forebay.kv.effects.BlockRecord`.
 """
 
 import mmap
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -17,8 +18,19 @@ from forebay.errors import StartError
 from forebay.kv.hashing import HASH_BYTES
 
 _CHECK_BYTES: Final = 8
-_RECORD_BYTES: Final = HASH_BYTES + _CHECK_BYTES
+_DIGEST_BYTES: Final = 16
+_BODY_BYTES: Final = HASH_BYTES + _DIGEST_BYTES
+_RECORD_BYTES: Final = _BODY_BYTES + _CHECK_BYTES
 _NOTHING: Final = bytes(_RECORD_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class NotedBlock:
+    """What a block of a tier held, and the xxh3-128 of its bytes then."""
+
+    index: int
+    block_hash: bytes
+    digest: bytes
 
 
 class Checkpoint:
@@ -38,32 +50,39 @@ class Checkpoint:
         except OSError as error:
             raise StartError(f"cannot create {path}: {error.strerror}; shared memory is needed for KV") from error
 
-    def note(self, index: int, block_hash: bytes | None) -> None:
-        """The block holds this from now on; None: nothing that may be found."""
-        record = _NOTHING if block_hash is None else block_hash + _check(block_hash, index, self._key)
-        start = index * _RECORD_BYTES
-        self._memory[start : start + _RECORD_BYTES] = record
+    def note(self, block: NotedBlock) -> None:
+        """The block holds this from now on."""
+        body = block.block_hash + block.digest
+        self._write(block.index, body + _check(body, block.index, self._key))
+
+    def strike(self, index: int) -> None:
+        """The block holds nothing from now on that may be found."""
+        self._write(index, _NOTHING)
 
     def close(self) -> None:
         """Removes the file: who ends in good order leaves nothing behind."""
         self._path.unlink(missing_ok=True)
         self._memory.close()
 
+    def _write(self, index: int, record: bytes) -> None:
+        start = index * _RECORD_BYTES
+        self._memory[start : start + _RECORD_BYTES] = record
 
-def read_checkpoint(path: Path, key: bytes) -> list[tuple[int, bytes]]:
-    """Index and hash of each block that was noted there under this key; nothing where there is no such file."""
+
+def read_checkpoint(path: Path, key: bytes) -> list[NotedBlock]:
+    """Each block that was noted there under this key; nothing where there is no such file."""
     try:
         records = path.read_bytes()
     except OSError:
         return []
     places = range(0, len(records) - _RECORD_BYTES + 1, _RECORD_BYTES)
-    noted = ((start // _RECORD_BYTES, records[start : start + HASH_BYTES], start + HASH_BYTES) for start in places)
+    noted = ((start // _RECORD_BYTES, records[start : start + _RECORD_BYTES]) for start in places)
     return [
-        (index, block_hash)
-        for index, block_hash, end in noted
-        if records[end : end + _CHECK_BYTES] == _check(block_hash, index, key)
+        NotedBlock(index, record[:HASH_BYTES], record[HASH_BYTES:_BODY_BYTES])
+        for index, record in noted
+        if record[_BODY_BYTES:] == _check(record[:_BODY_BYTES], index, key)
     ]
 
 
-def _check(block_hash: bytes, index: int, key: bytes) -> bytes:
-    return xxh3_64_digest(block_hash + index.to_bytes(8, "little") + key)
+def _check(body: bytes, index: int, key: bytes) -> bytes:
+    return xxh3_64_digest(body + index.to_bytes(8, "little") + key)

@@ -1,4 +1,4 @@
-"""Digests of sealed blocks in memory, each computed once, when another node first asks for the block.
+"""Digests of sealed blocks in memory, each computed once: when the block is noted, or another node asks for it.
 
 Bounded by the blocks: a digest belongs to a place in memory, and goes when what lies there does.
 """
@@ -27,6 +27,11 @@ class BlockDigests:
         if digest is None:
             digest = self._digests[tier, index] = xxh3_128_digest(self._memory_of(tier, index))
         return digest
+
+    def is_whole(self, tier: Tier, index: int) -> bool:
+        """Whether a sealed block still is what it was when its digest was computed, if it was."""
+        known = self._digests.get((tier, index))
+        return known is None or known == xxh3_128_digest(self._memory_of(tier, index))
 
     def forget(self, records: Iterable[BlockRecord]) -> None:
         """These blocks hold something else now."""

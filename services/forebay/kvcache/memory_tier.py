@@ -1,7 +1,8 @@
 """A tier's memory with its checkpoint, and what a killed service of the same node left of both; of a GPU's, nothing.
 
 What was left is copied into new memory, never used in place: workers of the killed service may still have the old
-memory mapped, and must not write into blocks of this one. A service that is killed while it copies leaves nothing.
+memory mapped, and must not write into blocks of this one. What does not match its digest is lost. A service that is
+killed while it copies leaves nothing.
 """
 
 import logging
@@ -10,19 +11,18 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from xxhash import xxh3_128_digest
+
 from forebay.errors import StartError
 from forebay.host.file_lock import try_lock, unlock
 from forebay.host.gpu_runtime import GpuError, GpuRuntime, gpu_device
 from forebay.host.shared_memory import segment_name, segment_path
 from forebay.kv.tier import Tier
 from forebay.kvcache.arena import Arena
-from forebay.kvcache.checkpoint import Checkpoint, read_checkpoint
+from forebay.kvcache.checkpoint import Checkpoint, NotedBlock, read_checkpoint
 from forebay.kvcache.gpu_arena import GpuArena
 
 _log = logging.getLogger(__name__)
-
-Noted = list[tuple[int, bytes]]
-"""Index and hash of blocks."""
 
 
 class MemoryTier:
@@ -39,7 +39,7 @@ class MemoryTier:
         try:
             self.arena = Arena(node_id, tier, size_bytes, block_bytes)
             try:
-                self.recovered = [] if old is None else _copied(old, self.arena, noted)
+                self.recovered = [] if old is None else _copied(old, self.arena, noted, block_bytes)
                 self.checkpoint = Checkpoint(index_path, key, self.arena.block_count)
             except BaseException:
                 self.arena.close()
@@ -49,6 +49,8 @@ class MemoryTier:
                 old.close()
         if self.recovered:
             _log.info("%d sealed KV blocks of the %s tier recovered", len(self.recovered), tier.value)
+        if len(self.recovered) < len(noted):
+            _log.warning("%d KV blocks of the %s tier are lost", len(noted) - len(self.recovered), tier.value)
 
     def close(self) -> None:
         """Leaves nothing behind."""
@@ -63,7 +65,7 @@ class GpuTier:
         """Makes the memory. Errors: StartError."""
         self.arena = GpuArena(runtime, tier, size_bytes, block_bytes)
         self.checkpoint = None
-        self.recovered: Noted = []
+        self.recovered: list[tuple[int, bytes]] = []
 
     def close(self) -> None:
         """Leaves nothing behind."""
@@ -80,7 +82,7 @@ def runtime_of(device: str) -> GpuRuntime | None:
         raise StartError(f"--device {device}: {error}", field="device") from error
 
 
-def _take_left_behind(path: Path, index_path: Path, key: bytes) -> tuple[mmap.mmap | None, Noted]:
+def _take_left_behind(path: Path, index_path: Path, key: bytes) -> tuple[mmap.mmap | None, list[NotedBlock]]:
     """Memory of a service that is gone, and what it holds; None: there is none, or a service that lives has it.
 
     Its checkpoint is removed. New memory takes the old one's name before anything is copied into it, and what is noted
@@ -100,12 +102,14 @@ def _take_left_behind(path: Path, index_path: Path, key: bytes) -> tuple[mmap.mm
     return None, []
 
 
-def _copied(old: mmap.mmap, arena: Arena, noted: Noted) -> Noted:
-    """Blocks keep their places; those beyond the end of either memory are lost."""
-    stride = arena.block_stride_bytes
-    kept = [one for one in noted if (one[0] + 1) * stride <= min(len(old), arena.size_bytes)]
+def _copied(old: mmap.mmap, arena: Arena, noted: list[NotedBlock], block_bytes: int) -> list[tuple[int, bytes]]:
+    """Index and hash of blocks, which keep their places. Lost: those beyond either memory's end, and damaged ones."""
+    stride, copied = arena.block_stride_bytes, []
     with memoryview(old) as source:
-        for index, _ in kept:
-            start = index * stride
-            arena.view[start : start + stride] = source[start : start + stride]
-    return kept
+        for one in noted:
+            start = one.index * stride
+            if start + stride <= min(len(old), arena.size_bytes):
+                arena.view[start : start + stride] = source[start : start + stride]
+                if xxh3_128_digest(arena.block(one.index, block_bytes)) == one.digest:
+                    copied.append((one.index, one.block_hash))
+    return copied

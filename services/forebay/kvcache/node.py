@@ -156,7 +156,8 @@ class KvNode:
         """As BlockLedger.begin. Errors also: DrainingError."""
         self.refuse_if_draining()
         self._look_at_writer(sequence_id)
-        grant = self._ledger.begin(attachment_id, sequence_id, prefix_hashes, block_count, self._clock(), tenant)
+        whole = self.blocks.whole_prefix(prefix_hashes, self._carrier.digests.is_whole)
+        grant = self._ledger.begin(attachment_id, sequence_id, whole, block_count, self._clock(), tenant)
         self._carry_out(grant.effects)
         return grant
 

@@ -6,6 +6,7 @@ or rights, and not where bytes come from.
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from forebay.kv.effect_log import EffectLog
 from forebay.kv.effects import Effects, ReadSlot, WriteSlot
 from forebay.kv.tier import Tier
 from forebay.kv.tiered_store import TieredStore
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,16 @@ class NodeBlocks:
             return False
         tiers = itertools.takewhile(lambda tier: tier is not None, map(self._store.find, prefix_hashes))
         return Tier.DISK in tiers
+
+    def whole_prefix(self, prefix_hashes: Sequence[bytes], is_whole: Callable[[Tier, int], bool]) -> Sequence[bytes]:
+        """So much of a prefix as may be used: it ends before a damaged block that would be promoted, which goes."""
+        for block_hash, host_block in dict.fromkeys(self._store.to_promote(prefix_hashes)):
+            if not is_whole(Tier.HOST, host_block):
+                _log.warning("KV block %s in the host tier is damaged", block_hash.hex())
+                with self._logged() as log:
+                    self._store.traffic.drop_damaged(host_block, log)
+                return prefix_hashes[: prefix_hashes.index(block_hash)]
+        return prefix_hashes
 
     def prefetch(self, prefix_hashes: Sequence[bytes]) -> int:
         """Begins to bring a prefix into memory, for whoever asks for it soon; returns how many blocks come."""
