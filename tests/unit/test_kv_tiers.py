@@ -5,6 +5,7 @@ import pytest
 from forebay.errors import KvExhaustedError
 from forebay.kv.effect_log import EffectLog
 from forebay.kv.effects import CopyBlock, Moved, Removed, Stored
+from forebay.kv.pins import Pins
 from forebay.kv.tier import Tier
 from forebay.kv.tiered_store import StoreSettings, TieredStore
 
@@ -128,3 +129,24 @@ def test_a_block_named_twice_is_fetched_and_let_go_once() -> None:
     assert [read.block_hash for read in log.reads] == [HASHES[0]]
     store.traffic.finish_fill(HASHES[0], log, is_good=True)
     assert [one.referenced for one in store.counts()] == [0, 0, 0], "nobody wants it any more"
+
+
+def test_what_was_being_written_when_the_disk_failed_does_not_lie_there() -> None:
+    store = TieredStore(StoreSettings(1, 1, 2, kept_after_uses=1))
+    cache(store, HASHES[:1])
+    (write,) = cache(store, HASHES[1:2]).writes
+    store.traffic.switch_disk_off(EffectLog())
+    store.traffic.finish_write(write.block_hash, EffectLog(), is_good=True)
+    assert [one.sealed for one in store.counts()] == [1, 1, 0]
+
+
+def test_of_two_times_of_a_pin_the_later_counts() -> None:
+    store = TieredStore(StoreSettings(2))
+    cache(store, HASHES[:1])
+    pins = Pins(store.traffic, 2)
+    assert pins.pin(HASHES[:1], 20.0) == []
+    assert pins.pin(HASHES[:1], 10.0) == []
+    pins.expire(19.0, EffectLog())
+    assert HASHES[0] in pins
+    pins.expire(20.0, EffectLog())
+    assert store.counts()[0].referenced == 0
