@@ -199,3 +199,32 @@ async def test_memory_that_does_not_fit_is_refused_in_words(
         with pytest.raises(ForebayError) as caught:
             map_segment(segment, LAYOUT.block_bytes)
         assert says in caught.value.message
+
+
+async def test_what_is_lost_is_named_until_it_is_released(
+    start_kvcache: Start,
+) -> None:
+    async with start_kvcache(lease_s=0.4) as kvcache, attached_worker(kvcache.address) as worker:
+        await worker.rights.acquire("s", [], 2)
+        worker.link.detach()
+        await until(lambda: not worker.rights.owns("s") and worker.link.attachment is not None)
+        heard = len(kvcache.servicer.heartbeats)
+        await until(lambda: len(kvcache.servicer.heartbeats) > heard + 2)
+        assert [one.sequence_id for one in kvcache.servicer.heartbeats[-1].sequences] == ["s"]
+        assert kvcache.stats().tiers[0].leased == 2, "a step may be writing to them"
+        worker.rights.release("s")
+        await until(kvcache.is_all_released)
+
+
+async def test_a_grant_of_an_attachment_that_has_ended_is_not_used(start_kvcache: Start) -> None:
+    async with start_kvcache() as kvcache, attached_worker(kvcache.address) as worker:
+        kvcache.servicer.acquire_gate.clear()
+        asking = asyncio.create_task(worker.rights.acquire("s", [], 2))
+        await until(lambda: kvcache.stats().sequences == 1)
+        before = worker.link.attachment
+        worker.link.detach()
+        await until(lambda: worker.link.attachment not in (None, before))
+        kvcache.servicer.acquire_gate.set()
+        with pytest.raises(WorkerLostError):
+            await asking
+        assert not worker.rights.owns("s"), "the service has fenced it"
