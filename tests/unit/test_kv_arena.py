@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from forebay.errors import StartError
+from forebay.host.shared_memory import segment_name, segment_path
 from forebay.kv.effects import CopyBlock
 from forebay.kv.tier import Tier
 from forebay.kvcache.arena import Arena
+from forebay.kvcache.memory_tier import MemoryTier
 from forebay.kvcache.mover import BlockMover
 
 HOLD = (
@@ -58,6 +60,13 @@ def test_segment_of_a_live_service_is_respected_and_that_of_a_dead_one_replaced(
 def test_short_memory_names_the_flag_and_what_is_there(node_id: str) -> None:
     with pytest.raises(StartError, match=r"/dev/shm has \d+ bytes free, \d+ are wanted .* lower --device-bytes"):
         Arena(node_id, Tier.DEVICE, 1 << 50, 1 << 20)
+
+
+def test_short_memory_beside_that_of_a_killed_service_says_who_has_that(node_id: str) -> None:
+    path = segment_path(segment_name(node_id, Tier.DEVICE.value))
+    path.write_bytes(bytes(640))
+    with pytest.raises(StartError, match=r"lower --device-bytes; or end the workers"):
+        MemoryTier(node_id, Tier.DEVICE, 1 << 50, 1 << 20, b"key")
 
 
 def test_no_room_for_one_block_names_the_flag(node_id: str) -> None:
