@@ -121,6 +121,7 @@ async def test_a_worker_lets_go_of_the_memory_of_a_service_that_was_killed(node:
     for _ in range(2):
         kvcache.kill()
         kvcache.wait()
+        await until(lambda: not mapped_memory(worker.pid), START_TIMEOUT_S)  # the next service may need its room
         kvcache = node.start_kvcache()
         await until(has_only_new_memory, START_TIMEOUT_S)
         seen |= mapped_memory(worker.pid)

@@ -16,7 +16,7 @@ from forebay.errors import NumericFailureError, WorkerLostError
 from forebay.testing.fake_engine import MODEL_COST, FixedCores
 from forebay.testing.waiting import until
 from forebay.worker.core_division import StepWork
-from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, UseEngine
+from forebay.worker.engine_thread import Add, Cancel, DropEngine, EngineThread, MoreBlocks, UseEngine
 from forebay.worker.step_meter import Phase, StepMeter
 from forebay.worker.step_report import Report, Share
 
@@ -297,6 +297,20 @@ async def test_a_thread_that_is_stopped_is_not_broken() -> None:
 
 async def test_another_engine_takes_the_next_step() -> None:
     async with started() as rig:
+        other = CountingEngine()
+        other.gate.set()
+        rig.thread.submit(UseEngine(other))
+        rig.thread.submit(Add(sequence(), 0))
+        await until(lambda: rig.outcomes(Finished))
+        assert (rig.engine.steps, other.steps) == (0, 3)
+
+
+async def test_without_an_engine_sequences_fail_until_there_is_another() -> None:
+    async with started() as rig:
+        rig.thread.submit(DropEngine())
+        rig.thread.submit(Add(sequence(), 0))
+        await until(lambda: rig.outcomes(Failed))
+        assert isinstance(rig.outcomes(Failed)[0].error, WorkerLostError)
         other = CountingEngine()
         other.gate.set()
         rig.thread.submit(UseEngine(other))

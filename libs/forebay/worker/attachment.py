@@ -62,6 +62,10 @@ class AttachmentListener(Protocol):
         """Attached again: the memory may be other memory than before. Not called for the first time."""
         ...
 
+    def on_detached(self) -> None:
+        """The attachment has ended, and with it every right to the memory, whose service may be gone."""
+        ...
+
     def on_lost(self, sequence_ids: frozenset[str]) -> None:
         """These are not this worker's any more: it MUST NOT begin another step that writes to them."""
         ...
@@ -169,9 +173,12 @@ class KvLink:
             await asyncio.sleep(RETRY_INTERVAL_S)
 
     def _end_attachment(self) -> None:
+        was_attached = self.attachment is not None
         self._lease_ends_s = float("-inf")
         self.attachment = None
         self.lose(list(self.owned_epochs))
+        if was_attached:
+            self._listener.on_detached()
 
     async def _attach_once(self, first: "asyncio.Future[Attachment]") -> None:
         asked_s = self.clock()

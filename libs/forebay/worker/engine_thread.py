@@ -54,7 +54,12 @@ class UseEngine:
     engine: Engine
 
 
-Command = Add | Cancel | MoreBlocks | UseEngine
+@dataclass(frozen=True, slots=True)
+class DropEngine:
+    """The arena is nobody's any more: no step can be taken before there is another engine. Its mapping is given up."""
+
+
+Command = Add | Cancel | MoreBlocks | UseEngine | DropEngine
 
 
 class Cores(Protocol):
@@ -99,7 +104,7 @@ class EngineThread:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args: gather_s: see `ReportGathering`."""
-        self._engine = engine
+        self._engine: Engine | None = engine
         self._scheduler = scheduler
         self._may_write = may_write
         self._cores = cores
@@ -202,13 +207,14 @@ class EngineThread:
             self._obey(command, outcomes, removed)
         slices = self._scheduler.plan_step(self._chunk_tokens())
         shares: tuple[Share, ...] = ()
-        if slices and not self._may_write():
+        engine = self._engine
+        if slices and (engine is None or not self._may_write()):
             outcomes += self._fail_all()
-        elif slices:
+        elif slices and engine is not None:
             shares = tuple(
                 Share(part.sequence.sequence_id, part.sequence.computed_tokens, part.token_count) for part in slices
             )
-            outcomes += self._step(slices)
+            outcomes += self._step(slices, engine)
         stuck = frozenset() if slices else frozenset(self._scheduler.sequence_ids)
         return Report(tuple(outcomes), tuple(removed), shares, stuck, began_s, self._clock(), self._measured)
 
@@ -223,6 +229,8 @@ class EngineThread:
                 outcomes += self._guarded(sequence_id, lambda: self._scheduler.grant_blocks(sequence_id, block_ids))
             case UseEngine(engine):
                 self._engine = engine
+            case DropEngine():
+                self._engine = None
 
     def _guarded(self, sequence_id: str, act: Callable[[], list[Outcome]]) -> list[Outcome]:
         """What came of it; an exception fails the sequence alone."""
@@ -238,15 +246,15 @@ class EngineThread:
     def _chunk_tokens(self) -> int:
         return self._budget.chunk_tokens(self._scheduler.is_decoding, self._cores.step_slo_of_others_s())
 
-    def _step(self, slices: list[Slice]) -> list[Outcome]:
+    def _step(self, slices: list[Slice], engine: Engine) -> list[Outcome]:
         prompt_tokens = sum(part.token_count for part in slices if not part.sequence.is_decoding)
         is_decoding = any(part.sequence.is_decoding for part in slices)
         step_slo_s = self._scheduler.limits.step_slo_s if is_decoding else None
         cores = self._cores.enter(StepWork(self._scheduler.most_urgent(slices), step_slo_s))
-        self._engine.use_threads(cores)
+        engine.use_threads(cores)
         began_s = self._clock()
         try:
-            sampled = self._engine.step(slices)
+            sampled = engine.step(slices)
             busy_s = self._clock() - began_s
             self._budget.learn(prompt_tokens, is_decoding, busy_s)
             self._measure(slices, cores, busy_s)

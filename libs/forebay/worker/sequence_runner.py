@@ -34,7 +34,7 @@ from forebay.kv.hashing import HashChain, reusable_block_count
 from forebay.worker.attachment import Attachment
 from forebay.worker.block_supply import BlockSupply, Patience, Wish
 from forebay.worker.bringing import Bringing, Transfer
-from forebay.worker.engine_thread import Add, Cancel, EngineThread, MoreBlocks, UseEngine, internal
+from forebay.worker.engine_thread import Add, Cancel, DropEngine, EngineThread, MoreBlocks, UseEngine, internal
 from forebay.worker.kv_rights import BlockGrant, KvRights, lost
 from forebay.worker.pauses import Pauses
 from forebay.worker.places import Places
@@ -58,6 +58,7 @@ class SequenceRunner:
         self.limits = limits
         self.is_draining = False
         self.is_broken = False  # the engine's thread has ended: nothing can run any more
+        self._is_connected = False
         self._patience = patience
         self._make_engine = make_engine
         self._clock = clock
@@ -80,6 +81,7 @@ class SequenceRunner:
         self._rights = rights
         self._supply = BlockSupply(rights, self._patience, self.limits.block_tokens, self._relieve)
         self._thread = thread
+        self._is_connected = True
 
         def break_down() -> None:
             self._fail_all()
@@ -165,6 +167,11 @@ class SequenceRunner:
     def on_attached(self, attachment: Attachment) -> None:
         """Goes on over the service's new memory."""
         self._thread.submit(UseEngine(self._make_engine(attachment)))
+
+    def on_detached(self) -> None:
+        """Gives the memory up: a service that follows a killed one may need its room."""
+        if self._is_connected:
+            self._thread.submit(DropEngine())
 
     def on_lost(self, sequence_ids: frozenset[str]) -> None:
         """Stops these before the next step."""

@@ -37,7 +37,15 @@ class MemoryTier:
         index_path = path.with_name(f"{path.name}-index")
         old, noted = _take_left_behind(path, index_path, key)
         try:
-            self.arena = _new_arena(node_id, tier, size_bytes, block_bytes, beside_old=old is not None)
+            try:
+                self.arena = Arena(node_id, tier, size_bytes, block_bytes)
+            except StartError as error:
+                if old is None:
+                    raise
+                _log.warning("%d KV blocks of the %s tier are lost: %s", len(noted), tier.value, error.message)
+                old.close()
+                old, noted = None, []
+                self.arena = _arena_in_place_of_old(node_id, tier, size_bytes, block_bytes)
             try:
                 self.recovered = [] if old is None else _copied(old, self.arena, noted, block_bytes)
                 self.checkpoint = Checkpoint(index_path, key, self.arena.block_count)
@@ -102,13 +110,11 @@ def _take_left_behind(path: Path, index_path: Path, key: bytes) -> tuple[mmap.mm
     return None, []
 
 
-def _new_arena(node_id: str, tier: Tier, size_bytes: int, block_bytes: int, *, beside_old: bool) -> Arena:
-    """As Arena. Old memory takes room while anybody has it mapped: a worker may be reading it in a step."""
+def _arena_in_place_of_old(node_id: str, tier: Tier, size_bytes: int, block_bytes: int) -> Arena:
+    """As Arena. The old memory still takes room while a worker has it mapped, which may be reading it in a step."""
     try:
         return Arena(node_id, tier, size_bytes, block_bytes)
     except StartError as error:
-        if not beside_old:
-            raise
         raise StartError(f"{error.message}; or end the workers, which still have what a killed service left") from error
 
 

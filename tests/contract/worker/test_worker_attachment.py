@@ -27,9 +27,13 @@ class Listener:
     def __init__(self) -> None:
         self.attached: list[object] = []
         self.lost: list[str] = []
+        self.detached_count = 0
 
     def on_attached(self, attachment: object) -> None:
         self.attached.append(attachment)
+
+    def on_detached(self) -> None:
+        self.detached_count += 1
 
     def on_lost(self, sequence_ids: frozenset[str]) -> None:
         self.lost += sequence_ids
