@@ -8,6 +8,7 @@ from forebay.errors import (
     KvExhaustedError,
     NotAttachedError,
     StaleEpochError,
+    TenantQuotaError,
     UnknownSequenceError,
     WriterActiveError,
 )
@@ -203,6 +204,19 @@ def test_a_hand_over_is_repeated_only_by_whoever_made_it(story: Story) -> None:
     assert story.ledger.seal(story.first, entry, 0.1).epoch == offered
     with pytest.raises(StaleEpochError):
         story.ledger.seal(story.second, entry, 0.1)
+
+
+def test_blocks_that_a_sequence_adds_count_for_its_tenant() -> None:
+    ledger = BlockLedger(TieredStore(StoreSettings(8)), LedgerSettings(LEASE_S, GRACE_S, tenant_block_count=4))
+    worker = ledger.attach(WorkerProcess("w", 7, 1))
+    epoch = ledger.begin(worker, "s", [], 2, 0.0, "tenant").epoch
+    ledger.extend(worker, "s", epoch, 2, 0.0)
+    with pytest.raises(TenantQuotaError):
+        ledger.begin(worker, "t", [], 1, 0.0, "tenant")
+    ledger.release(worker, [("s", epoch)])
+    ledger.begin(worker, "t", [], 4, 0.0, "tenant")
+    with pytest.raises(TenantQuotaError):
+        ledger.begin(worker, "u", [], 1, 0.0, "tenant")
 
 
 def test_offered_sequence_that_nobody_takes_is_released(story: Story) -> None:

@@ -8,7 +8,6 @@ from xxhash import xxh3_128_digest
 
 from forebay.errors import DiskFailedError
 from forebay.kv.effect_log import EffectLog
-from forebay.kv.effects import IndexEvent
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
 from forebay.kv.tiered_store import StoreSettings, TieredStore
@@ -18,33 +17,11 @@ from forebay.kvcache.disk.shape import FileShape
 from forebay.kvcache.disk.store import DiskStore
 from forebay.kvcache.mover import BlockMover
 from forebay.kvcache.node import KvNode
+from forebay.testing.plain_node import NobodyFollows, PlainMemory
 from forebay.testing.torn_file import TornFile
 
 SHAPE = FileShape(block_bytes=100, block_count=4)
 NAME, *NAMES = (xxh3_128_digest(bytes([number])) for number in range(8))
-
-
-class PlainMemory:
-    """A TierMemory of blocks that nobody looks at."""
-
-    def block(self, index: int, length_bytes: int) -> memoryview:
-        return memoryview(bytearray(length_bytes))
-
-    def load(self, index: int, target: memoryview) -> None:
-        """Nothing lies here."""
-
-    def store(self, index: int, source: memoryview) -> None:
-        """Nothing is kept."""
-
-    def finish(self) -> None:
-        """Nothing is under way."""
-
-
-class NobodyFollows:
-    """A KvEventSink."""
-
-    def publish(self, first_event_number: int, events: tuple[IndexEvent, ...]) -> None:
-        """Nobody does."""
 
 
 @contextmanager
@@ -53,7 +30,8 @@ def node_over(file: TornFile) -> Iterator[tuple[KvNode, DiskStore, TieredStore]]
     disk = DiskStore(file, SHAPE)
     disk.write(0, NAME, memoryview(bytes(SHAPE.block_bytes)))
     store = TieredStore(StoreSettings(1, 2, SHAPE.block_count, kept_after_uses=1))
-    carrier = Carrier(BlockMover({Tier.DEVICE: PlainMemory(), Tier.HOST: PlainMemory()}, SHAPE.block_bytes), {})
+    memory = {Tier.DEVICE: PlainMemory(1, SHAPE.block_bytes), Tier.HOST: PlainMemory(2, SHAPE.block_bytes)}
+    carrier = Carrier(BlockMover(memory, SHAPE.block_bytes), {})
     ledger = BlockLedger(store, LedgerSettings(10.0, 2.0))
     node = KvNode(ledger, store, carrier, NobodyFollows(), lambda: 0.0, lambda process: True)
     carrier.disk = traffic_of(disk, carrier, node)

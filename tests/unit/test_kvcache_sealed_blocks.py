@@ -2,14 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 from xxhash import xxh3_128_digest
 
 from forebay.kv.attachments import WorkerProcess
 from forebay.kv.block_transport import HeldBlock
 from forebay.kv.effect_log import EffectLog
-from forebay.kv.effects import IndexEvent
 from forebay.kv.grant import SealEntry
 from forebay.kv.layout import KvDtype, KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings
@@ -23,6 +21,7 @@ from forebay.kvcache.transfer.running_pull import RunningPull
 from forebay.tasks import end_task
 from forebay.testing.kv_worker import numbered_hashes
 from forebay.testing.plain_blocks import PlainBlocks
+from forebay.testing.plain_node import NobodyFollows, PlainMemory
 from forebay.testing.waiting import until
 from forebay.v1 import pull_pb2
 from forebay.wire.pull_request import Opening
@@ -30,38 +29,12 @@ from forebay.wire.pull_request import Opening
 LAYOUT = KvLayout(KvDtype.FLOAT32, layers=1, kv_heads=1, head_dim=2, block_tokens=3)  # 48 bytes a block
 
 
-@dataclass
-class PlainMemory:
-    """A TierMemory in a bytearray."""
-
-    memory: memoryview
-
-    def block(self, index: int, length_bytes: int) -> memoryview:
-        return self.memory[index * 64 : index * 64 + length_bytes]
-
-    def load(self, index: int, target: memoryview) -> None:
-        target[:] = self.block(index, target.nbytes)
-
-    def store(self, index: int, source: memoryview) -> None:
-        self.block(index, source.nbytes)[:] = source
-
-    def finish(self) -> None:
-        pass
-
-
-class NobodyFollows:
-    """A KvEventSink."""
-
-    def publish(self, first_event_number: int, events: tuple[IndexEvent, ...]) -> None:
-        pass
-
-
 class Sender:
     """A node of two DEVICE blocks and one HOST block, and what others pull from it."""
 
     def __init__(self) -> None:
         self.store = TieredStore(StoreSettings(2, 1, kept_after_uses=1))
-        self.memory = {tier: PlainMemory(memoryview(bytearray(128))) for tier in (Tier.DEVICE, Tier.HOST)}
+        self.memory = {tier: PlainMemory(2, LAYOUT.block_bytes) for tier in (Tier.DEVICE, Tier.HOST)}
         carrier = Carrier(BlockMover(self.memory, LAYOUT.block_bytes), {})
         ledger = BlockLedger(self.store, LedgerSettings(10.0, 2.0))
         self.node = KvNode(ledger, self.store, carrier, NobodyFollows(), lambda: 0.0, lambda process: True)

@@ -3,14 +3,13 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from forebay.kv.effects import IndexEvent
 from forebay.kv.layout import KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings, LedgerStats
 from forebay.kv.tier import Tier
@@ -30,14 +29,8 @@ from forebay.kvcache.transfer.source import SERVICE, BlockSource, add_block_sour
 from forebay.rpc.server import Server
 from forebay.testing.fake_engine import LAYOUT
 from forebay.testing.kv_worker import ARITHMETIC
+from forebay.testing.plain_node import NobodyFollows
 from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
-
-
-class NobodyFollows:
-    """Takes KV events away to nobody."""
-
-    def publish(self, first_event_number: int, events: Sequence[IndexEvent]) -> None:
-        """Drops them."""
 
 
 class GatedServicer(KvCacheServicer):

@@ -232,3 +232,16 @@ async def test_a_grant_of_an_attachment_that_has_ended_is_not_used(start_kvcache
         with pytest.raises(WorkerLostError):
             await asking
         assert not worker.rights.owns("s"), "the service has fenced it"
+
+
+async def test_what_is_handed_over_is_not_taken_for_lost(start_kvcache: Start) -> None:
+    async with start_kvcache(lease_s=0.4) as kvcache, attached_worker(kvcache.address) as worker:
+        await worker.rights.acquire("s", [], 2)
+        await worker.rights.hand_over("s", 0, [])
+        assert not worker.rights.owns("s")
+        heard = len(kvcache.servicer.heartbeats)
+        await until(lambda: len(kvcache.servicer.heartbeats) > heard + 1)
+        assert not kvcache.servicer.heartbeats[-1].sequences
+        assert not worker.link.lost_epochs
+        worker.rights.release("s")
+        await until(kvcache.is_all_released)
