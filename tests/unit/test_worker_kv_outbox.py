@@ -111,6 +111,21 @@ async def test_seals_that_nobody_answered_are_sent_again_without_a_gap(
     assert link.stub.sealed["a"] == dict(enumerate(HASHES[:3]))
 
 
+@pytest.mark.parametrize("is_under_way", [False, True])
+async def test_a_sequence_that_begins_anew_is_not_sealed_as_the_one_before(
+    outbox: KvOutbox, link: FakeLink, monkeypatch: pytest.MonkeyPatch, is_under_way: bool
+) -> None:
+    monkeypatch.setattr(kv_outbox, "GATHER_S", 1e6)
+    monkeypatch.setattr(kv_outbox, "RETRY_INTERVAL_S", 0.01)
+    link.stub.unanswered = int(is_under_way)
+    outbox.seal("a", 1, 3, HASHES[:2], at_once=is_under_way)
+    await until(lambda: len(link.stub.calls) == int(is_under_way))
+    outbox.seal("a", 2, 0, HASHES[2:3], at_once=True)
+
+    await until(lambda: link.stub.sealed)
+    assert link.stub.sealed["a"] == {0: HASHES[2]}
+
+
 async def test_closing_sends_what_waits(link: FakeLink) -> None:
     outbox = KvOutbox(link)  # type: ignore[arg-type]
     outbox.start()

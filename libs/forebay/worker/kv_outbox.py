@@ -50,7 +50,9 @@ class KvOutbox:
         self, sequence_id: str, epoch: int, first_block_index: int, block_hashes: list[bytes], *, at_once: bool
     ) -> None:
         """Seals the next blocks of a sequence: at once, or within GATHER_S and before the next release."""
-        waiting = self._seals.setdefault(sequence_id, _Seal(epoch, first_block_index, []))
+        waiting = self._seals.get(sequence_id)
+        if waiting is None or waiting.epoch != epoch:  # those of a lost sequence of this id are void
+            waiting = self._seals[sequence_id] = _Seal(epoch, first_block_index, [])
         waiting.block_hashes += block_hashes
         self._is_empty.clear()
         if at_once:
@@ -125,6 +127,8 @@ class KvOutbox:
         """Nobody answered: they are sent again. A later seal would leave a gap behind one that is lost."""
         for sequence_id, seal in seals.items():
             later = self._seals.get(sequence_id)
+            if later is not None and later.epoch != seal.epoch:
+                continue
             if later is not None:
                 seal.block_hashes += later.block_hashes
             self._seals[sequence_id] = seal
