@@ -151,6 +151,15 @@ def test_frames_of_several_streams_in_any_order(
         receiver.check()
 
 
+def test_little_credit_at_first_does_not_make_all_frames_small() -> None:
+    source = PullSource(PullShape(1, 4000), 2)
+    source.seal(b"d" * 16)
+    source.grant(2000)
+    frame = source.next_frame()
+    assert frame is not None
+    assert frame.length_bytes == 1001
+
+
 def test_a_block_begun_before_the_connection_broke_begins_anew() -> None:
     sink = PullSink(1, 8, 100)
     sink.begin_session()

@@ -35,10 +35,8 @@ class PullSource:
         self._next_unsent = shape.first_block_index
         self._current: int | None = None
         self._offset_bytes = 0
+        self._frame_bytes = 1
         self.grant(credit_bytes)
-        # With half of the credit as the most, and less than a quarter held back by the receiver, whatever it has not
-        # granted yet never keeps the next frame waiting for ever.
-        self._frame_bytes = min(MAX_FRAME_BYTES, max(1, credit_bytes // 2))
 
     @property
     def first_unsealed(self) -> int | None:
@@ -70,6 +68,10 @@ class PullSource:
                 field="credit_bytes",
             )
         self._credit_bytes += credit_bytes
+        # With half of the most that was ever unspent, and less than a quarter of it held back by the receiver, whatever
+        # it has not granted yet never keeps the next frame waiting for ever. Nor does little credit at first, and much
+        # later, have us send byte by byte.
+        self._frame_bytes = max(self._frame_bytes, min(MAX_FRAME_BYTES, self._credit_bytes // 2))
 
     def repeat(self, block_index: int) -> None:
         """The receiver wants a block again. Errors: InvalidFieldError when it has not had it, or had it twice."""
