@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from xxhash import xxh3_128_digest
 
-from forebay.errors import InvalidFieldError, KvExhaustedError, TenantQuotaError
+from forebay.errors import DiskFailedError, InvalidFieldError, KvExhaustedError, TenantQuotaError
 from forebay.host.shared_memory import segment_name, segment_path
 from forebay.kv.tier import Tier
 from forebay.rpc.channel import open_channel
@@ -256,6 +257,20 @@ async def test_verify_reads_the_whole_disk_and_drops_what_is_damaged(scene: Scen
     assert prompt(0)[1] not in await running.index()
     again = await running.stub.VerifyBlocks(verify)
     assert (again.verified_blocks, again.corrupt_blocks) == (whole.verified_blocks - 1, 0)
+
+
+async def test_a_disk_that_fails_is_off_and_serving_goes_on(scene: Scene) -> None:
+    running = await scene.start(*scene.disk)
+    await fill(running, 10)
+    (file,) = (scene.folder / "disk").iterdir()
+    os.truncate(file, 0)
+    for _ in range(2):  # the second finds it off already, and must not call nothing whole
+        with pytest.raises(DiskFailedError), translated():
+            await running.stub.VerifyBlocks(upkeep_pb2.VerifyBlocksRequest())
+    assert common_pb2.KV_TIER_DISK not in (await running.index()).values()
+    assert "disk tier is off" in (await running.stats()).disk_failure
+    assert await running.writer.compute("again", prompt(0)) == 0
+    assert (await running.stub.FlushBlocks(upkeep_pb2.FlushBlocksRequest())).removed_blocks > 0
 
 
 async def test_verify_without_a_disk_has_nothing_to_read(scene: Scene) -> None:

@@ -12,6 +12,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import get_current_span
 
 from forebay.errors import (
+    DiskFailedError,
     InvalidFieldError,
     LayoutMismatchError,
     ModelMismatchError,
@@ -224,6 +225,9 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
     async def VerifyBlocks(
         self, request: upkeep_pb2.VerifyBlocksRequest, context: ServicerContext[Any, Any]
     ) -> upkeep_pb2.VerifyBlocksResponse:
+        failure = None if self._disk is None else self._disk().failure
+        if failure is not None:
+            raise DiskFailedError(failure)
         async with self._verifying:  # one at a time: they share a buffer
             verified_count, corrupt_count = await self._node.verify()
         return upkeep_pb2.VerifyBlocksResponse(verified_blocks=verified_count, corrupt_blocks=corrupt_count)
