@@ -124,9 +124,12 @@ async def test_a_hint_brings_blocks_into_memory_before_they_are_asked_for(scene:
     assert (await running.stub.PrefetchBlocks(hint)).accepted_blocks == 0
 
 
-async def test_a_block_damaged_in_the_host_tier_is_computed_again(scene: Scene) -> None:
+@pytest.mark.parametrize("is_pinned", [False, True])
+async def test_a_block_damaged_in_the_host_tier_is_computed_again(scene: Scene, is_pinned: bool) -> None:
     running = await scene.start()
     await fill(running, 5)
+    if is_pinned:  # it cannot be dropped, and is passed over
+        await running.stub.PinBlocks(upkeep_pb2.PinBlocksRequest(block_hashes=prompt(1), ttl_s=60))
     (name, *_) = [one for one in prompt(1) if (await running.index())[one] == common_pb2.KV_TIER_HOST]
     damage(scene, running.writer.expected(name), segment_path(segment_name(running.process.node_id, Tier.HOST.value)))
     assert await running.writer.compute("again", prompt(1)) == prompt(1).index(name)
