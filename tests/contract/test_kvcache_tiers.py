@@ -175,7 +175,8 @@ async def test_a_flipped_bit_is_never_served(scene: Scene) -> None:
     await fill(running, 10)
     damage(scene, running.writer.expected(prompt(0)[1]))
     assert await running.writer.compute("again", prompt(0)) == 1, "the block before it is whole"
-    assert (await running.stats()).disk_corrupt_blocks == 1
+    stats = await running.stats()
+    assert (stats.disk_corrupt_blocks, stats.lost_blocks, stats.evicted_blocks) == (1, 1, 0)
     assert await running.writer.compute("and-again", prompt(0)) == 2
 
 
@@ -243,6 +244,7 @@ async def test_flush_empties_all_tiers_but_what_is_in_use(scene: Scene) -> None:
     assert set(await running.index()) == set(prompt(9))
     stats = await running.stats()
     assert sum(one.sealed_blocks for one in stats.tiers) == 2
+    assert (stats.flushed_blocks, stats.evicted_blocks, stats.lost_blocks) == (18, 0, 0), "each once, whatever its tiers"
 
 
 async def test_what_was_used_once_is_not_kept_below(scene: Scene) -> None:

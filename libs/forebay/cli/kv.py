@@ -143,7 +143,8 @@ def _table(stats: KvStats) -> str:
     share = f" ({found / asked:.0%})" if asked else ""
     lines += [
         f"prefix: {found} of {asked} blocks found{share}",
-        f"evicted: {stats.evicted_blocks}; pinned: {stats.pinned_blocks}",
+        f"gone: {stats.evicted_blocks} evicted for want of room, {stats.flushed_blocks} flushed, {stats.lost_blocks} lost"
+        f" with the disk; pinned: {stats.pinned_blocks}",
         f"sequences: {stats.active_sequences}; workers: {stats.attached_workers}; taken over: {stats.take_overs}",
     ]
     if stats.disk_failure is not None:

@@ -27,7 +27,11 @@ class TierUse:
 
 @dataclass(frozen=True, slots=True)
 class KvStats:
-    """A node's KV memory now, and counts since its service started. disk_failure: why the disk tier is off."""
+    """A node's KV memory now, and counts since its service started.
+
+    Blocks that left the node: evicted for want of room, flushed by command, lost with a disk that failed or damaged the
+    only copy. disk_failure: why the disk tier is off.
+    """
 
     node_id: str
     tiers: tuple[TierUse, ...]
@@ -37,6 +41,8 @@ class KvStats:
     prefix_blocks_asked: int
     prefix_blocks_found: int
     evicted_blocks: int
+    flushed_blocks: int
+    lost_blocks: int
     take_overs: int
     tier_copied_bytes: int
     disk_read_blocks: int
@@ -81,6 +87,8 @@ class KvOperator:
             prefix_blocks_asked=response.prefix_blocks_asked,
             prefix_blocks_found=response.prefix_blocks_found,
             evicted_blocks=response.evicted_blocks,
+            flushed_blocks=response.flushed_blocks,
+            lost_blocks=response.lost_blocks,
             take_overs=response.take_overs,
             tier_copied_bytes=response.tier_copied_bytes,
             disk_read_blocks=response.disk_read_blocks,

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from forebay.kv.departure import Departure
 from forebay.kv.effect_log import EffectLog
 from forebay.kv.effects import ReadSlot, WriteSlot
 from forebay.kv.tier import Tier
@@ -179,7 +180,7 @@ class BlockTraffic:
 
     def _drop_slot(self, slot: int, log: EffectLog) -> None:
         if self._pools.disk.is_idle(slot):
-            self._pools.drop(self._pools.disk, slot, log)
+            self._pools.drop(self._pools.disk, slot, log, Departure.LOST)
 
     def _read(self, block_hash: bytes, log: EffectLog) -> _Fill | None:
         """Begins to read a block from disk into HOST, if it is there and HOST has room."""

@@ -23,6 +23,7 @@ from forebay.errors import (
     WriterActiveError,
 )
 from forebay.kv.attachments import AttachmentRecord, Attachments, WorkerProcess
+from forebay.kv.departure import Departure
 from forebay.kv.effect_log import EffectLog
 from forebay.kv.effects import Effects, OverdueFence, Revoked
 from forebay.kv.grant import Grant, Renewal, Sealed, SealEntry
@@ -292,13 +293,16 @@ class BlockLedger:
 
     def stats(self) -> LedgerStats:
         """Counts now, and totals since start."""
+        departures = self._store.departures
         return LedgerStats(
             tiers=self._store.counts(),
             sequences=len(self._leases),
             attachments=self._attachments.open_count,
             prefix_blocks_asked=self._prefix_blocks_asked,
             prefix_blocks_found=self._prefix_blocks_found,
-            evicted_blocks=self._store.evicted_count,
+            evicted_blocks=departures[Departure.EVICTED],
+            flushed_blocks=departures[Departure.FLUSHED],
+            lost_blocks=departures[Departure.LOST],
             take_overs=self._take_overs,
         )
 

@@ -158,6 +158,8 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
             prefix_blocks_asked=stats.prefix_blocks_asked,
             prefix_blocks_found=stats.prefix_blocks_found,
             evicted_blocks=stats.evicted_blocks,
+            flushed_blocks=stats.flushed_blocks,
+            lost_blocks=stats.lost_blocks,
             take_overs=stats.take_overs,
             layout=layout_to_proto(self._identity.layout),
             model_digest=self._identity.model_digest,
