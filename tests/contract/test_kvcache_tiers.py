@@ -12,6 +12,7 @@ import pytest
 from xxhash import xxh3_128_digest
 
 from forebay.errors import InvalidFieldError, KvExhaustedError, TenantQuotaError
+from forebay.kv.eviction.policies import POLICIES
 from forebay.rpc.channel import open_channel
 from forebay.rpc.status import translated
 from forebay.testing.kvcache_process import KvCacheProcess, WritingWorker, attach_writer
@@ -244,7 +245,9 @@ async def test_flush_empties_all_tiers_but_what_is_in_use(scene: Scene) -> None:
     assert set(await running.index()) == set(prompt(9))
     stats = await running.stats()
     assert sum(one.sealed_blocks for one in stats.tiers) == 2
-    assert (stats.flushed_blocks, stats.evicted_blocks, stats.lost_blocks) == (18, 0, 0), "each once, whatever its tiers"
+    assert (stats.flushed_blocks, stats.evicted_blocks, stats.lost_blocks) == (18, 0, 0), (
+        "each once, whatever its tiers"
+    )
 
 
 async def test_what_was_used_once_is_not_kept_below(scene: Scene) -> None:
@@ -257,6 +260,31 @@ async def test_what_was_used_once_is_not_kept_below(scene: Scene) -> None:
     for number in range(10, 14):
         await running.writer.compute(f"other-{number}", prompt(number))
     assert (await running.tier(common_pb2.KV_TIER_HOST)).sealed_blocks > 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "of_four_uses", "of_two_uses"), [("reuse-rate", 2, 2), ("lru", 1, 1), ("lfu", 2, 2), ("s3-fifo", 2, 1)]
+)
+async def test_the_policy_asked_for_chooses_what_leaves(
+    scene: Scene, policy: str, of_four_uses: int, of_two_uses: int
+) -> None:
+    """Prompt 1 is used again and again, then 2, 3 and 4 once, and DEVICE holds three: which one is gone?"""
+    running = await scene.start("--kept-after-uses", "100", "--eviction-policy", policy)
+    assert (await running.stats()).eviction_policy == policy
+    for offset, uses, evicted in ((0, 4, of_four_uses), (10, 2, of_two_uses)):
+        await running.stub.FlushBlocks(upkeep_pb2.FlushBlocksRequest())
+        for turn, number in enumerate([1] * uses + [2, 3, 4]):
+            await running.writer.compute(f"{offset}-{turn}", prompt(offset + number))
+        index = await running.index()
+        assert [one for one in (1, 2, 3, 4) if prompt(offset + one)[0] not in index] == [evicted]
+
+
+def test_an_eviction_policy_that_there_is_not_is_refused_with_those_that_there_are(
+    tiny_model: Path, nats_url: str
+) -> None:
+    code, errors = KvCacheProcess(tiny_model, nats_url, "--eviction-policy", "random").finish()
+    assert code == 2
+    assert all(name in errors for name in ("--eviction-policy", *POLICIES))
 
 
 async def test_blocks_are_kept_free_ahead_of_requests(scene: Scene) -> None:

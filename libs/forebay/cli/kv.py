@@ -142,6 +142,7 @@ def _table(stats: KvStats) -> str:
     asked, found = stats.prefix_blocks_asked, stats.prefix_blocks_found
     share = f" ({found / asked:.0%})" if asked else ""
     lines += [
+        f"block: {stats.block_tokens} tokens, {stats.block_bytes} bytes; what leaves a full tier: by {stats.eviction_policy}",
         f"prefix: {found} of {asked} blocks found{share}",
         f"gone: {stats.evicted_blocks} evicted for want of room, {stats.flushed_blocks} flushed, {stats.lost_blocks} lost"
         f" with the disk; pinned: {stats.pinned_blocks}",

@@ -17,6 +17,7 @@ from forebay.cli.program import program_name
 from forebay.client import Client, Completion
 from forebay.engine.native_load import native_refusal
 from forebay.errors import StartError
+from forebay.kv.eviction.policies import DEFAULT_POLICY, POLICIES
 from forebay.mesh.inspection import ServiceStatus, inspect_mesh
 from forebay.mesh.local_mesh import DEFAULT_START_TIMEOUT_S, mend_mesh, start_mesh, stop_mesh
 from forebay.mesh.record import MeshRecord, read_record
@@ -81,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="third tier, on disk, which outlives the mesh (default: none)",
     )
+    parser.add_argument(
+        "--eviction-policy",
+        choices=tuple(POLICIES),
+        help=f"what leaves a full KV tier first (default: {DEFAULT_POLICY}; see docs/kv-cache.md)",
+    )
     parser.add_argument("--max-tokens", type=int, default=_MAX_TOKENS, metavar="N", help="of the answer (default: 256)")
     parser.add_argument(
         "--timeout-s", type=float, default=DEFAULT_START_TIMEOUT_S, metavar="S", help="for the start (default: 180)"
@@ -140,6 +146,7 @@ def _asked(given: argparse.Namespace, record: MeshRecord) -> list[tuple[str, Any
         ("--device-bytes", given.device_bytes, record.device_bytes),
         ("--host-bytes", given.host_bytes, record.host_bytes),
         ("--disk-bytes", given.disk_bytes, record.disk_bytes),
+        ("--eviction-policy", given.eviction_policy, record.eviction_policy),
     ]
 
 
@@ -155,6 +162,7 @@ def _ask_as_before(given: argparse.Namespace, record: MeshRecord) -> None:
         "device_bytes": record.device_bytes,
         "host_bytes": record.host_bytes,
         "disk_bytes": record.disk_bytes,
+        "eviction_policy": record.eviction_policy,
     }
     for name, value in before.items():
         if getattr(given, name) is None:
@@ -177,6 +185,7 @@ def _spec(state_dir: Path, given: argparse.Namespace) -> MeshSpec:
         device_bytes=given.device_bytes,
         host_bytes=given.host_bytes,
         disk_bytes=given.disk_bytes,
+        eviction_policy=given.eviction_policy,
     )
     layout = layout_for(open_model(model_path).config, chip_class_named(chip_class or DECODE_DEFAULT))
     check_block_room(spec, layout.block_bytes)

@@ -49,6 +49,9 @@ class KvStats:
     disk_written_blocks: int
     disk_corrupt_blocks: int
     disk_failure: str | None
+    eviction_policy: str
+    block_tokens: int
+    block_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,9 @@ class KvOperator:
             disk_written_blocks=response.disk_written_blocks,
             disk_corrupt_blocks=response.disk_corrupt_blocks,
             disk_failure=response.disk_failure if response.HasField("disk_failure") else None,
+            eviction_policy=response.eviction_policy,
+            block_tokens=response.layout.block_tokens,
+            block_bytes=response.block_bytes,
         )
 
     async def blocks(self) -> list[KvBlock]:

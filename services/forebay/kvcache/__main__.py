@@ -20,6 +20,7 @@ from forebay.fleet.member import Member
 from forebay.fleet.registrar import Registrar
 from forebay.host.heap import keep_freed_memory
 from forebay.kv.block_transport import SealedBlocks
+from forebay.kv.eviction.policies import POLICIES
 from forebay.kv.layout import KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
@@ -109,6 +110,7 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
             lease_s=settings.lease_s,
             segments=(memory[Tier.DEVICE].arena.segment,),
             disk_wait_s=settings.disk_wait_s,
+            eviction_policy=settings.eviction_policy,
         )
         source = start_source(settings, stack, NodeSealedBlocks(node, carrier, layout, settings.disk_wait_s))
         bringer = build_bringer(stack, identity, node, carrier)
@@ -186,6 +188,7 @@ def build_store(
             disk_block_count=0 if disk is None else disk.shape.block_count,
             kept_after_uses=settings.kept_after_uses,
             free_block_count=settings.free_blocks,
+            new_policy=POLICIES[settings.eviction_policy],
         )
     )
 

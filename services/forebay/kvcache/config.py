@@ -6,6 +6,7 @@ from pydantic import Field
 
 from forebay import ports
 from forebay.chips.chip_class import DECODE_DEFAULT
+from forebay.kv.eviction.policies import DEFAULT_POLICY, PolicyName
 from forebay.kv.ledger import DEFAULT_OFFER_S
 from forebay.rpc.settings import ServiceSettings
 
@@ -31,6 +32,11 @@ class KvCacheSettings(ServiceSettings):
     )
     disk_wait_s: float = Field(
         0.5, ge=0, le=60, description="most seconds a sequence waits for its prefix to be read from disk"
+    )
+    eviction_policy: PolicyName = Field(
+        DEFAULT_POLICY,
+        description="what leaves a full tier first, in all tiers: what is used most rarely for its age (reuse-rate), was"
+        " used longest ago (lru) or least often (lfu), or s3-fifo's choice; see docs/kv-cache.md",
     )
     kept_after_uses: int = Field(
         2, ge=1, le=100, description="blocks that were used less often are removed, not moved to a lower tier"

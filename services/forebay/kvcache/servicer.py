@@ -19,6 +19,7 @@ from forebay.errors import (
     StaleEpochError,
     UnknownSequenceError,
 )
+from forebay.kv.eviction.policies import DEFAULT_POLICY, PolicyName
 from forebay.kv.grant import Grant
 from forebay.kv.layout import KvLayout
 from forebay.kv.segment import MemorySegment
@@ -53,6 +54,7 @@ class NodeIdentity:
     lease_s: float
     segments: tuple[MemorySegment, ...]  # that workers map
     disk_wait_s: float = 0.5  # most seconds that a sequence waits for its prefix to come from disk
+    eviction_policy: PolicyName = DEFAULT_POLICY
 
 
 class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
@@ -160,6 +162,8 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
             evicted_blocks=stats.evicted_blocks,
             flushed_blocks=stats.flushed_blocks,
             lost_blocks=stats.lost_blocks,
+            eviction_policy=self._identity.eviction_policy,
+            block_bytes=self._identity.layout.block_bytes,
             take_overs=stats.take_overs,
             layout=layout_to_proto(self._identity.layout),
             model_digest=self._identity.model_digest,
