@@ -295,6 +295,14 @@ async def test_blocks_are_kept_free_ahead_of_requests(scene: Scene) -> None:
     assert (await running.tier(common_pb2.KV_TIER_HOST)).sealed_blocks == 2, "what made room went down a tier"
 
 
+def test_no_more_blocks_can_be_kept_free_than_leave_room_for_cache(tiny_model: Path, nats_url: str) -> None:
+    service = KvCacheProcess(tiny_model, nats_url, *FEW, "--free-blocks", str(DEVICE))
+    code, errors = service.finish()
+    assert (code, len(errors.splitlines())) == (2, 1)
+    assert f"--free-blocks {DEVICE} leaves no room for cache in the {DEVICE} blocks" in errors
+    assert service.segments() == []
+
+
 async def test_a_tenant_has_no_more_than_its_quota(scene: Scene) -> None:
     running = await scene.start("--tenant-blocks", "3")
     worker = running.writer.worker

@@ -14,10 +14,11 @@ from forebay.client.kv_operator import KvOperator, KvStats
 from forebay.errors import StartError
 from forebay.mesh.record import read_record
 from forebay.mesh.state_dir import current_state_dir, elsewhere
+from forebay.rpc.address import checked_address
 
 _EXAMPLES: Final = """\
   forebay kv stats                        blocks by tier, hits, evictions
-  forebay kv ls --tier disk               what lies on disk
+  forebay kv ls --tier disk               what lies on disk alone
   forebay kv ls --json | jq -r '.[].hash' hashes, as pin takes them
   forebay kv pin HASH HASH --ttl 600      keep two blocks for ten minutes
   forebay kv flush                        drop all that nobody uses
@@ -25,6 +26,10 @@ _EXAMPLES: Final = """\
 _TIERS: Final = ("device", "host", "disk")
 _HEADER: Final = ("tier", "blocks", "free", "leased", "sealed", "in use")
 _HASH_DIGITS: Final = 32
+_TTL_HELP: Final = (
+    "seconds from now, at most a day (default: 3600); a pin that lasts longer already stays as it is, and none outlives"
+    " the service"
+)
 
 Ask = Callable[[KvOperator, argparse.Namespace], Coroutine[Any, Any, int]]
 
@@ -32,20 +37,25 @@ Ask = Callable[[KvOperator, argparse.Namespace], Coroutine[Any, Any, int]]
 def run(arguments: Sequence[str]) -> int:
     """Does what the subcommand says; 1 when `verify` found damage or `pin` found blocks missing."""
     parser = command_parser("kv", "Shows and steers what the KV-cache service of the local mesh keeps.", _EXAMPLES)
-    parser.add_argument(
-        "--address", metavar="HOST:PORT", help="of a KV-cache service (default: that of the local mesh)"
-    )
+    address_help = "of a KV-cache service (default: that of the local mesh)"
+    parser.add_argument("--address", type=_address, metavar="HOST:PORT", help=address_help)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     asks: dict[str, Ask] = {}
     for name, summary, ask in _COMMANDS:
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         command.add_argument("--json", action="store_true", help="print JSON")
+        # Also behind the subcommand, where it is typed most readily; absent there, what stands before it counts.
+        command.add_argument(
+            "--address", type=_address, metavar="HOST:PORT", default=argparse.SUPPRESS, help=address_help
+        )
         asks[name] = ask
         if name == "ls":
-            command.add_argument("--tier", choices=_TIERS, help="only blocks whose nearest tier this is")
+            command.add_argument("--tier", choices=_TIERS, help="only blocks of which this is the nearest tier")
         if name == "pin":
-            command.add_argument("hashes", nargs="+", type=_block_hash, metavar="HASH", help="32 hexadecimal digits")
-            command.add_argument("--ttl", type=float, default=3600.0, metavar="S", help="seconds (default: 3600)")
+            command.add_argument(
+                "hashes", nargs="+", type=_block_hash, metavar="HASH", help="32 hexadecimal digits, as ls prints"
+            )
+            command.add_argument("--ttl", type=float, default=3600.0, metavar="S", help=_TTL_HELP)
     given = parser.parse_args(arguments)
     return asyncio.run(_asked(asks[given.command], given))
 
@@ -77,7 +87,7 @@ async def _ls(operator: KvOperator, given: argparse.Namespace) -> int:
     for one in blocks:
         print(f"{one.block_hash.hex()}  {one.tier}")
     counts = Counter(one.tier for one in blocks)
-    print(f"{len(blocks)} blocks" + "".join(f", {counts[tier]} {tier}" for tier in _TIERS if counts[tier]))
+    print(_blocks(len(blocks)) + "".join(f", {counts[tier]} {tier}" for tier in _TIERS if counts[tier]))
     return 0
 
 
@@ -87,7 +97,7 @@ async def _pin(operator: KvOperator, given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps({"pinned_blocks": pinned_count, "missing": [one.hex() for one in missing]}, indent=2))
     else:
-        print(f"{pinned_count} blocks are kept for {given.ttl:g} s")
+        print(f"{_blocks(pinned_count)} pinned for at least {given.ttl:g} s")
         for one in missing:
             print(f"{one.hex()} is not held")
     return 1 if missing else 0
@@ -95,7 +105,12 @@ async def _pin(operator: KvOperator, given: argparse.Namespace) -> int:
 
 async def _flush(operator: KvOperator, given: argparse.Namespace) -> int:
     removed_count = await operator.flush()
-    print(json.dumps({"removed_blocks": removed_count}) if given.json else f"{removed_count} blocks removed")
+    if given.json:
+        print(json.dumps({"removed_blocks": removed_count}))
+    else:
+        kept = sum(one.leased_blocks + one.referenced_blocks for one in (await operator.stats()).tiers)
+        rest = f"; {_blocks(kept)} in use or pinned stay" if kept else ""
+        print(f"{_blocks(removed_count)} removed, each tier's copy counted{rest}")
     return 0
 
 
@@ -103,19 +118,19 @@ async def _verify(operator: KvOperator, given: argparse.Namespace) -> int:
     verified = await operator.verify()
     if given.json:
         print(json.dumps(asdict(verified)))
+    elif not any(one.tier == "disk" for one in (await operator.stats()).tiers):
+        print("there is no disk tier here, and nothing to verify")
     else:
-        damage = (
-            f"{verified.corrupt_blocks} were damaged and are dropped" if verified.corrupt_blocks else "all are whole"
-        )
-        print(f"{verified.verified_blocks} blocks of the disk tier read: {damage}")
+        damage = f"{verified.corrupt_blocks} damaged, and dropped" if verified.corrupt_blocks else "none damaged"
+        print(f"{_blocks(verified.verified_blocks)} of the disk tier read: {damage}")
     return 1 if verified.corrupt_blocks else 0
 
 
 _COMMANDS: Final[tuple[tuple[str, str, Ask], ...]] = (
-    ("stats", "Blocks by tier, hits, evictions.", _stats),
-    ("ls", "Sealed blocks and the tier that each lies in.", _ls),
-    ("pin", "Keeps blocks from eviction for a while.", _pin),
-    ("flush", "Removes all blocks that nobody uses, from all tiers.", _flush),
+    ("stats", "Blocks by tier, hits, evictions; totals are since the service started.", _stats),
+    ("ls", "Sealed blocks and the nearest tier that each lies in.", _ls),
+    ("pin", "Keeps blocks from eviction and flush for a while.", _pin),
+    ("flush", "Removes all blocks that nobody uses or has pinned, from all tiers; disk included.", _flush),
     ("verify", "Reads every block of the disk tier and checks it; damaged ones are dropped.", _verify),
 )
 
@@ -142,10 +157,11 @@ def _table(stats: KvStats) -> str:
     asked, found = stats.prefix_blocks_asked, stats.prefix_blocks_found
     share = f" ({found / asked:.0%})" if asked else ""
     lines += [
-        f"block: {stats.block_tokens} tokens, {stats.block_bytes} bytes; what leaves a full tier: by {stats.eviction_policy}",
+        f"node: {stats.node_id}; block: {stats.block_tokens} tokens, {stats.block_bytes} bytes; eviction:"
+        f" {stats.eviction_policy}",
         f"prefix: {found} of {asked} blocks found{share}",
-        f"gone: {stats.evicted_blocks} evicted for want of room, {stats.flushed_blocks} flushed, {stats.lost_blocks} lost"
-        f" with the disk; pinned: {stats.pinned_blocks}",
+        f"gone: {stats.evicted_blocks} evicted for want of room, {stats.flushed_blocks} flushed,"
+        f" {stats.lost_blocks} lost with the disk; pinned: {stats.pinned_blocks}",
         f"sequences: {stats.active_sequences}; workers: {stats.attached_workers}; taken over: {stats.take_overs}",
     ]
     if stats.disk_failure is not None:
@@ -156,6 +172,17 @@ def _table(stats: KvStats) -> str:
             f" {stats.disk_corrupt_blocks} corrupt"
         )
     return "\n".join(lines)
+
+
+def _blocks(count: int) -> str:
+    return f"{count} block" if count == 1 else f"{count} blocks"
+
+
+def _address(text: str) -> str:
+    try:
+        return checked_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _block_hash(text: str) -> bytes:

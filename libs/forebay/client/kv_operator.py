@@ -1,10 +1,13 @@
 """What an operator asks of a node's KV-cache service. For tools; requests go to a router."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
+from forebay.client.errors import UnreachableError
+from forebay.errors import Code, DeadlineExceededError, RemoteError
 from forebay.rpc.channel import open_channel
 from forebay.rpc.status import translated
 from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc, upkeep_pb2
@@ -74,12 +77,13 @@ class KvOperator:
     """Connects at the first call. Errors are those of `forebay.errors`."""
 
     def __init__(self, address: str) -> None:
+        self._address = address
         self._channel = open_channel(address)
         self._stub: kvcache_pb2_grpc.KvCacheServiceAsyncStub = kvcache_pb2_grpc.KvCacheServiceStub(self._channel)
 
     async def stats(self) -> KvStats:
         """Counts."""
-        with translated():
+        with self._asking():
             response = await self._stub.GetStats(kvcache_pb2.GetStatsRequest(), timeout=_TIMEOUT_S)
         return KvStats(
             node_id=response.node_id,
@@ -105,26 +109,42 @@ class KvOperator:
 
     async def blocks(self) -> list[KvBlock]:
         """All sealed blocks."""
-        with translated():
+        with self._asking():
             pages = self._stub.DumpIndex(kvcache_pb2.DumpIndexRequest(), timeout=_TIMEOUT_S)
             return [KvBlock(one.block_hash, _tier_name(one.tier)) async for page in pages for one in page.entries]
 
     async def pin(self, block_hashes: Iterable[bytes], ttl_s: float) -> Sequence[bytes]:
         """Keeps blocks from eviction for so long; returns the hashes that are not held."""
         request = upkeep_pb2.PinBlocksRequest(block_hashes=block_hashes, ttl_s=ttl_s)
-        with translated():
+        with self._asking():
             return list((await self._stub.PinBlocks(request, timeout=_TIMEOUT_S)).missing_block_hashes)
 
     async def flush(self) -> int:
         """Removes all blocks that nobody refers to; returns how many."""
-        with translated():
+        with self._asking():
             return (await self._stub.FlushBlocks(upkeep_pb2.FlushBlocksRequest(), timeout=_TIMEOUT_S)).removed_blocks
 
     async def verify(self) -> Verified:
         """Reads and checks the whole disk tier."""
-        with translated():
+        with self._asking():
             response = await self._stub.VerifyBlocks(upkeep_pb2.VerifyBlocksRequest(), timeout=_VERIFY_TIMEOUT_S)
         return Verified(response.verified_blocks, response.corrupt_blocks)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Says of a failed call who could not be reached, does not answer, or is not what it was taken for."""
+        try:
+            with translated():
+                yield
+        except DeadlineExceededError as error:
+            raise DeadlineExceededError(f"the KV-cache service at {self._address} did not answer in time") from error
+        except RemoteError as error:
+            if error.code == Code.UNAVAILABLE:
+                raise UnreachableError(self._address, error.message, "KV-cache service") from error
+            if error.code == Code.UNIMPLEMENTED:
+                message = f"what serves at {self._address} is no KV-cache service, or one of another version"
+                raise RemoteError(Code.UNIMPLEMENTED, message) from error
+            raise
 
     async def __aenter__(self) -> Self:
         return self

@@ -124,11 +124,13 @@ class BlockLedger:
                 f"a sequence takes 1..{self._store.capacity} blocks of the DEVICE tier, not {block_count}",
                 field="new_sequence.block_count",
             )
-        if len(prefix_hashes) > block_count or len(set(prefix_hashes)) < len(prefix_hashes):
+        if len(prefix_hashes) > block_count:
             raise InvalidFieldError(
-                f"{len(prefix_hashes)} prefix hashes are more than the {block_count} blocks wanted, or one comes twice",
+                f"{len(prefix_hashes)} prefix hashes are more than the {block_count} blocks wanted",
                 field="new_sequence.prefix_hashes",
             )
+        if len(set(prefix_hashes)) < len(prefix_hashes):
+            raise InvalidFieldError("a prefix hash comes twice", field="new_sequence.prefix_hashes")
         held = self._leases.get(sequence_id)
         if held is not None:
             self._supersede(held)

@@ -36,7 +36,8 @@ class Pins:
         new_count = sum(one not in self._pins and self._traffic.has(one) for one in wanted)
         if len(self._pins) + new_count > self._most_pins:
             raise KvExhaustedError(
-                f"{new_count} further blocks cannot be pinned: {len(self._pins)} of at most {self._most_pins} are"
+                f"{new_count} more blocks cannot be pinned: {len(self._pins)} are, and at most {self._most_pins} can be"
+                " (half the device tier); name fewer, or wait until pins end"
             )
         missing: list[bytes] = []
         for block_hash in wanted:

@@ -22,8 +22,8 @@ class MeshSpec:
     """A mesh to start.
 
     threads: most cores a step of an engine worker may use; None: all. device_bytes, host_bytes: of the KV arenas; None
-    leaves it to the service. disk_bytes: of the disk tier, in the state folder; None: there is none. eviction_policy: its
-    name; None leaves it to the service.
+    leaves it to the service. disk_bytes: of the disk tier, in the state folder; None: there is none.
+    eviction_policy: its name; None leaves it to the service.
     extra_arguments: further flags by role, such as {"kvcache": ("--lease-s", "2")}.
     """
 

@@ -179,11 +179,17 @@ def traffic_of(disk: DiskStore, carrier: Carrier, node: KvNode) -> DiskTraffic:
 def build_store(
     settings: KvCacheSettings, memory: Mapping[Tier, MemoryTier | GpuTier], disk: DiskStore | None
 ) -> TieredStore:
-    """What the tiers hold: nothing yet."""
+    """What the tiers hold: nothing yet. Errors: StartError."""
     block_counts = {tier: one.arena.block_count for tier, one in memory.items()}
+    device_block_count = block_counts[Tier.DEVICE]
+    if settings.free_blocks >= device_block_count:
+        raise StartError(
+            f"--free-blocks {settings.free_blocks} leaves no room for cache in the {device_block_count} blocks of the"
+            " device tier; lower it, or raise --device-bytes"
+        )
     return TieredStore(
         StoreSettings(
-            device_block_count=block_counts[Tier.DEVICE],
+            device_block_count=device_block_count,
             host_block_count=block_counts.get(Tier.HOST, 0),
             disk_block_count=0 if disk is None else disk.shape.block_count,
             kept_after_uses=settings.kept_after_uses,

@@ -35,8 +35,8 @@ class KvCacheSettings(ServiceSettings):
     )
     eviction_policy: PolicyName = Field(
         DEFAULT_POLICY,
-        description="what leaves a full tier first, in all tiers: what is used most rarely for its age (reuse-rate), was"
-        " used longest ago (lru) or least often (lfu), or s3-fifo's choice; see docs/kv-cache.md",
+        description="what leaves a full tier first, in all tiers: blocks with the lowest estimated rate of use"
+        " (reuse-rate), used longest ago (lru), used least often (lfu), or as S3-FIFO chooses; see docs/kv-cache.md",
     )
     kept_after_uses: int = Field(
         2, ge=1, le=100, description="blocks that were used less often are removed, not moved to a lower tier"

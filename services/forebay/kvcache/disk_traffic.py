@@ -55,6 +55,9 @@ class DiskTraffic:
         except BlockCorruptError:
             await self._queue.forget(slot, _VERIFICATION)
             return False
+        except DiskFailedError:
+            self._fail()
+            raise
         return True
 
     async def close(self) -> None:

@@ -12,6 +12,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import get_current_span
 
 from forebay.errors import (
+    DiskFailedError,
     InvalidFieldError,
     LayoutMismatchError,
     ModelMismatchError,
@@ -219,7 +220,9 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
     ) -> upkeep_pb2.PinBlocksResponse:
         hashes = _some_hashes(request.block_hashes)
         if not 0 < request.ttl_s <= LONGEST_PIN_S:
-            raise InvalidFieldError(f"a pin lasts at most {LONGEST_PIN_S:g} s, and more than none", field="ttl_s")
+            raise InvalidFieldError(
+                f"a pin lasts more than 0 s and at most {LONGEST_PIN_S:g} s, not {request.ttl_s:g} s", field="ttl_s"
+            )
         return upkeep_pb2.PinBlocksResponse(missing_block_hashes=self._node.pin(hashes, request.ttl_s))
 
     async def FlushBlocks(
@@ -230,6 +233,8 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
     async def VerifyBlocks(
         self, request: upkeep_pb2.VerifyBlocksRequest, context: ServicerContext[Any, Any]
     ) -> upkeep_pb2.VerifyBlocksResponse:
+        if self._disk is not None and (failure := self._disk().failure) is not None:
+            raise DiskFailedError(failure)
         async with self._verifying:  # one at a time: they share a buffer
             verified_count, corrupt_count = await self._node.verify()
         return upkeep_pb2.VerifyBlocksResponse(verified_blocks=verified_count, corrupt_blocks=corrupt_count)
