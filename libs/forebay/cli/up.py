@@ -32,6 +32,8 @@ _EXAMPLES: Final = """\
   forebay up --model ~/models/Qwen2.5-0.5B-Instruct
   forebay up --prefill 2 --decode 2 --port-base 7500"""
 _MAX_TOKENS: Final = 256
+DEVICE_BYTES_HELP: Final = "KV memory that workers compute in, such as 512M or 2G (default: 512M)"
+HOST_BYTES_HELP: Final = "memory for KV that must leave it and was used twice; 0: none (default: 256M)"
 _CHIP_CLASS_HELP: Final = (
     "how all workers compute (default: cpu-compute for prefill and cpu-bandwidth for decode, or cpu-bf16 where there is"
     " no C++ compiler; cpu-f32 is full precision)"
@@ -74,13 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads", type=int, metavar="N", help="most cores of a step (default: all, shared by the busy)"
     )
-    parser.add_argument("--device-bytes", type=byte_count, metavar="SIZE", help="KV memory, such as 512M or 2G")
-    parser.add_argument("--host-bytes", type=byte_count, metavar="SIZE", help="second-tier KV memory")
+    parser.add_argument("--device-bytes", type=byte_count, metavar="SIZE", help=DEVICE_BYTES_HELP)
+    parser.add_argument("--host-bytes", type=byte_count, metavar="SIZE", help=HOST_BYTES_HELP)
     parser.add_argument(
         "--disk-bytes",
         type=byte_count,
         metavar="SIZE",
-        help="third tier, on disk, which outlives the mesh (default: none)",
+        help="KV on disk, in the state folder, which outlives the mesh (default: none)",
     )
     parser.add_argument(
         "--eviction-policy",
