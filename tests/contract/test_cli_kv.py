@@ -98,6 +98,17 @@ def test_what_is_pinned_survives_a_flush_which_says_so(operator: Operator) -> No
     assert operator.json("stats")["pinned_blocks"] == 1
 
 
+def test_pins_can_be_taken_back(operator: Operator) -> None:
+    operator.compute(3)
+    assert operator.kv("pin", *HASHES).code == 0
+    assert operator.kv("unpin", HASHES[0], UNKNOWN).out == "1 block unpinned\n"
+    assert operator.json("unpin", "--all") == {"unpinned_blocks": 2}
+    assert operator.json("stats")["pinned_blocks"] == 0
+    assert operator.json("flush") == {"removed_blocks": 3}
+    for arguments in ((), (HASHES[0], "--all")):
+        assert operator.kv("unpin", *arguments).code == 2
+
+
 @pytest.mark.parametrize("ttl", ["0", "-5", "1e9", "nan", "inf"])
 def test_a_time_that_no_pin_may_have_is_refused_with_those_that_it_may(operator: Operator, ttl: str) -> None:
     said = operator.kv("pin", UNKNOWN, f"--ttl={ttl}")

@@ -196,6 +196,21 @@ async def test_pins_keep_blocks_and_end_by_themselves(scene: Scene) -> None:
     assert not set(prompt(1)) & set(await running.index())
 
 
+async def test_which_pins_are_to_end_must_be_said(scene: Scene) -> None:
+    running = await scene.start()
+    await running.writer.compute("one", prompt(1))
+    await running.stub.PinBlocks(upkeep_pb2.PinBlocksRequest(block_hashes=prompt(1), ttl_s=60))
+    for request, field in (
+        (upkeep_pb2.UnpinBlocksRequest(), "pins"),
+        (upkeep_pb2.UnpinBlocksRequest(all=False), "pins"),
+        (upkeep_pb2.UnpinBlocksRequest(named=upkeep_pb2.PinnedBlocks(block_hashes=[b"short"])), "block_hashes"),
+    ):
+        with pytest.raises(InvalidFieldError) as caught, translated():
+            await running.stub.UnpinBlocks(request)
+        assert caught.value.field == field
+    assert (await running.stats()).pinned_blocks == 2
+
+
 async def test_pins_leave_room_for_requests(scene: Scene) -> None:
     running = await scene.start()
     for number in (1, 2):

@@ -21,7 +21,8 @@ _EXAMPLES: Final = """\
   forebay kv ls --tier disk               what lies on disk alone
   forebay kv ls --json | jq -r '.[].hash' hashes, as pin takes them
   forebay kv pin HASH HASH --ttl 600      keep two blocks for ten minutes
-  forebay kv flush                        drop all that nobody uses
+  forebay kv unpin --all                  let what is pinned be evicted again
+  forebay kv flush                        drop all that nobody uses or has pinned
   forebay kv verify                       read the whole disk tier and check it"""
 _TIERS: Final = ("device", "host", "disk")
 _HEADER: Final = ("tier", "blocks", "free", "leased", "sealed", "in use")
@@ -56,6 +57,10 @@ def run(arguments: Sequence[str]) -> int:
                 "hashes", nargs="+", type=_block_hash, metavar="HASH", help="32 hexadecimal digits, as ls prints"
             )
             command.add_argument("--ttl", type=float, default=3600.0, metavar="S", help=_TTL_HELP)
+        if name == "unpin":
+            which = command.add_mutually_exclusive_group(required=True)
+            which.add_argument("hashes", nargs="*", default=[], type=_block_hash, metavar="HASH", help="as ls prints")
+            which.add_argument("--all", action="store_true", help="all that are pinned")
     given = parser.parse_args(arguments)
     return asyncio.run(_asked(asks[given.command], given))
 
@@ -103,6 +108,12 @@ async def _pin(operator: KvOperator, given: argparse.Namespace) -> int:
     return 1 if missing else 0
 
 
+async def _unpin(operator: KvOperator, given: argparse.Namespace) -> int:
+    unpinned_count = await operator.unpin(None if given.all else given.hashes)
+    print(json.dumps({"unpinned_blocks": unpinned_count}) if given.json else f"{_blocks(unpinned_count)} unpinned")
+    return 0
+
+
 async def _flush(operator: KvOperator, given: argparse.Namespace) -> int:
     removed_count = await operator.flush()
     if given.json:
@@ -130,6 +141,7 @@ _COMMANDS: Final[tuple[tuple[str, str, Ask], ...]] = (
     ("stats", "Blocks by tier, hits, evictions; totals are since the service started.", _stats),
     ("ls", "Sealed blocks and the nearest tier that each lies in.", _ls),
     ("pin", "Keeps blocks from eviction and flush for a while.", _pin),
+    ("unpin", "Ends pins before their time.", _unpin),
     ("flush", "Removes all blocks that nobody uses or has pinned, from all tiers; disk included.", _flush),
     ("verify", "Reads every block of the disk tier and checks it; damaged ones are dropped.", _verify),
 )

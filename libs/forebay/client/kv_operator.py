@@ -119,6 +119,15 @@ class KvOperator:
         with self._asking():
             return list((await self._stub.PinBlocks(request, timeout=_TIMEOUT_S)).missing_block_hashes)
 
+    async def unpin(self, block_hashes: Iterable[bytes] | None) -> int:
+        """Ends the pins of these blocks before their time, None: of all; returns how many ended."""
+        named = None if block_hashes is None else upkeep_pb2.PinnedBlocks(block_hashes=block_hashes)
+        request = (
+            upkeep_pb2.UnpinBlocksRequest(all=True) if named is None else upkeep_pb2.UnpinBlocksRequest(named=named)
+        )
+        with self._asking():
+            return (await self._stub.UnpinBlocks(request, timeout=_TIMEOUT_S)).unpinned_blocks
+
     async def flush(self) -> int:
         """Removes all blocks that nobody refers to; returns how many."""
         with self._asking():

@@ -3,7 +3,7 @@
 Knows no clock: times are arguments, of any monotonic clock.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from forebay.errors import KvExhaustedError
 from forebay.kv.block_traffic import BlockTraffic, Held
@@ -23,6 +23,9 @@ class Pins:
 
     def __len__(self) -> int:
         return len(self._pins)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._pins)
 
     def __contains__(self, block_hash: bytes) -> bool:
         return block_hash in self._pins

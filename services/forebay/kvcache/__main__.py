@@ -64,6 +64,7 @@ SPAN_NAMES: Final = {
     f"/{SERVICE}/DumpIndex": None,
     f"/{SERVICE}/PrefetchBlocks": None,
     f"/{SERVICE}/PinBlocks": None,
+    f"/{SERVICE}/UnpinBlocks": None,
     f"/{SERVICE}/FlushBlocks": None,
     f"/{SERVICE}/VerifyBlocks": None,
     f"/{SERVICE}/PullBlocks": None,  # the node that pulls has a span for it

@@ -30,7 +30,7 @@ class KvCacheSettings(ServiceSettings):
     )
     disk_dir: Path | None = Field(
         None,
-        description="folder of its own for the DISK tier: copies of HOST's blocks, kept over restarts; needs --disk-bytes",
+        description="folder of its own for the DISK tier, which outlives restarts; needs --disk-bytes",
     )
     disk_bytes: int = Field(
         0,

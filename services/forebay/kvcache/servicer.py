@@ -225,6 +225,14 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
             )
         return upkeep_pb2.PinBlocksResponse(missing_block_hashes=self._node.pin(hashes, request.ttl_s))
 
+    async def UnpinBlocks(
+        self, request: upkeep_pb2.UnpinBlocksRequest, context: ServicerContext[Any, Any]
+    ) -> upkeep_pb2.UnpinBlocksResponse:
+        hashes = _some_hashes(request.named.block_hashes)
+        if not request.all and not request.HasField("named"):
+            raise InvalidFieldError("say which pins are to end: named ones, or all", field="pins")
+        return upkeep_pb2.UnpinBlocksResponse(unpinned_blocks=self._node.unpin(None if request.all else hashes))
+
     async def FlushBlocks(
         self, request: upkeep_pb2.FlushBlocksRequest, context: ServicerContext[Any, Any]
     ) -> upkeep_pb2.FlushBlocksResponse:
