@@ -22,7 +22,7 @@ _EXAMPLES: Final = """\
   forebay kv ls --json | jq -r '.[].hash' hashes, as pin takes them
   forebay kv pin HASH HASH --ttl 600      keep two blocks for ten minutes
   forebay kv unpin --all                  let what is pinned be evicted again
-  forebay kv flush                        drop all that nobody uses or has pinned
+  forebay kv flush                        drop all that is neither in use nor pinned
   forebay kv verify                       read the whole disk tier and check it"""
 _TIERS: Final = ("device", "host", "disk")
 _HEADER: Final = ("tier", "blocks", "free", "leased", "sealed", "in use")
@@ -142,7 +142,7 @@ _COMMANDS: Final[tuple[tuple[str, str, Ask], ...]] = (
     ("ls", "Sealed blocks and the nearest tier that each lies in.", _ls),
     ("pin", "Keeps blocks from eviction and flush for a while.", _pin),
     ("unpin", "Ends pins before their time.", _unpin),
-    ("flush", "Removes all blocks that nobody uses or has pinned, from all tiers; disk included.", _flush),
+    ("flush", "Removes all blocks that are neither in use nor pinned, from all tiers, disk included.", _flush),
     ("verify", "Reads every block of the disk tier and checks it; damaged ones are dropped.", _verify),
 )
 
