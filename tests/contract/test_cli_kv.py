@@ -147,7 +147,9 @@ def test_verify_says_that_the_disk_is_off_instead_of_whole(
         operator.compute(6, first=6)  # what it pushes out goes to HOST, and is written to disk
         while operator.json("stats")["disk_written_blocks"] < 4:
             pass
-        assert operator.kv("verify").out == "4 blocks of the disk tier read: none damaged\n"
+        whole = operator.kv("verify")
+        assert whole.out == "4 blocks of the disk tier read: none damaged\n"
+        assert whole.err == "reading 4 blocks (0 MiB) of the disk tier ...\n", "what is waited for is said before"
         (file,) = (tmp_path / "disk").iterdir()
         os.truncate(file, 0)
         for _ in range(2):  # at the error, and when the tier is off

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict
@@ -126,10 +127,15 @@ async def _flush(operator: KvOperator, given: argparse.Namespace) -> int:
 
 
 async def _verify(operator: KvOperator, given: argparse.Namespace) -> int:
+    stats = await operator.stats()
+    disk = next((one for one in stats.tiers if one.tier == "disk"), None)
+    if disk is not None and disk.sealed_blocks:
+        size_mib = disk.sealed_blocks * stats.block_bytes / 2**20
+        print(f"reading {_blocks(disk.sealed_blocks)} ({size_mib:.0f} MiB) of the disk tier ...", file=sys.stderr)
     verified = await operator.verify()
     if given.json:
         print(json.dumps(asdict(verified)))
-    elif not any(one.tier == "disk" for one in (await operator.stats()).tiers):
+    elif disk is None:
         print("there is no disk tier here, and nothing to verify")
     else:
         damage = f"{verified.corrupt_blocks} damaged, and dropped" if verified.corrupt_blocks else "none damaged"
