@@ -156,6 +156,7 @@ def test_verify_says_that_the_disk_is_off_instead_of_whole(
             said = operator.kv("verify")
             assert (said.code, said.out) == (1, "")
             assert said.err.endswith("(DISK_FAILED)\n")
+        assert operator.kv("stats").out.endswith("; serving goes on without it until the service is started again\n")
         assert operator.json("stats")["disk_failure"]
         assert operator.json("stats")["tiers"][2]["sealed_blocks"] == 0, "what is off holds nothing"
     finally:

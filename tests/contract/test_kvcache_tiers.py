@@ -331,6 +331,9 @@ async def test_a_tenant_has_no_more_than_its_quota(scene: Scene) -> None:
         await begin("two", "greedy", 2)
     assert caught.value.retry_after_s
     assert len((await begin("three", "modest", 2)).block_ids) == 2
+    with pytest.raises(TenantQuotaError, match=r"^4 KV blocks are wanted and one tenant may have 3") as caught:
+        await begin("four", "long", 4)
+    assert caught.value.retry_after_s is None, "waiting does not help"
     assert len((await worker.extend(first.epoch, 2, "one")).block_ids) == 4, "what runs goes on"
     await worker.release(("one", first.epoch))
     assert len((await begin("two", "greedy", 2)).block_ids) == 2

@@ -183,7 +183,7 @@ def _table(stats: KvStats) -> str:
         f"sequences: {stats.active_sequences}; workers: {stats.attached_workers}; taken over: {stats.take_overs}",
     ]
     if stats.disk_failure is not None:
-        lines.append(stats.disk_failure)
+        lines.append(f"{stats.disk_failure}; serving goes on without it until the service is started again")
     elif any(one.tier == "disk" for one in stats.tiers):
         lines.append(
             f"disk: {stats.disk_read_blocks} blocks read, {stats.disk_written_blocks} written,"

@@ -57,7 +57,8 @@ class KvCacheSettings(ServiceSettings):
     tenant_blocks: int | None = Field(
         None,
         ge=1,
-        description="DEVICE blocks of one tenant's running sequences beyond which no other begins; none: no limit",
+        description="DEVICE blocks of one tenant's running sequences beyond which no other begins; those that name no"
+        " tenant count as one; none: no limit",
     )
     lease_s: float = Field(10.0, ge=0.1, le=3600, description="seconds a worker's right lasts after its renewal")
     offer_s: float = Field(
