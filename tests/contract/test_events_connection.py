@@ -62,11 +62,12 @@ async def test_an_outage_is_logged_once_however_long(nats_server, caplog) -> Non
     await connection.close()
 
 
-async def test_no_server_is_a_start_error_of_one_line() -> None:
+async def test_no_server_is_a_start_error_of_one_line(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(StartError) as caught:
         await connect("nats://127.0.0.1:1", "x", timeout_s=0.3)
     assert "nats://127.0.0.1:1" in caught.value.message
     assert "\n" not in caught.value.message
+    assert [record.getMessage().partition("; ")[2] for record in caplog.records] == ["waiting for it before serving"]
 
 
 async def test_a_handler_that_fails_is_logged_and_goes_on(nats_server, caplog) -> None:  # type: ignore[no-untyped-def]

@@ -14,6 +14,7 @@ from xxhash import xxh3_128_digest
 
 from forebay.errors import DiskFailedError, InvalidFieldError, KvExhaustedError, TenantQuotaError
 from forebay.host.shared_memory import segment_name, segment_path
+from forebay.kv.eviction.policies import POLICIES
 from forebay.kv.tier import Tier
 from forebay.rpc.channel import open_channel
 from forebay.rpc.status import translated
@@ -216,7 +217,8 @@ async def test_a_flipped_bit_is_never_served(scene: Scene) -> None:
     await fill(running, 10)
     damage(scene, running.writer.expected(prompt(0)[1]))
     assert await running.writer.compute("again", prompt(0)) == 1, "the block before it is whole"
-    assert (await running.stats()).disk_corrupt_blocks == 1
+    stats = await running.stats()
+    assert (stats.disk_corrupt_blocks, stats.lost_blocks, stats.evicted_blocks) == (1, 1, 0)
     assert await running.writer.compute("and-again", prompt(0)) == 2
 
 
@@ -233,6 +235,21 @@ async def test_pins_keep_blocks_and_end_by_themselves(scene: Scene) -> None:
     for number in range(30, 50):
         await running.writer.compute(f"other-{number}", prompt(number))
     assert not set(prompt(1)) & set(await running.index())
+
+
+async def test_which_pins_are_to_end_must_be_said(scene: Scene) -> None:
+    running = await scene.start()
+    await running.writer.compute("one", prompt(1))
+    await running.stub.PinBlocks(upkeep_pb2.PinBlocksRequest(block_hashes=prompt(1), ttl_s=60))
+    for request, field in (
+        (upkeep_pb2.UnpinBlocksRequest(), "pins"),
+        (upkeep_pb2.UnpinBlocksRequest(all=False), "pins"),
+        (upkeep_pb2.UnpinBlocksRequest(named=upkeep_pb2.PinnedBlocks(block_hashes=[b"short"])), "block_hashes"),
+    ):
+        with pytest.raises(InvalidFieldError) as caught, translated():
+            await running.stub.UnpinBlocks(request)
+        assert caught.value.field == field
+    assert (await running.stats()).pinned_blocks == 2
 
 
 async def test_pins_leave_room_for_requests(scene: Scene) -> None:
@@ -298,6 +315,9 @@ async def test_flush_empties_all_tiers_but_what_is_in_use(scene: Scene) -> None:
     assert set(await running.index()) == set(prompt(9))
     stats = await running.stats()
     assert sum(one.sealed_blocks for one in stats.tiers) == 2
+    assert (stats.flushed_blocks, stats.evicted_blocks, stats.lost_blocks) == (18, 0, 0), (
+        "each once, whatever its tiers"
+    )
 
 
 async def test_what_was_flushed_does_not_come_back(scene: Scene) -> None:
@@ -325,12 +345,45 @@ async def test_what_was_used_once_is_not_kept_below(scene: Scene) -> None:
     assert (await running.tier(common_pb2.KV_TIER_HOST)).sealed_blocks > 0
 
 
+@pytest.mark.parametrize(
+    ("policy", "of_four_uses", "of_two_uses"), [("reuse-rate", 2, 2), ("lru", 1, 1), ("lfu", 2, 2), ("s3-fifo", 2, 1)]
+)
+async def test_the_policy_asked_for_chooses_what_leaves(
+    scene: Scene, policy: str, of_four_uses: int, of_two_uses: int
+) -> None:
+    """Prompt 1 is used again and again, then 2, 3 and 4 once, and DEVICE holds three: which one is gone?"""
+    running = await scene.start("--kept-after-uses", "100", "--eviction-policy", policy)
+    assert (await running.stats()).eviction_policy == policy
+    for offset, uses, evicted in ((0, 4, of_four_uses), (10, 2, of_two_uses)):
+        await running.stub.FlushBlocks(upkeep_pb2.FlushBlocksRequest())
+        for turn, number in enumerate([1] * uses + [2, 3, 4]):
+            await running.writer.compute(f"{offset}-{turn}", prompt(offset + number))
+        index = await running.index()
+        assert [one for one in (1, 2, 3, 4) if prompt(offset + one)[0] not in index] == [evicted]
+
+
+def test_an_eviction_policy_that_there_is_not_is_refused_with_those_that_there_are(
+    tiny_model: Path, nats_url: str
+) -> None:
+    code, errors = KvCacheProcess(tiny_model, nats_url, "--eviction-policy", "random").finish()
+    assert code == 2
+    assert all(name in errors for name in ("--eviction-policy", *POLICIES))
+
+
 async def test_blocks_are_kept_free_ahead_of_requests(scene: Scene) -> None:
     running = await scene.start("--free-blocks", "2")
     for number in range(3):
         await running.writer.compute(f"one-{number}", prompt(number))
     await running.until(lambda stats: stats.tiers[0].free_blocks == 2)
     assert (await running.tier(common_pb2.KV_TIER_HOST)).sealed_blocks == 2, "what made room went down a tier"
+
+
+def test_no_more_blocks_can_be_kept_free_than_leave_room_for_cache(tiny_model: Path, nats_url: str) -> None:
+    service = KvCacheProcess(tiny_model, nats_url, *FEW, "--free-blocks", str(DEVICE))
+    code, errors = service.finish()
+    assert (code, len(errors.splitlines())) == (2, 1)
+    assert f"--free-blocks {DEVICE} leaves no room for cache in the {DEVICE} blocks" in errors
+    assert service.segments() == []
 
 
 async def test_a_tenant_has_no_more_than_its_quota(scene: Scene) -> None:
@@ -346,6 +399,9 @@ async def test_a_tenant_has_no_more_than_its_quota(scene: Scene) -> None:
         await begin("two", "greedy", 2)
     assert caught.value.retry_after_s
     assert len((await begin("three", "modest", 2)).block_ids) == 2
+    with pytest.raises(TenantQuotaError, match=r"^4 KV blocks are wanted and one tenant may have 3") as caught:
+        await begin("four", "long", 4)
+    assert caught.value.retry_after_s is None, "waiting does not help"
     assert len((await worker.extend(first.epoch, 2, "one")).block_ids) == 4, "what runs goes on"
     await worker.release(("one", first.epoch))
     assert len((await begin("two", "greedy", 2)).block_ids) == 2

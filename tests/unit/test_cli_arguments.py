@@ -12,11 +12,14 @@ from forebay.cli.__main__ import main
 from forebay.cli.answer import figures, tokens_per_second
 from forebay.cli.parsing import byte_count
 from forebay.cli.request_flags import add_request_flags, request_options
+from forebay.cli.up import DEVICE_BYTES_HELP, HOST_BYTES_HELP
 from forebay.client import Completion, ExecutionMode, FinishReason, Plan, RequestOptions, Timings, Usage
 from forebay.client.request import build_request
+from forebay.kv.eviction.policies import DEFAULT_POLICY
+from forebay.kvcache.config import KvCacheSettings
 from forebay.mesh.log_tail import last_words
 
-COMMANDS = ("up", "down", "status", "generate", "chat", "trace")
+COMMANDS = ("up", "down", "status", "generate", "chat", "kv", "trace")
 
 
 def _exit_code(*arguments: str) -> int:
@@ -45,6 +48,15 @@ def test_unknown_words_are_usage_errors(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().err.startswith("forebay: there is no command 'dance'; there are up, ")
     assert _exit_code("up", "--modle", "x") == 2
     assert _exit_code("generate") == 2
+
+
+def test_up_tells_the_defaults_of_the_service_it_starts() -> None:
+    fields = KvCacheSettings.model_fields
+    for name, words in (("device_bytes", DEVICE_BYTES_HELP), ("host_bytes", HOST_BYTES_HELP)):
+        default = words.partition("(default: ")[2].rstrip(")")
+        assert byte_count(default) == fields[name].default
+    assert fields["kept_after_uses"].default == 2, "as the help says"
+    assert fields["eviction_policy"].default == DEFAULT_POLICY
 
 
 def test_the_command_line_starts_without_heavy_packages() -> None:

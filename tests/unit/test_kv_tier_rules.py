@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from xxhash import xxh3_128_digest
 
 from forebay.kv.block_traffic import BlockTraffic, Held
+from forebay.kv.departure import Departure
 from forebay.kv.effect_log import EffectLog
 from forebay.kv.tier_pools import TierPools
 from forebay.kv.tiered_store import StoreSettings, TieredStore
@@ -195,9 +196,9 @@ def with_traffic(traffic: type[BlockTraffic]) -> Callable[[StoreSettings], Tiere
 class KeepsRecords(TierPools):
     """Planted: the checkpoint goes on telling of blocks that are gone."""
 
-    def drop(self, pool: object, block: int, log: EffectLog) -> bytes:
+    def drop(self, pool: object, block: int, log: EffectLog, why: Departure = Departure.EVICTED) -> bytes:
         records = list(log.records)
-        block_hash = super().drop(pool, block, log)  # type: ignore[arg-type]
+        block_hash = super().drop(pool, block, log, why)  # type: ignore[arg-type]
         log.records = records
         return block_hash
 

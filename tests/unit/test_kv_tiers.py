@@ -3,6 +3,7 @@
 import pytest
 
 from forebay.errors import KvExhaustedError
+from forebay.kv.departure import Departure
 from forebay.kv.effect_log import EffectLog
 from forebay.kv.effects import CopyBlock, Moved, Removed, Stored
 from forebay.kv.pins import Pins
@@ -26,7 +27,7 @@ def test_end_of_a_prefix_goes_before_its_beginning() -> None:
     cache(store, HASHES[:4])
     log = cache(store, HASHES[4:6])
     assert log.events == [Removed(Tier.DEVICE, (HASHES[3], HASHES[2])), Stored(Tier.DEVICE, tuple(HASHES[4:6]))]
-    assert store.evicted_count == 2
+    assert store.departures == {Departure.EVICTED: 2}
 
 
 def test_what_was_used_last_stays() -> None:
@@ -150,3 +151,22 @@ def test_of_two_times_of_a_pin_the_later_counts() -> None:
     assert HASHES[0] in pins
     pins.expire(20.0, EffectLog())
     assert store.counts()[0].referenced == 0
+
+
+def test_a_block_that_is_flushed_from_two_tiers_has_left_once_and_was_not_evicted() -> None:
+    store = TieredStore(StoreSettings(2, 2, 2, kept_after_uses=1))
+    cache(store, HASHES[:2])
+    for write in cache(store, HASHES[2:4]).writes:  # what went to HOST is written to DISK too
+        store.traffic.finish_write(write.block_hash, EffectLog(), is_good=True)
+    assert store.departures == {}, "a move is no departure"
+    assert store.flush(EffectLog()) == 6
+    assert store.departures == {Departure.FLUSHED: 4}
+
+
+def test_what_lay_only_on_a_disk_that_failed_is_lost() -> None:
+    store = TieredStore(StoreSettings(2, 2, 4, kept_after_uses=1))
+    for first in (0, 2, 4):
+        for write in cache(store, HASHES[first : first + 2]).writes:
+            store.traffic.finish_write(write.block_hash, EffectLog(), is_good=True)
+    store.traffic.switch_disk_off(EffectLog())
+    assert store.departures == {Departure.LOST: 2}

@@ -58,13 +58,19 @@ def test_every_service_is_told_where_the_others_are() -> None:
 
 
 def test_only_what_is_given_is_passed_on() -> None:
-    assert not {"--device-bytes", "--host-bytes"} & set(_command(SPEC, "kvcache"))
+    assert not {"--device-bytes", "--host-bytes", "--eviction-policy"} & set(_command(SPEC, "kvcache"))
     assert "--chip-class" not in _command(SPEC, "decode-0")
     spec = dataclasses.replace(
-        SPEC, device_bytes=5, host_bytes=0, chip_class="cpu", extra_arguments={"decode": ("--max-sequences", "3")}
+        SPEC,
+        device_bytes=5,
+        host_bytes=0,
+        eviction_policy="lru",
+        chip_class="cpu",
+        extra_arguments={"decode": ("--max-sequences", "3")},
     )
     assert _value(_command(spec, "kvcache"), "--device-bytes") == "5"
     assert _value(_command(spec, "kvcache"), "--host-bytes") == "0"
+    assert _value(_command(spec, "kvcache"), "--eviction-policy") == "lru"
     for name in ("kvcache", "prefill-0", "decode-0"):  # all three must agree on the format of KV
         assert _value(_command(spec, name), "--chip-class") == "cpu"
     assert _command(spec, "decode-0")[-2:] == ("--max-sequences", "3")

@@ -17,6 +17,7 @@ from forebay.cli.program import program_name
 from forebay.client import Client, Completion
 from forebay.engine.native_load import native_refusal
 from forebay.errors import StartError
+from forebay.kv.eviction.policies import DEFAULT_POLICY, POLICIES
 from forebay.mesh.inspection import ServiceStatus, inspect_mesh
 from forebay.mesh.local_mesh import DEFAULT_START_TIMEOUT_S, mend_mesh, start_mesh, stop_mesh
 from forebay.mesh.record import MeshRecord, read_record
@@ -31,6 +32,8 @@ _EXAMPLES: Final = """\
   forebay up --model ~/models/Qwen2.5-0.5B-Instruct
   forebay up --prefill 2 --decode 2 --port-base 7500"""
 _MAX_TOKENS: Final = 256
+DEVICE_BYTES_HELP: Final = "KV memory that workers compute in, such as 512M or 2G (default: 512M)"
+HOST_BYTES_HELP: Final = "memory for KV that must leave it and was used twice; 0: none (default: 256M)"
 _CHIP_CLASS_HELP: Final = (
     "how all workers compute (default: cpu-compute for prefill and cpu-bandwidth for decode, or cpu-bf16 where there is"
     " no C++ compiler; cpu-f32 is full precision)"
@@ -73,13 +76,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads", type=int, metavar="N", help="most cores of a step (default: all, shared by the busy)"
     )
-    parser.add_argument("--device-bytes", type=byte_count, metavar="SIZE", help="KV memory, such as 512M or 2G")
-    parser.add_argument("--host-bytes", type=byte_count, metavar="SIZE", help="second-tier KV memory")
+    parser.add_argument("--device-bytes", type=byte_count, metavar="SIZE", help=DEVICE_BYTES_HELP)
+    parser.add_argument("--host-bytes", type=byte_count, metavar="SIZE", help=HOST_BYTES_HELP)
     parser.add_argument(
         "--disk-bytes",
         type=byte_count,
         metavar="SIZE",
-        help="third tier, on disk, which outlives the mesh (default: none)",
+        help="KV on disk, in the state folder, which outlives the mesh (default: none)",
+    )
+    parser.add_argument(
+        "--eviction-policy",
+        choices=tuple(POLICIES),
+        help=f"what leaves a full KV tier first (default: {DEFAULT_POLICY}; see docs/kv-cache.md)",
     )
     parser.add_argument("--max-tokens", type=int, default=_MAX_TOKENS, metavar="N", help="of the answer (default: 256)")
     parser.add_argument(
@@ -140,6 +148,7 @@ def _asked(given: argparse.Namespace, record: MeshRecord) -> list[tuple[str, Any
         ("--device-bytes", given.device_bytes, record.device_bytes),
         ("--host-bytes", given.host_bytes, record.host_bytes),
         ("--disk-bytes", given.disk_bytes, record.disk_bytes),
+        ("--eviction-policy", given.eviction_policy, record.eviction_policy),
     ]
 
 
@@ -155,6 +164,7 @@ def _ask_as_before(given: argparse.Namespace, record: MeshRecord) -> None:
         "device_bytes": record.device_bytes,
         "host_bytes": record.host_bytes,
         "disk_bytes": record.disk_bytes,
+        "eviction_policy": record.eviction_policy,
     }
     for name, value in before.items():
         if getattr(given, name) is None:
@@ -177,6 +187,7 @@ def _spec(state_dir: Path, given: argparse.Namespace) -> MeshSpec:
         device_bytes=given.device_bytes,
         host_bytes=given.host_bytes,
         disk_bytes=given.disk_bytes,
+        eviction_policy=given.eviction_policy,
     )
     layout = layout_for(open_model(model_path).config, chip_class_named(chip_class or DECODE_DEFAULT))
     check_block_room(spec, layout.block_bytes)

@@ -10,8 +10,8 @@ _NOT_UP: Final = "is the mesh up? ./scripts/up"
 class UnreachableError(RemoteError):
     """Nothing that speaks our protocol answers at the address."""
 
-    def __init__(self, target: str, detail: str) -> None:
-        message = f"cannot reach a router at {target}: {_NOT_UP}"
+    def __init__(self, target: str, detail: str, service: str = "router") -> None:
+        message = f"cannot reach a {service} at {target}: {_NOT_UP}"
         super().__init__(Code.UNAVAILABLE, message)
         self.metadata = {"target": target, "detail": detail}
 

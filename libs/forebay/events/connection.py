@@ -53,7 +53,7 @@ class Connection:
 
     def __init__(self) -> None:
         self._client = Client()
-        self._is_outage_logged = False
+        self._is_outage_logged = self._was_connected = False
         self._reconnected: list[Listener] = []
         self._disconnected: list[Listener] = []
         self._dropped: dict[int, Listener] = {}
@@ -72,6 +72,7 @@ class Connection:
             disconnected_cb=self._on_disconnected,
             reconnected_cb=self._on_reconnected,
         )
+        self._was_connected = True
         self._is_outage_logged = False
 
     @property
@@ -147,7 +148,8 @@ class Connection:
         if not isinstance(error, nats.errors.Error | OSError | TimeoutError):
             _log.error("a message handler failed", exc_info=error)
             return
-        self._log_once("NATS is away (%s); serving on what is known", str(error) or type(error).__name__)
+        goes_on = "serving on what is known" if self._was_connected else "waiting for it before serving"
+        self._log_once("NATS is away (%s); %s", str(error) or type(error).__name__, goes_on)
 
     async def _on_disconnected(self) -> None:
         if self._client.is_closed:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from forebay.kv.departure import Departure
 from forebay.kv.effect_log import EffectLog
 from forebay.kv.effects import ReadSlot, WriteSlot
 from forebay.kv.tier import Tier
@@ -177,7 +178,7 @@ class BlockTraffic:
     def drop_damaged(self, host_block: int, log: EffectLog) -> None:
         """A block of HOST is not what it should be: it goes, unless somebody refers to it."""
         if self._pools.host.is_idle(host_block):
-            self._pools.drop(self._pools.host, host_block, log)
+            self._pools.drop(self._pools.host, host_block, log, Departure.LOST)
 
     def _hold_for(self, fetch: Fetch, block_hash: bytes) -> None:
         held = self.hold(block_hash)
@@ -186,7 +187,7 @@ class BlockTraffic:
 
     def _drop_slot(self, slot: int, log: EffectLog) -> None:
         if self._pools.disk.is_idle(slot):
-            self._pools.drop(self._pools.disk, slot, log)
+            self._pools.drop(self._pools.disk, slot, log, Departure.LOST)
 
     def _read(self, block_hash: bytes, log: EffectLog) -> _Fill | None:
         """Begins to read a block from disk into HOST, if it is there and HOST has room."""

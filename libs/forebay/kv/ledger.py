@@ -23,6 +23,7 @@ from forebay.errors import (
     WriterActiveError,
 )
 from forebay.kv.attachments import AttachmentRecord, Attachments, WorkerProcess
+from forebay.kv.departure import Departure
 from forebay.kv.effect_log import EffectLog
 from forebay.kv.effects import Effects, OverdueFence, Revoked
 from forebay.kv.grant import Grant, Renewal, Sealed, SealEntry
@@ -123,11 +124,13 @@ class BlockLedger:
                 f"a sequence takes 1..{self._store.capacity} blocks of the DEVICE tier, not {block_count}",
                 field="new_sequence.block_count",
             )
-        if len(prefix_hashes) > block_count or len(set(prefix_hashes)) < len(prefix_hashes):
+        if len(prefix_hashes) > block_count:
             raise InvalidFieldError(
-                f"{len(prefix_hashes)} prefix hashes are more than the {block_count} blocks wanted, or one comes twice",
+                f"{len(prefix_hashes)} prefix hashes are more than the {block_count} blocks wanted",
                 field="new_sequence.prefix_hashes",
             )
+        if len(set(prefix_hashes)) < len(prefix_hashes):
+            raise InvalidFieldError("a prefix hash comes twice", field="new_sequence.prefix_hashes")
         held = self._leases.get(sequence_id)
         if held is not None:
             self._supersede(held)
@@ -292,13 +295,16 @@ class BlockLedger:
 
     def stats(self) -> LedgerStats:
         """Counts now, and totals since start."""
+        departures = self._store.departures
         return LedgerStats(
             tiers=self._store.counts(),
             sequences=len(self._leases),
             attachments=self._attachments.open_count,
             prefix_blocks_asked=self._prefix_blocks_asked,
             prefix_blocks_found=self._prefix_blocks_found,
-            evicted_blocks=self._store.evicted_count,
+            evicted_blocks=departures[Departure.EVICTED],
+            flushed_blocks=departures[Departure.FLUSHED],
+            lost_blocks=departures[Departure.LOST],
             take_overs=self._take_overs,
         )
 

@@ -15,4 +15,6 @@ class LedgerStats:
     prefix_blocks_asked: int
     prefix_blocks_found: int
     evicted_blocks: int
+    flushed_blocks: int
+    lost_blocks: int
     take_overs: int

@@ -3,7 +3,7 @@
 Knows no clock: times are arguments, of any monotonic clock.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from forebay.errors import KvExhaustedError
 from forebay.kv.block_traffic import BlockTraffic, Held
@@ -24,6 +24,9 @@ class Pins:
     def __len__(self) -> int:
         return len(self._pins)
 
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._pins)
+
     def __contains__(self, block_hash: bytes) -> bool:
         return block_hash in self._pins
 
@@ -36,7 +39,8 @@ class Pins:
         new_count = sum(one not in self._pins and self._traffic.has(one) for one in wanted)
         if len(self._pins) + new_count > self._most_pins:
             raise KvExhaustedError(
-                f"{new_count} further blocks cannot be pinned: {len(self._pins)} of at most {self._most_pins} are"
+                f"{new_count} more blocks cannot be pinned: {len(self._pins)} are, and at most {self._most_pins} can be"
+                " (half the device tier); name fewer, or wait until pins end"
             )
         missing: list[bytes] = []
         for block_hash in wanted:

@@ -19,6 +19,11 @@ class TenantQuota:
     def check(self, tenant: str, count: int) -> None:
         """Whether a sequence of so many blocks may begin. Raises TenantQuotaError."""
         most, held = self._most_blocks, self._blocks[tenant]
+        if most is not None and count > most:  # waiting does not help
+            raise TenantQuotaError(
+                f"{count} KV blocks are wanted and one tenant may have {most}; shorten the prompt, or raise"
+                " --tenant-blocks of the KV-cache service"
+            )
         if most is not None and held + count > most:
             raise TenantQuotaError(
                 f"{count} KV blocks are wanted; this tenant's sequences have {held} of the {most} that one may have",

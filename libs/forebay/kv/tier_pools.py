@@ -4,6 +4,9 @@ A block may lie in several tiers at once; readers are told of the nearest alone.
 what is dropped.
 """
 
+from collections import Counter
+
+from forebay.kv.departure import Departure
 from forebay.kv.effect_log import EffectLog
 from forebay.kv.effects import BlockRecord
 from forebay.kv.eviction.eviction_memory import MOST_USES, EvictionMemory
@@ -23,7 +26,7 @@ class TierPools:
         self._finds = [(pool.tier, pool.find) for pool in self._in_order if pool.capacity]
         self._uses = bytearray(self.device.capacity)  # by sequences, of what lies in DEVICE; at most MOST_USES
         self._gone = EvictionMemory(self.device.capacity)  # uses of what left the node
-        self.evicted_count = 0
+        self.departures: Counter[Departure] = Counter()  # blocks that left the node
 
     def __getitem__(self, tier: Tier) -> BlockPool:
         """The tier's pool."""
@@ -78,8 +81,8 @@ class TierPools:
         log.records.append(BlockRecord(Tier.HOST, block, block_hash))
         log.change(block_hash, before, Tier.HOST if before is not Tier.DEVICE else before)
 
-    def drop(self, pool: BlockPool, block: int, log: EffectLog) -> bytes:
-        """Frees a block that nobody refers to; returns its hash."""
+    def drop(self, pool: BlockPool, block: int, log: EffectLog, why: Departure = Departure.EVICTED) -> bytes:
+        """Frees a block that nobody refers to; returns its hash. `why` is counted if it lies in no other tier."""
         block_hash = pool.hash_of(block)
         before = self.find(block_hash)
         pool.drop(block)
@@ -88,7 +91,7 @@ class TierPools:
             log.records.append(BlockRecord(pool.tier, block, None))
         log.change(block_hash, before, after)
         if after is None:
-            self.evicted_count += 1
+            self.departures[why] += 1
             if pool is self.device:
                 self._gone.remember(block_hash, self._uses[block], 0)
         return block_hash

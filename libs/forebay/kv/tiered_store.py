@@ -5,11 +5,12 @@ HOST holds what was evicted from DEVICE and had been used at least twice; DISK h
 while it lies there, so that HOST can drop it without waiting.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from forebay.errors import KvExhaustedError
 from forebay.kv.block_traffic import BlockTraffic
+from forebay.kv.departure import Departure
 from forebay.kv.effect_log import EffectLog
 from forebay.kv.effects import BlockRecord, CopyBlock
 from forebay.kv.eviction.policy import NewPolicy
@@ -60,9 +61,9 @@ class TieredStore:
         return self._device.capacity
 
     @property
-    def evicted_count(self) -> int:
-        """Blocks that have left the node: for want of room, flushed, or with a disk that failed or damaged them."""
-        return self._pools.evicted_count
+    def departures(self) -> Mapping[Departure, int]:
+        """Blocks that have left the node, by why they did."""
+        return self._pools.departures
 
     def counts(self) -> tuple[TierCounts, ...]:
         """Blocks by state, DEVICE first; of DISK only where there is one."""
@@ -171,7 +172,7 @@ class TieredStore:
         dropped_count = 0
         for pool in (self._device, self._host, self._pools.disk):
             for block in pool.coldest(pool.evictable_count):
-                self._pools.drop(pool, block, log)
+                self._pools.drop(pool, block, log, Departure.FLUSHED)
                 dropped_count += 1
         return dropped_count
 

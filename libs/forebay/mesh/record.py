@@ -11,7 +11,7 @@ from forebay.host.whole_file import write_whole
 from forebay.mesh.spec import MeshSpec, ServiceSpec
 
 _FILE_NAME: Final = "mesh.json"
-_VERSION: Final = 3
+_VERSION: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class MeshRecord:
     device_bytes: int | None
     host_bytes: int | None
     disk_bytes: int | None
+    eviction_policy: str | None
     services: tuple[ServiceRecord, ...]
     is_complete: bool
 
@@ -62,6 +63,7 @@ class MeshRecord:
             device_bytes=spec.device_bytes,
             host_bytes=spec.host_bytes,
             disk_bytes=spec.disk_bytes,
+            eviction_policy=spec.eviction_policy,
             services=services,
             is_complete=is_complete,
         )

@@ -23,6 +23,7 @@ class MeshSpec:
 
     threads: most cores a step of an engine worker may use; None: all. device_bytes, host_bytes: of the KV arenas; None
     leaves it to the service. disk_bytes: of the disk tier, in the state folder; None: there is none.
+    eviction_policy: its name; None leaves it to the service.
     extra_arguments: further flags by role, such as {"kvcache": ("--lease-s", "2")}.
     """
 
@@ -36,6 +37,7 @@ class MeshSpec:
     device_bytes: int | None = None
     host_bytes: int | None = None
     disk_bytes: int | None = None
+    eviction_policy: str | None = None
     name: str = "local"
     extra_arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -76,7 +78,7 @@ class MeshSpec:
         """All services, NATS first, in the order in which they are started."""
         return [
             self._nats(),
-            self._service("kvcache", "kvcache", ports.KVCACHE, *self._model(), *self._chip_class(), *self._arenas()),
+            self._service("kvcache", "kvcache", ports.KVCACHE, *self._model(), *self._chip_class(), *self._memory()),
             self._service("tokenizer", "tokenizer", ports.TOKENIZER, *self._model()),
             *(self._worker("prefill", index, ports.PREFILL) for index in range(self.prefill_count)),
             *(self._worker("decode", index, ports.DECODE) for index in range(self.decode_count)),
@@ -113,12 +115,16 @@ class MeshSpec:
     def _chip_class(self) -> tuple[str, ...]:
         return () if self.chip_class is None else ("--chip-class", self.chip_class)
 
-    def _arenas(self) -> tuple[str, ...]:
-        sizes = (("--device-bytes", self.device_bytes), ("--host-bytes", self.host_bytes))
+    def _memory(self) -> tuple[str, ...]:
+        given = (
+            ("--device-bytes", self.device_bytes),
+            ("--host-bytes", self.host_bytes),
+            ("--eviction-policy", self.eviction_policy),
+        )
         disk = (
             () if self.disk_bytes is None else ("--disk-dir", str(self.disk_dir), "--disk-bytes", str(self.disk_bytes))
         )
-        return (*(part for flag, size in sizes if size is not None for part in (flag, str(size))), *disk)
+        return (*(part for flag, value in given if value is not None for part in (flag, str(value))), *disk)
 
     def _address(self, offset: int) -> str:
         return f"{ports.HOST}:{self.port_base + offset}"

@@ -42,7 +42,10 @@ def check_id(text: str, field: str) -> None:
 def checked_hashes(hashes: Sequence[bytes], field: str) -> list[bytes]:
     """The hashes, each of the right length, else InvalidFieldError."""
     if set(map(len, hashes)) - {HASH_BYTES}:
-        raise InvalidFieldError(f"each hash must have {HASH_BYTES} bytes", field=field)
+        wrong = next(index for index, one in enumerate(hashes) if len(one) != HASH_BYTES)
+        raise InvalidFieldError(
+            f"each hash must have {HASH_BYTES} bytes; number {wrong} (from 0) has {len(hashes[wrong])}", field=field
+        )
     return list(hashes)
 
 

@@ -20,6 +20,7 @@ from forebay.fleet.member import Member
 from forebay.fleet.registrar import Registrar
 from forebay.host.heap import keep_freed_memory
 from forebay.kv.block_transport import SealedBlocks
+from forebay.kv.eviction.policies import POLICIES
 from forebay.kv.layout import KvLayout
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
@@ -63,6 +64,7 @@ SPAN_NAMES: Final = {
     f"/{SERVICE}/DumpIndex": None,
     f"/{SERVICE}/PrefetchBlocks": None,
     f"/{SERVICE}/PinBlocks": None,
+    f"/{SERVICE}/UnpinBlocks": None,
     f"/{SERVICE}/FlushBlocks": None,
     f"/{SERVICE}/VerifyBlocks": None,
     f"/{SERVICE}/PullBlocks": None,  # the node that pulls has a span for it
@@ -109,6 +111,7 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
             lease_s=settings.lease_s,
             segments=(memory[Tier.DEVICE].arena.segment,),
             disk_wait_s=settings.disk_wait_s,
+            eviction_policy=settings.eviction_policy,
         )
         source = start_source(settings, stack, NodeSealedBlocks(node, carrier, layout, settings.disk_wait_s))
         bringer = build_bringer(stack, identity, node, carrier)
@@ -187,15 +190,22 @@ def traffic_of(disk: DiskStore, carrier: Carrier, node: KvNode) -> DiskTraffic:
 def build_store(
     settings: KvCacheSettings, memory: Mapping[Tier, MemoryTier | GpuTier], disk: DiskStore | None
 ) -> TieredStore:
-    """What the tiers hold: nothing yet."""
+    """What the tiers hold: nothing yet. Errors: StartError."""
     block_counts = {tier: one.arena.block_count for tier, one in memory.items()}
+    device_block_count = block_counts[Tier.DEVICE]
+    if settings.free_blocks >= device_block_count:
+        raise StartError(
+            f"--free-blocks {settings.free_blocks} leaves no room for cache in the {device_block_count} blocks of the"
+            " device tier; lower it, or raise --device-bytes"
+        )
     return TieredStore(
         StoreSettings(
-            device_block_count=block_counts[Tier.DEVICE],
+            device_block_count=device_block_count,
             host_block_count=block_counts.get(Tier.HOST, 0),
             disk_block_count=0 if disk is None else disk.shape.block_count,
             kept_after_uses=settings.kept_after_uses,
             free_block_count=settings.free_blocks,
+            new_policy=POLICIES[settings.eviction_policy],
         )
     )
 

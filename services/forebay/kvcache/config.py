@@ -6,6 +6,7 @@ from pydantic import Field
 
 from forebay import ports
 from forebay.chips.chip_class import DECODE_DEFAULT
+from forebay.kv.eviction.policies import DEFAULT_POLICY, PolicyName
 from forebay.kv.ledger import DEFAULT_OFFER_S
 from forebay.rpc.settings import ServiceSettings
 
@@ -21,25 +22,43 @@ class KvCacheSettings(ServiceSettings):
     device: str = Field(
         "cpu", description="where blocks lie that workers compute with: cpu (shared memory), cuda:N or hip:N"
     )
-    device_bytes: int = Field(512 * 2**20, ge=1, description="memory for blocks that workers compute with")
-    host_bytes: int = Field(256 * 2**20, ge=0, description="shared memory for blocks evicted from there; 0: none")
+    device_bytes: int = Field(512 * 2**20, ge=1, description="bytes of the DEVICE tier, in which workers compute")
+    host_bytes: int = Field(
+        256 * 2**20,
+        ge=0,
+        description="bytes of the HOST tier, memory for what leaves DEVICE and was used enough; 0: none",
+    )
     disk_dir: Path | None = Field(
-        None, description="folder of its own for copies of those, kept over restarts; none: no disk tier"
+        None,
+        description="folder of its own for the DISK tier, which outlives restarts; needs --disk-bytes",
     )
     disk_bytes: int = Field(
-        0, ge=0, description="size of the disk tier, taken at once; changing it empties the tier; 0: none"
+        0,
+        ge=0,
+        description="bytes of the DISK tier, taken at once; changing it empties the tier; needs --disk-dir; 0: none",
     )
     disk_wait_s: float = Field(
         0.5, ge=0, le=60, description="most seconds a sequence waits for its prefix to be read from disk"
     )
+    eviction_policy: PolicyName = Field(
+        DEFAULT_POLICY,
+        description="what leaves a full tier first, in all tiers: blocks with the lowest estimated rate of use"
+        " (reuse-rate), used longest ago (lru), used least often (lfu), or as S3-FIFO chooses; see docs/kv-cache.md",
+    )
     kept_after_uses: int = Field(
-        2, ge=1, le=100, description="blocks that were used less often are removed, not moved to a lower tier"
+        2,
+        ge=1,
+        le=100,
+        description="uses that earn a block a place in HOST when it must leave DEVICE; others are removed",
     )
     free_blocks: int = Field(
-        0, ge=0, description="device blocks kept free, so that no request waits while others are moved to a lower tier"
+        0, ge=0, description="DEVICE blocks kept free, so that no request waits while others are moved to a lower tier"
     )
     tenant_blocks: int | None = Field(
-        None, ge=1, description="blocks of one tenant's sequences beyond which no other of them begins; none: any"
+        None,
+        ge=1,
+        description="DEVICE blocks of one tenant's running sequences beyond which no other begins; those that name no"
+        " tenant count as one; none: no limit",
     )
     lease_s: float = Field(10.0, ge=0.1, le=3600, description="seconds a worker's right lasts after its renewal")
     offer_s: float = Field(

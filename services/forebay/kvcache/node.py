@@ -108,6 +108,13 @@ class KvNode:
         """As Pins.pin, for so long from now."""
         return self._pins.pin(block_hashes, self._clock() + ttl_s)
 
+    def unpin(self, block_hashes: Iterable[bytes] | None) -> int:
+        """Ends the pins of these blocks, or all, before their time; returns how many."""
+        log = EffectLog()
+        ended_count = self._pins.unpin(list(self._pins) if block_hashes is None else block_hashes, log)
+        self._carry_out(log.effects())
+        return ended_count
+
     async def verify(self) -> tuple[int, int]:
         """Reads every block of the DISK tier and drops the damaged. Returns how many were read, and damaged.
 

@@ -20,6 +20,7 @@ from forebay.errors import (
     StaleEpochError,
     UnknownSequenceError,
 )
+from forebay.kv.eviction.policies import DEFAULT_POLICY, PolicyName
 from forebay.kv.grant import Grant
 from forebay.kv.layout import KvLayout
 from forebay.kv.segment import MemorySegment
@@ -54,6 +55,7 @@ class NodeIdentity:
     lease_s: float
     segments: tuple[MemorySegment, ...]  # that workers map
     disk_wait_s: float = 0.5  # most seconds that a sequence waits for its prefix to come from disk
+    eviction_policy: PolicyName = DEFAULT_POLICY
 
 
 class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
@@ -159,6 +161,10 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
             prefix_blocks_asked=stats.prefix_blocks_asked,
             prefix_blocks_found=stats.prefix_blocks_found,
             evicted_blocks=stats.evicted_blocks,
+            flushed_blocks=stats.flushed_blocks,
+            lost_blocks=stats.lost_blocks,
+            eviction_policy=self._identity.eviction_policy,
+            block_bytes=self._identity.layout.block_bytes,
             take_overs=stats.take_overs,
             layout=layout_to_proto(self._identity.layout),
             model_digest=self._identity.model_digest,
@@ -214,8 +220,18 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
     ) -> upkeep_pb2.PinBlocksResponse:
         hashes = _some_hashes(request.block_hashes)
         if not 0 < request.ttl_s <= LONGEST_PIN_S:
-            raise InvalidFieldError(f"a pin lasts at most {LONGEST_PIN_S:g} s, and more than none", field="ttl_s")
+            raise InvalidFieldError(
+                f"a pin lasts more than 0 s and at most {LONGEST_PIN_S:g} s, not {request.ttl_s:g} s", field="ttl_s"
+            )
         return upkeep_pb2.PinBlocksResponse(missing_block_hashes=self._node.pin(hashes, request.ttl_s))
+
+    async def UnpinBlocks(
+        self, request: upkeep_pb2.UnpinBlocksRequest, context: ServicerContext[Any, Any]
+    ) -> upkeep_pb2.UnpinBlocksResponse:
+        hashes = _some_hashes(request.named.block_hashes)
+        if not request.all and not request.HasField("named"):
+            raise InvalidFieldError("say which pins are to end: named ones, or all", field="pins")
+        return upkeep_pb2.UnpinBlocksResponse(unpinned_blocks=self._node.unpin(None if request.all else hashes))
 
     async def FlushBlocks(
         self, request: upkeep_pb2.FlushBlocksRequest, context: ServicerContext[Any, Any]

@@ -131,6 +131,20 @@ async def test_acquire_names_the_field(service: Any, sequence_id: str, grant: di
     assert service.node.stats().tiers[0].leased == 1
 
 
+@pytest.mark.parametrize(
+    ("prefix", "words"),
+    [
+        (hashes(3), "3 prefix hashes are more than the 2 blocks wanted"),
+        (hashes(1) * 2, "a prefix hash comes twice"),
+        ([*hashes(1), b"short"], r"16 bytes; number 1 \(from 0\) has 5"),
+    ],
+)
+async def test_what_is_wrong_with_a_prefix_is_said(service: Any, prefix: list[bytes], words: str) -> None:
+    worker = await service.attach()
+    with pytest.raises(InvalidFieldError, match=words):
+        await worker.begin("s", 2, prefix)
+
+
 async def test_acquire_refuses_what_cannot_be_granted(service: Any) -> None:
     worker, other = await service.attach(), await service.attach("other")
     epoch = (await worker.begin(block_count=6)).epoch

@@ -64,6 +64,8 @@ class DiskStore:
             self._file.read_at(HEADER_BYTES, memoryview(records))
         table = RecordTable.decoded(records, decoded_forgotten(forgotten))
         self._write_numbers = itertools.count(table.next_write_number)
+        if table.blocks:
+            _log.info("%d sealed KV blocks of the disk tier recovered", len(table.blocks))
         return table.blocks
 
     def write(self, slot: int, block_hash: bytes, data: memoryview) -> None:
