@@ -107,7 +107,7 @@ def test_digests_are_those_of_the_bytes(arenas: tuple[Any, Arena]) -> None:
     digests = BlockDigests(mover.read)
     fill(mover, Tier.DEVICE, 5, 1)
     assert digests.of(Tier.DEVICE, 5) == xxh3_128_digest(content(1))
-    digests.forget([BlockRecord(Tier.DEVICE, 5, None)])
+    digests.settle([], [BlockRecord(Tier.DEVICE, 5, None)])
     fill(mover, Tier.DEVICE, 5, 2)
     assert digests.of(Tier.DEVICE, 5) == xxh3_128_digest(content(2))
 

@@ -56,6 +56,7 @@ def test_what_is_not_true_any_more_is_struck_before_the_copy_and_what_is_true_no
     checkpoint = Checkpoint(path, KEY, 2)
     checkpoint.note(NotedBlock(0, OLD, bytes(16)))
     carrier = Carrier(BlockMover(memory, BLOCK_BYTES), {Tier.HOST: checkpoint})
+    carrier.digests.put((Tier.DEVICE, 1), bytes(16))
     carrier.disk = Disk(lambda: noted("written"))  # type: ignore[assignment]
     carrier.carry_out(
         Effects(

@@ -175,10 +175,17 @@ class BlockTraffic:
         for slot in self._pools.disk.coldest(self._pools.disk.evictable_count):
             self._drop_slot(slot, log)
 
-    def drop_damaged(self, host_block: int, log: EffectLog) -> None:
-        """A block of HOST is not what it should be: it goes, unless somebody refers to it."""
-        if self._pools.host.is_idle(host_block):
-            self._pools.drop(self._pools.host, host_block, log, Departure.LOST)
+    def drop_damaged(self, tier: Tier, block: int, log: EffectLog) -> bytes:
+        """A block of memory is not what was sealed: it goes, from DEVICE and HOST, unless somebody refers to it there.
+
+        Returns its hash.
+        """
+        block_hash = self._pools[tier].hash_of(block)
+        for pool in (self._pools.device, self._pools.host):
+            found = pool.find(block_hash)
+            if found is not None and pool.is_idle(found):
+                self._pools.drop(pool, found, log, Departure.LOST)
+        return block_hash
 
     def _hold_for(self, fetch: Fetch, block_hash: bytes) -> None:
         held = self.hold(block_hash)

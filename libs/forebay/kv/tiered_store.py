@@ -110,19 +110,6 @@ class TieredStore:
         run = [next(filled) if block is None else block for block in device_blocks]
         return Reservation(run + new_blocks[len(host_blocks) :], len(run), len(promoted))
 
-    def to_promote(self, prefix_hashes: Sequence[bytes]) -> list[tuple[bytes, int]]:
-        """Of the run that `reserve` would find, the blocks that lie in HOST: hash and place there."""
-        hosted: list[tuple[bytes, int]] = []
-        if self._host.free_count == self._host.capacity:
-            return hosted
-        for block_hash, block in zip(prefix_hashes, self._device.find_each(prefix_hashes), strict=True):
-            if block is None:
-                host_block = self._host.find(block_hash)
-                if host_block is None:
-                    break
-                hosted.append((block_hash, host_block))
-        return hosted
-
     def lease(self, count: int, log: EffectLog) -> list[int]:
         """Takes DEVICE blocks to be written, evicting where none are free.
 

@@ -126,11 +126,13 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
         await server.set_serving(True)
         async with asyncio.TaskGroup() as group:
             ticker = group.create_task(tick(node), name="kv-tick")
+            notes = group.create_task(carrier.notes.run(), name="kv-notes")
             await stop.wait()
             node.drain()
             await drain(server, registrar, idle(node), settings.drain_s)
             node.end_attachments()
             ticker.cancel()
+            notes.cancel()
 
 
 def content_key(model_digest: str, arithmetic: str, layout: KvLayout) -> bytes:

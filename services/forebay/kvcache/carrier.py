@@ -1,26 +1,30 @@
 """Carries out what the pure core decides about bytes: copies, checkpoint records, reads and writes of the disk.
 
 In the order that makes a kill at any point harmless: what is not true any more is struck from the checkpoint, bytes are
-copied, what has become true is noted, and the disk begins.
+copied, what has become true is noted (of new blocks a moment later, by `notes`), and the disk begins.
 """
 
 from collections.abc import Mapping
 
-from forebay.kv.effects import Effects
+from forebay.kv.effects import CopyBlock, Effects
 from forebay.kv.tier import Tier
-from forebay.kvcache.checkpoint import Checkpoint, NotedBlock
-from forebay.kvcache.digests import BlockDigests
+from forebay.kvcache.checkpoint import Checkpoint
+from forebay.kvcache.digests import BlockDigests, Place
 from forebay.kvcache.disk_traffic import DiskTraffic
+from forebay.kvcache.late_notes import LateNotes
 from forebay.kvcache.mover import BlockMover
 
 
 class Carrier:
-    """All that moves bytes in a node. disk: None where there is no DISK tier; digests: of what lies in memory."""
+    """All that moves bytes in a node. disk: None where there is no DISK tier; digests: of what lies in memory.
+
+    `notes.run` is to run beside it.
+    """
 
     def __init__(self, mover: BlockMover, checkpoints: Mapping[Tier, Checkpoint]) -> None:
         self._mover = mover
-        self._checkpoints = checkpoints
         self.digests = BlockDigests(mover.read)
+        self.notes = LateNotes(mover.read, self.digests, checkpoints)
         self.disk: DiskTraffic | None = None
 
     @property
@@ -40,16 +44,25 @@ class Carrier:
         """All bytes of an opened block are there."""
         self._mover.written(tier, index, opened)
 
-    def carry_out(self, effects: Effects) -> None:
-        """When it returns, copies and records are done, and the disk's part has begun."""
-        self.digests.forget(effects.records)
+    def carry_out(self, effects: Effects) -> tuple[Place, ...]:
+        """When it returns, copies are done, no record is untrue, and the disk's part has begun.
+
+        Returns where blocks came to lie that are not what was sealed: nobody may use them.
+        """
+        damaged: list[Place] = []
+
+        def look_at(copy: CopyBlock) -> None:
+            if not self.digests.copied(copy):
+                damaged.append((copy.to_tier, copy.to_index))
+
         for record in effects.records:
-            if record.tier in self._checkpoints:
-                self._checkpoints[record.tier].strike(record.index)
-        self._mover.move(effects.copies)
+            self.notes.strike((record.tier, record.index))
+        self._mover.move(effects.copies, look_at)
+        self.digests.settle(effects.copies, effects.records)
         last = {(record.tier, record.index): record.block_hash for record in effects.records}
-        for (tier, index), block_hash in last.items():
-            if block_hash is not None and tier in self._checkpoints:
-                self._checkpoints[tier].note(NotedBlock(index, block_hash, self.digests.of(tier, index)))
+        for place, block_hash in last.items():
+            if block_hash is not None and place not in damaged:
+                self.notes.note(place, block_hash)
         if self.disk is not None:
             self.disk.start(effects.writes, effects.reads)
+        return tuple(damaged)

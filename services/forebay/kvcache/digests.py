@@ -1,14 +1,18 @@
-"""Digests of sealed blocks in memory, each computed once: when the block is noted, or another node asks for it.
+"""Digests of sealed blocks in memory, each computed once: soon after the block was sealed, or when it is asked for.
 
-Bounded by the blocks: a digest belongs to a place in memory, and goes when what lies there does.
+Bounded by the blocks: a digest belongs to a place in memory, goes along when the block is copied to another tier, and
+ends when something else lies there.
 """
 
 from collections.abc import Callable, Iterable
 
 from xxhash import xxh3_128_digest
 
-from forebay.kv.effects import BlockRecord
+from forebay.kv.effects import BlockRecord, CopyBlock
 from forebay.kv.tier import Tier
+
+Place = tuple[Tier, int]
+"""A block of a tier of memory, by its index."""
 
 
 class BlockDigests:
@@ -16,10 +20,14 @@ class BlockDigests:
 
     def __init__(self, memory_of: Callable[[Tier, int], memoryview]) -> None:
         self._memory_of = memory_of
-        self._digests: dict[tuple[Tier, int], bytes] = {}
+        self._digests: dict[Place, bytes] = {}
 
     def __len__(self) -> int:
         return len(self._digests)
+
+    def known(self, place: Place) -> bytes | None:
+        """The digest, if it has been computed."""
+        return self._digests.get(place)
 
     def of(self, tier: Tier, index: int) -> bytes:
         """The xxh3-128 of a sealed block, which is referenced meanwhile."""
@@ -28,12 +36,28 @@ class BlockDigests:
             digest = self._digests[tier, index] = xxh3_128_digest(self._memory_of(tier, index))
         return digest
 
-    def is_whole(self, tier: Tier, index: int) -> bool:
-        """Whether a sealed block still is what it was when its digest was computed, if it was."""
-        known = self._digests.get((tier, index))
-        return known is None or known == xxh3_128_digest(self._memory_of(tier, index))
+    def put(self, place: Place, digest: bytes) -> None:
+        """What somebody else has computed of a block that is sealed."""
+        self._digests[place] = digest
 
-    def forget(self, records: Iterable[BlockRecord]) -> None:
-        """These blocks hold something else now."""
-        for record in records:
-            self._digests.pop((record.tier, record.index), None)
+    def copied(self, copy: CopyBlock) -> bool:
+        """A block has just been copied, and its digest goes with it, if there is one.
+
+        Returns whether its bytes are those that were sealed. Looked at where it comes up from another tier, and now,
+        when the copy has brought them near: before it they would be read from memory twice.
+        """
+        source, target = (copy.from_tier, copy.from_index), (copy.to_tier, copy.to_index)
+        digest = self._digests.get(source)
+        if digest is None:
+            self._digests.pop(target, None)
+            return True
+        self._digests[target] = digest
+        return copy.to_tier is not Tier.DEVICE or digest == xxh3_128_digest(self._memory_of(*source))
+
+    def settle(self, copies: Iterable[CopyBlock], records: Iterable[BlockRecord]) -> None:
+        """After the copies of an operation: what these places held before is forgotten."""
+        targets = {(copy.to_tier, copy.to_index) for copy in copies}
+        last = {(record.tier, record.index): record.block_hash for record in records}
+        for place, block_hash in last.items():
+            if block_hash is None or place not in targets:
+                self._digests.pop(place, None)

@@ -1,6 +1,6 @@
 """Copies KV blocks between tiers, and counts: the only place in a node that copies KV bytes. Knows no hashes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from forebay.kv.effects import CopyBlock
 from forebay.kv.tier import Tier
@@ -15,11 +15,12 @@ class BlockMover:
         self.block_bytes = block_bytes
         self.copied_bytes = 0
 
-    def move(self, copies: Iterable[CopyBlock]) -> None:
-        """Carries copies out in order; they are done when this returns."""
+    def move(self, copies: Iterable[CopyBlock], on_copy: Callable[[CopyBlock], object] = lambda _: None) -> None:
+        """Carries copies out in order; they are done when this returns. on_copy: called after each was begun."""
         for copy in copies:
             self._begin(copy)
             self.copied_bytes += self.block_bytes
+            on_copy(copy)
         self._finish()
 
     def read(self, tier: Tier, index: int) -> memoryview:

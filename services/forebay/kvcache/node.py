@@ -22,6 +22,7 @@ from forebay.kv.pins import Pins
 from forebay.kv.tier import TIERS, Tier
 from forebay.kv.tiered_store import TieredStore
 from forebay.kvcache.carrier import Carrier
+from forebay.kvcache.digests import Place
 from forebay.kvcache.followers import SequenceFollowers
 from forebay.kvcache.node_blocks import NodeBlocks
 
@@ -163,10 +164,15 @@ class KvNode:
         """As BlockLedger.begin. Errors also: DrainingError."""
         self.refuse_if_draining()
         self._look_at_writer(sequence_id)
-        whole = self.blocks.whole_prefix(prefix_hashes, self._carrier.digests.is_whole)
-        grant = self._ledger.begin(attachment_id, sequence_id, whole, block_count, self._clock(), tenant)
-        self._carry_out(grant.effects)
-        return grant
+        grant = self._ledger.begin(attachment_id, sequence_id, prefix_hashes, block_count, self._clock(), tenant)
+        damaged = self._carry_out(grant.effects)
+        if not damaged:
+            return grant
+        # Nobody has seen the grant yet. The prefix ends before what is damaged, and is computed from there on.
+        whole_count = min(grant.block_ids.index(block) for _, block in damaged)
+        self.release(attachment_id, [(sequence_id, grant.epoch)])
+        self.blocks.drop_damaged(damaged)
+        return self.begin(attachment_id, sequence_id, prefix_hashes[:whole_count], block_count, tenant)
 
     def take_over(self, attachment_id: int, sequence_id: str, epoch: int, block_count: int | None) -> Grant:
         """As BlockLedger.take_over."""
@@ -252,9 +258,10 @@ class KvNode:
         for news in self._news.values():
             news.put_nowait(None)
 
-    def _carry_out(self, effects: Effects) -> None:
+    def _carry_out(self, effects: Effects) -> tuple[Place, ...]:
+        """As Carrier.carry_out."""
         try:
-            self._carrier.carry_out(effects)
+            damaged = self._carrier.carry_out(effects)
         except Exception as error:
             # Blocks now count as sealed whose bytes are not there: nobody may find them, and the service must end.
             self._failure = error
@@ -274,6 +281,7 @@ class KvNode:
                 fence.process.pid,
                 fence.block_count,
             )
+        return damaged
 
     def _look_at_writer(self, sequence_id: str) -> None:
         """A worker killed a moment ago must not keep its sequence from the next until somebody looks."""

@@ -16,6 +16,7 @@ from forebay.kv.effect_log import EffectLog
 from forebay.kv.effects import Effects, ReadSlot, WriteSlot
 from forebay.kv.tier import Tier
 from forebay.kv.tiered_store import TieredStore
+from forebay.kvcache.digests import Place
 
 _log = logging.getLogger(__name__)
 
@@ -63,15 +64,12 @@ class NodeBlocks:
         tiers = itertools.takewhile(lambda tier: tier is not None, map(self._store.find, prefix_hashes))
         return Tier.DISK in tiers
 
-    def whole_prefix(self, prefix_hashes: Sequence[bytes], is_whole: Callable[[Tier, int], bool]) -> Sequence[bytes]:
-        """So much of a prefix as may be used: it ends before a damaged block that would be promoted, which goes."""
-        for block_hash, host_block in dict.fromkeys(self._store.to_promote(prefix_hashes)):
-            if not is_whole(Tier.HOST, host_block):
-                _log.warning("KV block %s in the host tier is damaged", block_hash.hex())
-                with self._logged() as log:
-                    self._store.traffic.drop_damaged(host_block, log)
-                return prefix_hashes[: prefix_hashes.index(block_hash)]
-        return prefix_hashes
+    def drop_damaged(self, places: Iterable[Place]) -> None:
+        """These blocks of memory are not what was sealed."""
+        with self._logged() as log:
+            for tier, block in places:
+                block_hash = self._store.traffic.drop_damaged(tier, block, log)
+                _log.warning("KV block %s was damaged in memory; it is dropped", block_hash.hex())
 
     def prefetch(self, prefix_hashes: Sequence[bytes]) -> int:
         """Begins to bring a prefix into memory, for whoever asks for it soon; returns how many blocks come."""
