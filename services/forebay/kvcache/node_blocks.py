@@ -32,7 +32,7 @@ class OpenBlock:
 class NodeBlocks:
     """`carry_out` makes the effects of an operation happen."""
 
-    def __init__(self, store: TieredStore, carry_out: Callable[[Effects], None]) -> None:
+    def __init__(self, store: TieredStore, carry_out: Callable[[Effects], object]) -> None:
         self._store = store
         self._carry_out = carry_out
         self._fetching: dict[Fetch, asyncio.Event] = {}
