@@ -5,9 +5,10 @@ Knows the order of things; what each is lies with `request`, `prompt_limits`, `t
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from opentelemetry.trace import get_current_span
 
@@ -55,16 +56,21 @@ class Generations:
         clock = _Clock(began_s=time.perf_counter())
         request = validate(message)
         ender = _Ender()
-        with self.running.registered(request.request_id, ender.end):
+        with self.running.registered(request.request_id, ender.end, takes_over=request.received is not None):
             prompt = await self._prompt(request, clock)
             attempts = Attempts(prompt, self._links, self._planner)
-            failover = Failover(self._failover_limits)
-            first = await self._first_attempt(attempts, failover, ender, clock)
+            failover = Failover(self._failover_limits, has_begun=request.has_begun)
             execution = Execution(prompt, self._links.tokenizers, attempts.next, failover)
             ender.attach(execution)
             with _released(execution):
-                execution.begin(first)
-                yield router_pb2.GenerateResponse(started=_started(prompt, first.chosen))
+                await execution.recall()
+                chosen = None
+                if not execution.output.is_text_complete:
+                    planned = partial(attempts.next, execution.output.token_ids)
+                    first = await self._first_attempt(request, planned, failover, ender, clock)
+                    chosen = first.chosen
+                    execution.begin(first)
+                yield router_pb2.GenerateResponse(started=_started(prompt, chosen))
                 async with aclosing(execution.chunks()) as chunks:
                     async for chunk in chunks:
                         if clock.first_token_s is None and chunk.token_ids:
@@ -96,16 +102,18 @@ class Generations:
         get_current_span().set_attributes(
             {spans.INPUT_TOKENS: len(token_ids), spans.REQUEST_MAX_TOKENS: sampling.max_tokens}
         )
-        return Prompt(request, token_ids, sampling, model.vocabulary_size)
+        return Prompt(request, token_ids, sampling, model.vocabulary_size, model.digest)
 
-    async def _first_attempt(self, attempts: Attempts, failover: Failover, ender: "_Ender", clock: _Clock) -> Attempt:
-        """Waits for a worker only where one was lost just now, since another may take its place."""
+    async def _first_attempt(
+        self, request: Request, planned: Callable[[], Attempt], failover: Failover, ender: "_Ender", clock: _Clock
+    ) -> Attempt:
+        """Waits for a worker where one was lost just now, since another may take its place, or for a begun request."""
         began_s = time.perf_counter()
         while True:
             try:
-                first = attempts.next()
+                first = planned()
             except NoWorkerError as error:
-                if not self._links.has_lost_worker_within(self._failover_limits.patience_s):
+                if not request.has_begun and not self._links.has_lost_worker_within(self._failover_limits.patience_s):
                     raise
                 await asyncio.sleep(failover.delay_s(error, None, time.monotonic()))
                 ender.raise_if_ended()
@@ -154,18 +162,24 @@ def _trace_text(execution: Execution) -> None:
     summary.end(end_time=execution.text_ended_ns)
 
 
-def _started(prompt: Prompt, chosen: Plan) -> router_pb2.Started:
+def _started(prompt: Prompt, chosen: Plan | None) -> router_pb2.Started:
     return router_pb2.Started(
         request_id=prompt.request.request_id,
         trace_id=f"{get_current_span().get_span_context().trace_id:032x}",
-        plan=common_pb2.Plan(
-            mode=mode_to_proto(chosen.mode),
-            prefill_worker_id=chosen.prefill_worker_id or "",
-            decode_worker_id=chosen.decode_worker_id,
-            matched_tokens=chosen.matched_tokens,
-            reason=chosen.reason,
-        ),
+        plan=None if chosen is None else _plan(chosen),
         prompt_tokens=len(prompt.token_ids),
+        seed=prompt.sampling.seed,
+        model_digest=prompt.model_digest,
+    )
+
+
+def _plan(chosen: Plan) -> common_pb2.Plan:
+    return common_pb2.Plan(
+        mode=mode_to_proto(chosen.mode),
+        prefill_worker_id=chosen.prefill_worker_id or "",
+        decode_worker_id=chosen.decode_worker_id,
+        matched_tokens=chosen.matched_tokens,
+        reason=chosen.reason,
     )
 
 

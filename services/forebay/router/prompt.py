@@ -1,4 +1,4 @@
-"""A request's prompt as the workers are told it, and what they have generated of its answer."""
+"""A request's prompt as the workers are told it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,3 +15,4 @@ class Prompt:
     token_ids: Sequence[int]
     sampling: common_pb2.SamplingParams
     vocabulary_size: int
+    model_digest: str
