@@ -15,8 +15,9 @@ def add_target_flag(parser: argparse.ArgumentParser) -> None:
     """Adds --target."""
     parser.add_argument(
         "--target",
-        metavar="HOST:PORT",
-        help=f"router to ask (default: ${_VARIABLE}, else the local mesh, else {DEFAULT_TARGET})",
+        metavar="HOST:PORT[,...]",
+        help="router to ask, or several: where one is lost the next goes on"
+        f" (default: ${_VARIABLE}, else the local mesh, else {DEFAULT_TARGET})",
     )
 
 
