@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from forebay.errors import InvalidFieldError, QueueFullError, RequestCancelledError
+from forebay.errors import DuplicateRequestError, InvalidFieldError, QueueFullError, RequestCancelledError
 from forebay.role import Role
 from forebay.rpc.status import translated
 from forebay.testing.scripted_fleet import ScriptedFleet
@@ -125,9 +125,14 @@ async def test_nothing_is_computed_for_a_stop_string_that_the_caller_has_passed(
         assert rest.end == whole.end
 
 
-async def test_text_that_the_caller_lacks_is_said(router_for) -> None:  # type: ignore[no-untyped-def]
-    async with ScriptedFleet(Script("hello")) as fleet, router_for(fleet) as router:
-        assert (await read(resume(router, Heard.of("h", "hell")))).text == "ello"
+async def test_text_that_the_caller_lacks_is_said_at_once(router_for) -> None:  # type: ignore[no-untyped-def]
+    script = Script("hello", held_after=4)
+    async with ScriptedFleet(script) as fleet, router_for(fleet) as router:
+        call = resume(router, Heard.of("h", "hell"))
+        assert (await call.read()).HasField("started")
+        assert (await call.read()).chunk == router_pb2.Chunk(text="ell")
+        script.goes_on.set()
+        assert (await read(call)).text == "o"
 
 
 @pytest.mark.parametrize("tokens", ["he", "hello"], ids=["more tokens follow", "it is complete"])
@@ -146,26 +151,34 @@ async def test_it_takes_over_from_a_call_that_still_runs(router_for) -> None:  #
         had = Heard((await forgotten.read()).started)
         while len(had.token_ids) < 5:
             had.chunks.append((await forgotten.read()).chunk)
-        script.held_after = None
         resumed = asyncio.create_task(read(resume(router, had)))
         with pytest.raises(RequestCancelledError):
             await read(forgotten)
+        with pytest.raises(DuplicateRequestError):
+            await read(ask(router, request_id="r"))
+        script.goes_on.set()
         assert had.text + (await resumed).text == "hello world"
         assert not len(router.generations.running)
         await until(lambda: fleet.is_idle)
 
 
-async def test_it_waits_for_a_worker_and_a_place_since_it_was_accepted_once(router_for) -> None:  # type: ignore[no-untyped-def]
+async def test_it_waits_for_a_place_since_it_was_accepted_once(router_for) -> None:  # type: ignore[no-untyped-def]
     script = Script("hello", decode_error=QueueFullError("full"))
     async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=10) as router:
+        resumed = asyncio.create_task(read(resume(router, Heard.of("he", "he"))))
+        await until(lambda: fleet.decode.starts)
+        script.decode_error = None
+        assert (await resumed).text == "llo"
+
+
+async def test_it_waits_for_a_worker(router_for) -> None:  # type: ignore[no-untyped-def]
+    async with ScriptedFleet(Script("hello")) as fleet, router_for(fleet, failover_s=10) as router:
         member = fleet.members.pop("decode-1")
         router.links.update(fleet.members)
         resumed = asyncio.create_task(read(resume(router, Heard.of("he", "he"))))
         await until(lambda: len(router.generations.running))
         fleet.members["decode-1"] = member
         router.links.update(fleet.members)
-        await until(lambda: fleet.decode.starts)
-        script.decode_error = None
         assert (await resumed).text == "llo"
 
 
