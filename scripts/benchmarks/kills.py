@@ -1,17 +1,18 @@
-"""SIGKILL of the KV-cache service, of prefill and decode workers under load: what goes wrong, and how soon it is over.
+"""SIGKILL of every kind of service under load: what goes wrong, and how soon it is over.
 
-A mesh of two prefill and two decode workers with little KV memory and a disk tier answers six requests at a time, whose
-right answers are known; each is streamed and compared token by token. In a round one process is killed with -9: the
-KV-cache service at any moment, a prefill worker while it computes a prompt, a decode worker while it streams. It is
-started again at once. When a request that began after that has been answered, the load pauses, and a second after the
-last request nothing may be leased or referenced in any tier. `--rounds` kills of each kind, in random order.
+A mesh of two routers, tokenizers, prefill and decode workers with little KV memory and a disk tier answers six requests
+at a time, whose right answers are known; each is streamed and compared, text and tokens. In a round one process is
+killed with -9: the KV-cache service or a tokenizer at any moment, a router while it has requests, a prefill worker while
+it computes a prompt, a decode worker while it streams. It is started again at once. When a request that began after that
+has been answered, the load pauses, and a second after the last request nothing may be leased or referenced in any tier.
+`--rounds` kills of each kind, in random order.
 
 Times count from the kill. "a good answer" is to a request that began after the kill; "good again" to one that began
 when the new process was healthy. Lost is a request whose caller heard an error, after none but right tokens.
 
 Examples:
   scripts/bench kills              34 kills of each kind
-  scripts/bench kills --rounds 5   a minute
+  scripts/bench kills --rounds 5   two minutes
 """
 
 import asyncio
@@ -19,7 +20,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from forebay.testing.kill_rounds import SMALL_TIERS, KillRound, Victim, kill_rounds
+from forebay.testing.kill_rounds import SMALL_TIERS, TWO_OF_EACH, KillRound, Victim, kill_rounds
 from forebay.testing.mesh import RunningMesh, running_mesh
 from forebay.testing.steady_load import Verdict
 from scripts.benchmarks.options import Options
@@ -28,7 +29,7 @@ from scripts.benchmarks.report import Figure, report
 
 def run(options: Options) -> None:
     """`rounds` kills of each kind."""
-    with running_mesh(prefill_count=2, decode_count=2, **SMALL_TIERS) as mesh:
+    with running_mesh(**TWO_OF_EACH, **SMALL_TIERS) as mesh:
         rounds = asyncio.run(_rounds(mesh, options.rounds))
     report("kills", [figure for victim in Victim for figure in _figures(victim, rounds)])
 
@@ -55,6 +56,7 @@ def _figures(victim: Victim, all_rounds: Sequence[KillRound]) -> list[Figure]:
         Figure(f"{victim}: kills", len(rounds), ""),
         Figure(f"{victim}: requests", len(outcomes), ""),
         Figure(f"{victim}:   in its hands when it was killed", sum(one.cut_count for one in rounds), ""),
+        Figure(f"{victim}:   gone on with at another router", sum(one.resume_count for one in rounds), ""),
         Figure(f"{victim}: ended well", verdicts[Verdict.GOOD], ""),
         Figure(f"{victim}: lost", verdicts[Verdict.FAILED], "", "<= 0"),
         *(Figure(f"{victim}: ended with {reason}", count, "") for reason, count in sorted(reasons.items(), key=str)),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from forebay.rpc.channel import open_channel
-from forebay.testing.kill_rounds import SMALL_TIERS, Victim, kill_rounds
+from forebay.testing.kill_rounds import SMALL_TIERS, TWO_OF_EACH, Victim, kill_rounds
 from forebay.testing.mesh import RunningMesh, running_mesh
 from forebay.testing.steady_load import Verdict
 from forebay.v1 import common_pb2, kvcache_pb2, kvcache_pb2_grpc
@@ -18,7 +18,7 @@ ROUNDS = 3  # of each kind
 
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[RunningMesh]:
-    with running_mesh(prefill_count=2, decode_count=2, **SMALL_TIERS) as running:
+    with running_mesh(**TWO_OF_EACH, **SMALL_TIERS) as running:
         yield running
 
 
@@ -31,6 +31,7 @@ async def test_kills_in_the_middle_of_work(mesh: RunningMesh) -> None:
     assert verdicts[Verdict.WRONG] == verdicts[Verdict.HUNG] == verdicts[Verdict.FAILED] == 0, rounds
     assert verdicts[Verdict.GOOD] > len(rounds)
     assert sum(one.cut_count for one in rounds) > 0, "kills must have met requests"
+    assert any(one.resume_count for one in rounds if one.victim is Victim.ROUTER), "another router must have gone on"
     assert [one.held_blocks for one in rounds] == [0] * len(rounds)
     assert not tracebacks(mesh.logs_dir)
     assert await disk_block_count(mesh) > 0, "the load must have been more than memory holds"

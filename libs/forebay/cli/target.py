@@ -27,4 +27,4 @@ def target_of(arguments: argparse.Namespace) -> str:
     if named:
         return str(named)
     record = read_record(current_state_dir())
-    return DEFAULT_TARGET if record is None else record.router_address
+    return DEFAULT_TARGET if record is None else ",".join(record.router_addresses)

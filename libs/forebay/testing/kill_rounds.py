@@ -20,7 +20,6 @@ from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
 
 RELEASED_S: Final = 1.0
 """Within this time after the last request nothing may be held."""
-_ANY: Final = "the KV-cache service"  # at work for all requests
 _READY_S: Final = 60.0
 _GOOD_S: Final = 60.0
 _CONCURRENCY: Final = 6
@@ -37,16 +36,32 @@ SMALL_TIERS: Final[dict[str, Any]] = {
 }
 """Options for a mesh of which each tier is in use: DEVICE and HOST have less room than the answers' blocks."""
 
+TWO_OF_EACH: Final[dict[str, Any]] = {
+    "router_count": 2,
+    "tokenizer_count": 2,
+    "prefill_count": 2,
+    "decode_count": 2,
+}
+"""Options for a mesh in which another can do what a killed one did, but for the KV-cache service."""
+
 
 class Victim(StrEnum):
-    """What is killed: the KV-cache service at any time, a worker while it has work of its kind."""
+    """What is killed: the KV-cache service and a tokenizer at any time, others while they have work of their kind."""
 
+    ROUTER = "router"
+    TOKENIZER = "tokenizer"
     KVCACHE = "kvcache"
     PREFILL = "prefill"
     DECODE = "decode"
 
 
-_MOST_DELAY_S: Final = {Victim.KVCACHE: 0.6, Victim.PREFILL: 0.04, Victim.DECODE: 0.15}
+_MOST_DELAY_S: Final = {
+    Victim.ROUTER: 0.6,
+    Victim.TOKENIZER: 0.6,
+    Victim.KVCACHE: 0.6,
+    Victim.PREFILL: 0.04,
+    Victim.DECODE: 0.15,
+}
 """After the moment from which on the victim has work; of this a random part passes."""
 
 
@@ -57,7 +72,8 @@ class KillRound:
     healthy_s: until the process that was started at once welcomed work. first_good_s: until a request that began after
     the kill had ended well. follow_up_s: the same of one that began when the process was healthy again.
     late_error_count: requests that began when it was healthy again, and failed all the same.
-    cut_count: requests that were in the victim's hands at the kill.
+    cut_count: requests that were in the victim's hands at the kill; which tokenizer has one is not known: all count.
+    resume_count: how often another router went on.
     held_blocks: leased and referenced in any tier, RELEASED_S after the last request had ended.
     """
 
@@ -68,6 +84,7 @@ class KillRound:
     follow_up_s: float
     late_error_count: int
     cut_count: int
+    resume_count: int
     held_blocks: int
 
 
@@ -101,22 +118,27 @@ class KillRounds:
             follow_up_s=(self._load.first_good_s(healthy_s) or healthy_s) - killed_s,
             late_error_count=sum(one.began_s >= healthy_s and one.verdict is Verdict.FAILED for one in outcomes),
             cut_count=cut_count,
+            resume_count=sum(one.resume_count for one in outcomes),
             held_blocks=await self._held_blocks(),
         )
 
     async def _victim_at_work(self, victim: Victim) -> tuple[str, str]:
         """Worker id and name of a process to kill, at a moment when it has something to lose."""
-        names = {_ANY: "kvcache"}
+        names: dict[str, str] = {}
         while True:
             await until(lambda: self._at_work(victim))
             worker_id = self._at_work(victim)[0]
+            if worker_id in (Victim.KVCACHE, Victim.TOKENIZER):
+                return worker_id, self._source.choice(self._mortal.names_of(victim))
+            if victim is Victim.ROUTER:
+                return worker_id, self._mortal.name_at(worker_id)
             if worker_id in names:
                 return worker_id, names[worker_id]
             members = (await self._client.fleet()).members
             names = {one.worker_id: self._mortal.name_at(one.address) for one in members if one.role == victim}
 
     def _at_work(self, victim: Victim) -> list[str]:
-        """For each open request the worker in whose hands it is, if that may be killed."""
+        """For each open request in whose hands it is, if that may be killed: a worker id, or a router's address."""
         workers = (_worker_of(request, victim) for request in self._load.requests.values())
         return [worker for worker in workers if worker is not None]
 
@@ -139,7 +161,7 @@ class KillRounds:
 async def kill_rounds(mesh: RunningMesh, source: random.Random) -> AsyncIterator[KillRounds]:
     """Learns the right answers undisturbed, then keeps the mesh under load."""
     answers = await learn_answers(mesh.router_address, varied_questions(source, _STEMS, _PER_STEM))
-    async with AsyncClient(mesh.router_address) as client:
+    async with AsyncClient(mesh.router_addresses) as client:
         load = SteadyLoad(client, answers, source)
         async with load.running(_CONCURRENCY):
             yield KillRounds(mesh, client, load, source)
@@ -149,8 +171,10 @@ def _worker_of(request: OpenRequest, victim: Victim) -> str | None:
     """Who of the victim's kind has this request in hand; a worker is computing its prompt, or its answer."""
     if request.plan is None:
         return None
-    if victim is Victim.KVCACHE:
-        return _ANY
+    if victim in (Victim.KVCACHE, Victim.TOKENIZER):
+        return victim
+    if victim is Victim.ROUTER:
+        return request.stream.target
     if victim is Victim.PREFILL:
         return None if request.token_ids else request.plan.prefill_worker_id or None
     return request.plan.decode_worker_id if request.token_ids else None

@@ -24,6 +24,10 @@ class MortalMesh:
         """The service that has this address."""
         return next(service.name for service in self._record.services if service.address == address)
 
+    def names_of(self, role: str) -> list[str]:
+        """The services of this role."""
+        return [service.name for service in self._record.services if service.role == role]
+
     def kill(self, name: str) -> tuple[str, ...]:
         """Ends the process at once, and returns when it is gone; returns its command line."""
         process = self._service(name).process
