@@ -2,10 +2,10 @@
 
 A mesh of two routers, tokenizers, prefill and decode workers with little KV memory and a disk tier answers six requests
 at a time, whose right answers are known; each is streamed and compared, text and tokens. In a round one process is
-killed with -9: the KV-cache service or a tokenizer at any moment, a router while it has requests, a prefill worker while
-it computes a prompt, a decode worker while it streams. It is started again at once. When a request that began after that
-has been answered, the load pauses, and a second after the last request nothing may be leased or referenced in any tier.
-`--rounds` kills of each kind, in random order.
+killed with -9: the KV-cache service or a tokenizer at any moment, a router while it has requests, a prefill worker
+while it computes a prompt, a decode worker while it streams. It is started again at once. When a request that began
+after that has been answered, the load pauses, and a second after the last request nothing may be leased or referenced
+in any tier. `--rounds` kills of each kind, in random order.
 
 Times count from the kill. "a good answer" is to a request that began after the kill; "good again" to one that began
 when the new process was healthy. Lost is a request whose caller heard an error, after none but right tokens.

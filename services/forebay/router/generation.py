@@ -206,6 +206,7 @@ def _finished(prompt: Prompt, execution: Execution, clock: _Clock) -> router_pb2
             ),
             spans.TTFT_S: timings.time_to_first_token_s,
             spans.FAILOVERS: execution.failover_count,
+            spans.RESUMED_TOKENS: execution.output.received_count,
         }
     )
     return router_pb2.Finished(

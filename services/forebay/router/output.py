@@ -14,10 +14,10 @@ class Output:
 
     def __init__(self, received_token_ids: Sequence[int] = ()) -> None:
         self._token_ids = list(received_token_ids)
-        self._received_count = len(received_token_ids)
+        self.received_count = len(received_token_ids)
         self._logprobs: list[common_pb2.TokenLogprobs] = []  # of the tokens that were not received before
-        self._certain_count = self._received_count  # tokens whose text is known or held back
-        self._taken_count = self._received_count
+        self._certain_count = self.received_count  # tokens whose text is known or held back
+        self._taken_count = self.received_count
         self._text: list[str] = []
         self.stop_match: str | None = None
         self.is_text_complete = False
@@ -55,5 +55,5 @@ class Output:
         return router_pb2.Chunk(
             text=text,
             token_ids=self._token_ids[start : self._certain_count],
-            logprobs=self._logprobs[start - self._received_count : self._certain_count - self._received_count],
+            logprobs=self._logprobs[start - self.received_count : self._certain_count - self.received_count],
         )
