@@ -1,10 +1,14 @@
-"""Rounds of: load, a kill in the middle of it, a new start, a good answer, quiet, and what is still held then."""
+"""Rounds of: load, a fault in the middle of it, its end, a good answer, quiet, and what is still held then.
+
+The fault is a kill, which ends with a new start, or a stop, in which the process is silent, and after which it goes on
+as if nothing had been.
+"""
 
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -15,13 +19,14 @@ from forebay.testing.known_answers import learn_answers, varied_questions
 from forebay.testing.mesh import RunningMesh
 from forebay.testing.mortal_mesh import MortalMesh
 from forebay.testing.steady_load import OpenRequest, Outcome, SteadyLoad, Verdict
-from forebay.testing.waiting import until
+from forebay.testing.waiting import eventually, until
 from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
 
 RELEASED_S: Final = 1.0
 """Within this time after the last request nothing may be held."""
 _READY_S: Final = 60.0
 _GOOD_S: Final = 60.0
+_ASKED_EVERY_S: Final = 0.1
 _CONCURRENCY: Final = 6
 _STEMS, _PER_STEM = 8, 4
 _DEVICE_BLOCKS, _HOST_BLOCKS, _DISK_BLOCKS = 100, 48, 160
@@ -55,6 +60,13 @@ class Victim(StrEnum):
     DECODE = "decode"
 
 
+class Fault(StrEnum):
+    """What happens to it."""
+
+    KILLED = "killed"
+    STOPPED = "stopped"
+
+
 _MOST_DELAY_S: Final = {
     Victim.ROUTER: 0.6,
     Victim.TOKENIZER: 0.6,
@@ -67,10 +79,11 @@ _MOST_DELAY_S: Final = {
 
 @dataclass(frozen=True, slots=True)
 class KillRound:
-    """What became of one kill. Seconds count from it.
+    """What became of one fault. Seconds count from its beginning.
 
-    healthy_s: until the process that was started at once welcomed work. first_good_s: until a request that began after
-    the kill had ended well. follow_up_s: the same of one that began when the process was healthy again.
+    healthy_s: until the process that was started at once welcomed work, or the stopped one was in the fleet again.
+    first_good_s: until a request that began after the fault had ended well. follow_up_s: the same of one that began when
+    the process was healthy again.
     late_error_count: requests that began when it was healthy again, and failed all the same.
     cut_count: requests that were in the victim's hands at the kill; which tokenizer has one is not known: all count.
     resume_count: how often another router went on.
@@ -78,6 +91,7 @@ class KillRound:
     """
 
     victim: Victim
+    fault: Fault
     outcomes: tuple[Outcome, ...]
     healthy_s: float
     first_good_s: float
@@ -91,11 +105,13 @@ class KillRound:
 class KillRounds:
     """A mesh under load. `kill_rounds` makes one."""
 
-    def __init__(self, mesh: RunningMesh, client: AsyncClient, load: SteadyLoad, source: random.Random) -> None:
-        self._mesh, self._client, self._load, self._source = mesh, client, load, source
+    def __init__(
+        self, mesh: RunningMesh, routers: Sequence[AsyncClient], load: SteadyLoad, source: random.Random
+    ) -> None:
+        self._mesh, self._routers, self._load, self._source = mesh, routers, load, source
         self._mortal = MortalMesh(mesh)
 
-    async def run(self, victim: Victim) -> KillRound:
+    async def run(self, victim: Victim, fault: Fault = Fault.KILLED) -> KillRound:
         """One round. Raises TimeoutError when the mesh does not recover."""
         first_outcome = len(self._load.outcomes)
         self._load.resume()
@@ -103,15 +119,19 @@ class KillRounds:
         await asyncio.sleep(self._source.uniform(0, _MOST_DELAY_S[victim]))  # a moment that nothing marks
         cut_count = self._at_work(victim).count(worker_id)
         killed_s = time.monotonic()
-        self._mortal.start(name, self._mortal.kill(name))
         async with asyncio.timeout(_READY_S):
-            await self._mortal.until_ready(name)
+            if fault is Fault.KILLED:
+                self._mortal.start(name, self._mortal.kill(name))
+                await self._mortal.until_ready(name)
+            else:
+                await self._freeze_until_missed(name, worker_id)
         healthy_s = time.monotonic()
         await until(lambda: self._load.first_good_s(healthy_s), _GOOD_S)
         await self._load.pause()
         outcomes = self._load.outcomes[first_outcome:]
         return KillRound(
             victim=victim,
+            fault=fault,
             outcomes=tuple(outcomes),
             healthy_s=healthy_s - killed_s,
             first_good_s=(self._load.first_good_s(killed_s) or healthy_s) - killed_s,
@@ -121,6 +141,22 @@ class KillRounds:
             resume_count=sum(one.resume_count for one in outcomes),
             held_blocks=await self._held_blocks(),
         )
+
+    async def _freeze_until_missed(self, name: str, worker_id: str) -> None:
+        """Stops a worker until the fleet takes it for gone and others answer; returns when it is in the fleet again."""
+        stopped_s = time.monotonic()
+        self._mortal.freeze(name)
+        try:
+            await eventually(lambda: self._is_member(worker_id, expected=False), _READY_S, _ASKED_EVERY_S)
+            await until(lambda: self._load.first_good_s(stopped_s), _GOOD_S)
+        finally:
+            self._mortal.thaw(name)
+        await eventually(lambda: self._is_member(worker_id, expected=True), _READY_S, _ASKED_EVERY_S)
+
+    async def _is_member(self, worker_id: str, *, expected: bool) -> bool:
+        """Whether each router says as much."""
+        fleets = [await router.fleet() for router in self._routers]
+        return all((worker_id in {one.worker_id for one in fleet.members}) is expected for fleet in fleets)
 
     async def _victim_at_work(self, victim: Victim) -> tuple[str, str]:
         """Worker id and name of a process to kill, at a moment when it has something to lose."""
@@ -134,7 +170,7 @@ class KillRounds:
                 return worker_id, self._mortal.name_at(worker_id)
             if worker_id in names:
                 return worker_id, names[worker_id]
-            members = (await self._client.fleet()).members
+            members = (await self._routers[0].fleet()).members
             names = {one.worker_id: self._mortal.name_at(one.address) for one in members if one.role == victim}
 
     def _at_work(self, victim: Victim) -> list[str]:
@@ -161,10 +197,14 @@ class KillRounds:
 async def kill_rounds(mesh: RunningMesh, source: random.Random) -> AsyncIterator[KillRounds]:
     """Learns the right answers undisturbed, then keeps the mesh under load."""
     answers = await learn_answers(mesh.router_address, varied_questions(source, _STEMS, _PER_STEM))
-    async with AsyncClient(mesh.router_addresses) as client:
+    async with AsyncExitStack() as closing:
+        client, *routers = [
+            await closing.enter_async_context(AsyncClient(target))
+            for target in (mesh.router_addresses, *mesh.router_addresses)
+        ]
         load = SteadyLoad(client, answers, source)
         async with load.running(_CONCURRENCY):
-            yield KillRounds(mesh, client, load, source)
+            yield KillRounds(mesh, routers, load, source)
 
 
 def _worker_of(request: OpenRequest, victim: Victim) -> str | None:
