@@ -5,8 +5,8 @@ at a time, whose right answers are known; each is streamed and compared, text an
 killed with -9: the KV-cache service or a tokenizer at any moment, a router while it has requests, a prefill worker
 while it computes a prompt, a decode worker while it streams. It is started again at once. When a request that began
 after that has been answered, the load pauses, and a second after the last request nothing may be leased or referenced
-in any tier. `--rounds` kills of each kind, in random order, among them a quarter as many stops of a prefill and of a decode worker:
-stopped until the fleet misses it and another has answered, then continued.
+in any tier. `--rounds` kills of each kind, in random order, among them a quarter as many stops of a prefill and of a
+decode worker: stopped until the fleet misses it and another has answered, then continued.
 
 Times count from the fault. "a good answer" is to a request that began after it; "good again" to one that began
 when the process was healthy again. Lost is a request whose caller heard an error, after none but right tokens.

@@ -171,13 +171,15 @@ async def test_it_waits_for_a_place_since_it_was_accepted_once(router_for) -> No
         assert (await resumed).text == "llo"
 
 
-async def test_it_waits_for_a_worker(router_for) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("missing", ["tokenizer-1", "decode-1"])
+async def test_it_waits_for_whom_it_needs(router_for, missing) -> None:  # type: ignore[no-untyped-def]
+    """A router that has just begun does not know the fleet yet."""
     async with ScriptedFleet(Script("hello")) as fleet, router_for(fleet, failover_s=10) as router:
-        member = fleet.members.pop("decode-1")
+        member = fleet.members.pop(missing)
         router.links.update(fleet.members)
         resumed = asyncio.create_task(read(resume(router, Heard.of("he", "he"))))
         await until(lambda: len(router.generations.running))
-        fleet.members["decode-1"] = member
+        fleet.members[missing] = member
         router.links.update(fleet.members)
         assert (await resumed).text == "llo"
 

@@ -82,8 +82,8 @@ class KillRound:
     """What became of one fault. Seconds count from its beginning.
 
     healthy_s: until the process that was started at once welcomed work, or the stopped one was in the fleet again.
-    first_good_s: until a request that began after the fault had ended well. follow_up_s: the same of one that began when
-    the process was healthy again.
+    first_good_s: until a request that began after the fault had ended well. follow_up_s: the same of one that began
+    when the process was healthy again.
     late_error_count: requests that began when it was healthy again, and failed all the same.
     cut_count: requests that were in the victim's hands at the kill; which tokenizer has one is not known: all count.
     resume_count: how often another router went on.

@@ -9,11 +9,11 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from opentelemetry.trace import get_current_span
 
 from forebay.errors import ForebayError, NoWorkerError
-from forebay.router.attempt import Attempt
 from forebay.router.attempts import Attempts
 from forebay.router.execution import Execution
 from forebay.router.fleet_links import FleetLinks
@@ -27,6 +27,8 @@ from forebay.routing.plan import Plan
 from forebay.telemetry import span, spans, tracer
 from forebay.v1 import common_pb2, router_pb2
 from forebay.wire.mode import mode_to_proto
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(slots=True)
@@ -57,17 +59,19 @@ class Generations:
         request = validate(message)
         ender = _Ender()
         with self.running.registered(request.request_id, ender.end, takes_over=request.received is not None):
-            prompt = await self._prompt(request, clock)
-            attempts = Attempts(prompt, self._links, self._planner)
             failover = Failover(self._failover_limits, has_begun=request.has_begun)
+            waiting = _Waiting(failover, partial(self._is_worth_waiting, request), ender)
+            prompt = await self._prompt(request, waiting, clock)
+            attempts = Attempts(prompt, self._links, self._planner)
             execution = Execution(prompt, self._links.tokenizers, attempts.next, failover)
             ender.attach(execution)
             with _released(execution):
                 await execution.recall()
                 chosen = None
                 if not execution.output.is_text_complete:
-                    planned = partial(attempts.next, execution.output.token_ids)
-                    first = await self._first_attempt(request, planned, failover, ender, clock)
+                    began_s = time.perf_counter()
+                    first = await waiting.until_possible(partial(attempts.next, execution.output.token_ids))
+                    clock.plan_s = time.perf_counter() - began_s
                     chosen = first.chosen
                     execution.begin(first)
                 yield router_pb2.GenerateResponse(started=_started(prompt, chosen))
@@ -78,10 +82,10 @@ class Generations:
                         yield router_pb2.GenerateResponse(chunk=chunk)
                 yield router_pb2.GenerateResponse(finished=_finished(prompt, execution, clock))
 
-    async def _prompt(self, request: Request, clock: _Clock) -> Prompt:
+    async def _prompt(self, request: Request, waiting: "_Waiting", clock: _Clock) -> Prompt:
         """The prompt's tokens, from the tokenizer unless the caller gave them, fit for the model."""
         tokenizers = self._links.tokenizers
-        model = tokenizers.model()
+        model = await waiting.until_possible(tokenizers.model)
         check_model(request, model)
         get_current_span().set_attributes(
             {
@@ -104,22 +108,9 @@ class Generations:
         )
         return Prompt(request, token_ids, sampling, model.vocabulary_size, model.digest)
 
-    async def _first_attempt(
-        self, request: Request, planned: Callable[[], Attempt], failover: Failover, ender: "_Ender", clock: _Clock
-    ) -> Attempt:
-        """Waits for a worker where one was lost just now, since another may take its place, or for a begun request."""
-        began_s = time.perf_counter()
-        while True:
-            try:
-                first = planned()
-            except NoWorkerError as error:
-                if not request.has_begun and not self._links.has_lost_worker_within(self._failover_limits.patience_s):
-                    raise
-                await asyncio.sleep(failover.delay_s(error, None, time.monotonic()))
-                ender.raise_if_ended()
-            else:
-                clock.plan_s = time.perf_counter() - began_s
-                return first
+    def _is_worth_waiting(self, request: Request) -> bool:
+        """Where a worker was lost just now, another may take its place; and what has begun was accepted once."""
+        return request.has_begun or self._links.has_lost_worker_within(self._failover_limits.patience_s)
 
 
 class _Ender:
@@ -142,6 +133,26 @@ class _Ender:
         self._error = error
         if self._execution is not None:
             self._execution.end(error)
+
+
+class _Waiting:
+    """For services that a request cannot begin without."""
+
+    def __init__(self, failover: Failover, is_worth_it: Callable[[], bool], ender: _Ender) -> None:
+        self._failover = failover
+        self._is_worth_it = is_worth_it
+        self._ender = ender
+
+    async def until_possible(self, make: Callable[[], _Made]) -> _Made:
+        """What `make` makes, as soon as it can. Raises NoWorkerError where that is not waited for, or no longer."""
+        while True:
+            try:
+                return make()
+            except NoWorkerError as error:
+                if not self._is_worth_it():
+                    raise
+                await asyncio.sleep(self._failover.delay_s(error, None, time.monotonic()))
+                self._ender.raise_if_ended()
 
 
 @contextmanager
