@@ -124,7 +124,7 @@ class KillRounds:
                 self._mortal.start(name, self._mortal.kill(name))
                 await self._mortal.until_ready(name)
             else:
-                await self._freeze_until_missed(name, worker_id)
+                await self._freeze_until_missed(name)
         healthy_s = time.monotonic()
         await until(lambda: self._load.first_good_s(healthy_s), _GOOD_S)
         await self._load.pause()
@@ -142,21 +142,22 @@ class KillRounds:
             held_blocks=await self._held_blocks(),
         )
 
-    async def _freeze_until_missed(self, name: str, worker_id: str) -> None:
+    async def _freeze_until_missed(self, name: str) -> None:
         """Stops a worker until the fleet takes it for gone and others answer; returns when it is in the fleet again."""
-        stopped_s = time.monotonic()
+        # By address: plans may name a killed process, whose record has not run out, for the one that followed it there.
+        stopped_s, address = time.monotonic(), self._mortal.address_of(name)
         self._mortal.freeze(name)
         try:
-            await eventually(lambda: self._is_member(worker_id, expected=False), _READY_S, _ASKED_EVERY_S)
+            await eventually(lambda: self._is_member(address, expected=False), _READY_S, _ASKED_EVERY_S)
             await until(lambda: self._load.first_good_s(stopped_s), _GOOD_S)
         finally:
             self._mortal.thaw(name)
-        await eventually(lambda: self._is_member(worker_id, expected=True), _READY_S, _ASKED_EVERY_S)
+        await eventually(lambda: self._is_member(address, expected=True), _READY_S, _ASKED_EVERY_S)
 
-    async def _is_member(self, worker_id: str, *, expected: bool) -> bool:
+    async def _is_member(self, address: str, *, expected: bool) -> bool:
         """Whether each router says as much."""
         fleets = [await router.fleet() for router in self._routers]
-        return all((worker_id in {one.worker_id for one in fleet.members}) is expected for fleet in fleets)
+        return all((address in {one.address for one in fleet.members}) is expected for fleet in fleets)
 
     async def _victim_at_work(self, victim: Victim) -> tuple[str, str]:
         """Worker id and name of a process to kill, at a moment when it has something to lose."""

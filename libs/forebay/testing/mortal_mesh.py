@@ -27,6 +27,10 @@ class MortalMesh:
         """The service that has this address."""
         return next(service.name for service in self._record.services if service.address == address)
 
+    def address_of(self, name: str) -> str:
+        """Where this service listens."""
+        return self._service(name).address
+
     def names_of(self, role: str) -> list[str]:
         """The services of this role."""
         return [service.name for service in self._record.services if service.role == role]
