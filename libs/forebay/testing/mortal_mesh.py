@@ -11,7 +11,7 @@ from pathlib import Path
 
 from forebay.mesh.process import open_pidfd, spawn, stop
 from forebay.mesh.readiness import wait_until_ready
-from forebay.mesh.record import ServiceRecord, write_record
+from forebay.mesh.record import ServiceRecord, read_record, write_record
 from forebay.testing.mesh import RunningMesh
 
 
@@ -20,7 +20,7 @@ class MortalMesh:
 
     def __init__(self, mesh: RunningMesh) -> None:
         self._mesh = mesh
-        self._record = mesh.record
+        self._record = read_record(mesh.state_dir) or mesh.record  # another may have restarted some of it before
         self._start_count = 0
 
     def name_at(self, address: str) -> str:
