@@ -4,10 +4,12 @@ from typing import Final
 
 HOST: Final = "127.0.0.1"
 BASE: Final = 7400
-# Offsets from the base. Ten prefill and ten decode workers have room.
+# Offsets from the base. Four routers, four tokenizers, ten prefill and ten decode workers have room.
 ROUTER: Final = 0
 TOKENIZER: Final = 1
 KVCACHE: Final = 2
+FURTHER_ROUTERS: Final = 3
+FURTHER_TOKENIZERS: Final = 6
 PREFILL: Final = 10
 DECODE: Final = 20
 NATS: Final = 40

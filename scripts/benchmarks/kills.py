@@ -1,47 +1,66 @@
-"""SIGKILL of the KV-cache service, of prefill and decode workers under load: what goes wrong, and how soon it is over.
+"""SIGKILL of every kind of service under load, and SIGSTOP of workers: what goes wrong, and how soon it is over.
 
-A mesh of two prefill and two decode workers with little KV memory and a disk tier answers six requests at a time, whose
-right answers are known; each is streamed and compared token by token. In a round one process is killed with -9: the
-KV-cache service at any moment, a prefill worker while it computes a prompt, a decode worker while it streams. It is
-started again at once. When a request that began after that has been answered, the load pauses, and a second after the
-last request nothing may be leased or referenced in any tier. `--rounds` kills of each kind, in random order.
+A mesh of two routers, tokenizers, prefill and decode workers with little KV memory and a disk tier answers six requests
+at a time, whose right answers are known; each is streamed and compared, text and tokens. In a round one process is
+killed with -9: the KV-cache service or a tokenizer at any moment, a router while it has requests, a prefill worker
+while it computes a prompt, a decode worker while it streams. It is started again at once. When a request that began
+after that has been answered, the load pauses, and a second after the last request nothing may be leased or referenced
+in any tier. `--rounds` kills of each kind, in random order, among them a quarter as many stops of a prefill and of a
+decode worker: stopped until the fleet misses it and another has answered, then continued.
 
-Times count from the kill. "a good answer" is to a request that began after the kill; "good again" to one that began
-when the new process was healthy. Lost is a request whose caller heard an error, after none but right tokens.
+Times count from the fault. "a good answer" is to a request that began after it; "good again" to one that began
+when the process was healthy again. Lost is a request whose caller heard an error, after none but right tokens.
 
 Examples:
   scripts/bench kills              34 kills of each kind
-  scripts/bench kills --rounds 5   a minute
+  scripts/bench kills --rounds 5   two minutes
 """
 
 import asyncio
 import random
 from collections import Counter
 from collections.abc import Sequence
+from typing import Final, NamedTuple
 
-from forebay.testing.kill_rounds import SMALL_TIERS, KillRound, Victim, kill_rounds
+from forebay.testing.kill_rounds import SMALL_TIERS, TWO_OF_EACH, Fault, KillRound, Victim, kill_rounds
 from forebay.testing.mesh import RunningMesh, running_mesh
 from forebay.testing.steady_load import Verdict
 from scripts.benchmarks.options import Options
 from scripts.benchmarks.report import Figure, report
 
 
+class _Kind(NamedTuple):
+    victim: Victim
+    fault: Fault
+
+    def __str__(self) -> str:
+        return f"{self.victim} {self.fault}"
+
+
+_KINDS: Final = (
+    *(_Kind(victim, Fault.KILLED) for victim in Victim),
+    _Kind(Victim.PREFILL, Fault.STOPPED),
+    _Kind(Victim.DECODE, Fault.STOPPED),
+)
+
+
 def run(options: Options) -> None:
     """`rounds` kills of each kind."""
-    with running_mesh(prefill_count=2, decode_count=2, **SMALL_TIERS) as mesh:
+    with running_mesh(**TWO_OF_EACH, **SMALL_TIERS) as mesh:
         rounds = asyncio.run(_rounds(mesh, options.rounds))
-    report("kills", [figure for victim in Victim for figure in _figures(victim, rounds)])
+    report("kills", [figure for kind in _KINDS for figure in _figures(kind, rounds)])
 
 
 async def _rounds(mesh: RunningMesh, count: int) -> list[KillRound]:
     source = random.Random()
-    victims = source.sample([*Victim] * count, len(Victim) * count)
+    kinds = [kind for kind in _KINDS for _ in range(count if kind.fault is Fault.KILLED else -(-count // 4))]
+    source.shuffle(kinds)
     async with kill_rounds(mesh, source) as killing:
-        return [await killing.run(victim) for victim in victims]
+        return [await killing.run(kind.victim, kind.fault) for kind in kinds]
 
 
-def _figures(victim: Victim, all_rounds: Sequence[KillRound]) -> list[Figure]:
-    rounds = [one for one in all_rounds if one.victim is victim]
+def _figures(kind: _Kind, all_rounds: Sequence[KillRound]) -> list[Figure]:
+    rounds = [one for one in all_rounds if (one.victim, one.fault) == kind]
     outcomes = [outcome for one in rounds for outcome in one.outcomes]
     verdicts = Counter(outcome.verdict for outcome in outcomes)
     reasons = Counter(outcome.reason for outcome in outcomes if outcome.verdict is Verdict.FAILED)
@@ -52,19 +71,20 @@ def _figures(victim: Victim, all_rounds: Sequence[KillRound]) -> list[Figure]:
         "good again": [one.follow_up_s for one in rounds],
     }
     return [
-        Figure(f"{victim}: kills", len(rounds), ""),
-        Figure(f"{victim}: requests", len(outcomes), ""),
-        Figure(f"{victim}:   in its hands when it was killed", sum(one.cut_count for one in rounds), ""),
-        Figure(f"{victim}: ended well", verdicts[Verdict.GOOD], ""),
-        Figure(f"{victim}: lost", verdicts[Verdict.FAILED], "", "<= 0"),
-        *(Figure(f"{victim}: ended with {reason}", count, "") for reason, count in sorted(reasons.items(), key=str)),
-        Figure(f"{victim}:   begun when it was healthy again", sum(one.late_error_count for one in rounds), ""),
-        Figure(f"{victim}: wrong", verdicts[Verdict.WRONG], "", "<= 0"),
-        Figure(f"{victim}: hung", verdicts[Verdict.HUNG], "", "<= 0"),
-        Figure(f"{victim}: blocks leaked", sum(one.held_blocks for one in rounds), "", "<= 0"),
-        Figure(f"{victim}: longest request", longest_s, "s"),
+        Figure(f"{kind}: rounds", len(rounds), ""),
+        Figure(f"{kind}: requests", len(outcomes), ""),
+        Figure(f"{kind}:   in its hands at that moment", sum(one.cut_count for one in rounds), ""),
+        Figure(f"{kind}:   gone on with at another router", sum(one.resume_count for one in rounds), ""),
+        Figure(f"{kind}: ended well", verdicts[Verdict.GOOD], ""),
+        Figure(f"{kind}: lost", verdicts[Verdict.FAILED], "", "<= 0"),
+        *(Figure(f"{kind}: ended with {reason}", count, "") for reason, count in sorted(reasons.items(), key=str)),
+        Figure(f"{kind}:   begun when it was healthy again", sum(one.late_error_count for one in rounds), ""),
+        Figure(f"{kind}: wrong", verdicts[Verdict.WRONG], "", "<= 0"),
+        Figure(f"{kind}: hung", verdicts[Verdict.HUNG], "", "<= 0"),
+        Figure(f"{kind}: blocks leaked", sum(one.held_blocks for one in rounds), "", "<= 0"),
+        Figure(f"{kind}: longest request", longest_s, "s"),
         *(
-            Figure(f"{victim}: {name} after, p{share}", _percentile(values, share), "s")
+            Figure(f"{kind}: {name} after, p{share}", _percentile(values, share), "s")
             for name, values in times.items()
             for share in (50, 99)
         ),

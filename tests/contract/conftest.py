@@ -1,7 +1,7 @@
 """What several contract tests need: a router in this process, before fake services on real servers."""
 
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
@@ -30,12 +30,14 @@ from forebay.v1 import router_pb2_grpc
 
 @dataclass(slots=True)
 class RouterUnderTest:
-    """A router that sees the fleet's members; `stub` calls it over gRPC."""
+    """A router that sees the fleet's members; `stub` calls it over gRPC, `kill` ends its server and connections."""
 
     links: FleetLinks
     index: PrefixIndex
     generations: Generations
     stub: "router_pb2_grpc.RouterServiceAsyncStub"
+    address: str
+    kill: Callable[[], Awaitable[None]]
 
 
 RouterFor = Callable[..., AbstractAsyncContextManager[RouterUnderTest]]
@@ -57,7 +59,8 @@ async def _router_for(
     async with open_channel(address) as channel:
         if any(member.role.value == "tokenizer" for member in fleet.members.values()):
             await until(lambda: _knows_model(links))
-        yield RouterUnderTest(links, index, generations, router_pb2_grpc.RouterServiceStub(channel))
+        stub = router_pb2_grpc.RouterServiceStub(channel)
+        yield RouterUnderTest(links, index, generations, stub, address, lambda: server.stop(0))
     await server.stop(0)
     await links.close()
 

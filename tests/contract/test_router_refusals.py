@@ -15,6 +15,7 @@ from forebay.errors import (
     ForebayError,
     InvalidFieldError,
     KvExhaustedError,
+    ModelMismatchError,
     NotServedYetError,
     NoWorkerError,
     NumericFailureError,
@@ -45,6 +46,10 @@ def chat(role: str, content: str) -> tokenizer_pb2.ChatMessages:
 
 def tokens(*token_ids: int) -> router_pb2.TokenIds:
     return router_pb2.TokenIds(token_ids=token_ids)
+
+
+def resume(*token_ids: int) -> router_pb2.ResumePoint:
+    return router_pb2.ResumePoint(emitted_token_ids=token_ids)
 
 
 BAD_REQUESTS = {
@@ -97,9 +102,43 @@ BAD_REQUESTS = {
         "slo",
     ),
     "BACKUP": ({"text": "x", "qos_tier": common_pb2.QOS_TIER_BACKUP}, NotServedYetError, "qos_tier"),
+    "resumed without its id": (
+        {"text": "x", "sampling": Sampling(seed=1), "resume": resume(5)},
+        InvalidFieldError,
+        "request_id",
+    ),
+    "resumed without its seed": (
+        {"text": "x", "request_id": "r", "resume": resume(5)},
+        InvalidFieldError,
+        "sampling.seed",
+    ),
+    "resumed with text of no tokens": (
+        {"text": "x", "resume": router_pb2.ResumePoint(text_characters=1)},
+        InvalidFieldError,
+        "resume.text_characters",
+    ),
+    "resumed with a token out of range": (
+        {"text": "x", "request_id": "r", "sampling": Sampling(seed=1), "resume": resume(5, 128)},
+        TokenOutOfRangeError,
+        "resume.emitted_token_ids[1]",
+    ),
+    "resumed behind max_tokens": (
+        {"text": "x", "request_id": "r", "sampling": Sampling(seed=1, max_tokens=1), "resume": resume(5, 6)},
+        InvalidFieldError,
+        "resume.emitted_token_ids",
+    ),
+    "resumed behind the context": (
+        {"text": "x" * 60, "request_id": "r", "sampling": Sampling(seed=1), "resume": resume(*range(5, 10))},
+        InvalidFieldError,
+        "resume.emitted_token_ids",
+    ),
+    "begun by another model": (
+        {"text": "x", "resume": router_pb2.ResumePoint(model_digest="another")},
+        ModelMismatchError,
+        "resume.model_digest",
+    ),
     "mode RESUME": ({"text": "x", "mode": common_pb2.EXECUTION_MODE_RESUME}, InvalidFieldError, "mode"),
     "unknown mode": ({"text": "x", "mode": 17}, InvalidFieldError, "mode"),
-    "resume": ({"text": "x", "resume": router_pb2.ResumePoint()}, NotServedYetError, "resume"),
 }
 
 

@@ -31,12 +31,19 @@ class Sink:
 @settings(max_examples=200, deadline=None)
 @given(st.text("abc", max_size=12), st.sampled_from(["", "b", "bc", "abc"]), st.data())
 def test_text_and_tokens_come_once(whole: str, stop: str, data: st.DataObject) -> None:
-    """A push, an exchange with the tokenizer, or its loss, in any order."""
+    """A push, an exchange with the tokenizer, or its loss, in any order, perhaps behind what was delivered before."""
     sink, fake = Sink(), FakeTokenizer(Script())
     stream = ReplayableTokens(1, tokenizer_pb2.DetokenizeOptions(stop=[stop] if stop else []), sink)
     there: dict = {}  # type: ignore[type-arg]  # the tokenizer's streams
     under_way: tuple[tokenizer_pb2.DetokenizeItem, Sent] | None = None
-    pushed = 0
+    pushed = data.draw(st.integers(0, len(whole)))
+    if pushed:
+        options = tokenizer_pb2.DetokenizeOptions(stop=[stop] if stop else [])
+        received = tokenizer_pb2.DetokenizeItem(stream_id=1, open=options, token_ids=map(ord, whole[:pushed]))
+        delivered = fake._answer(received, {})
+        sink.text, sink.token_count = delivered.text, delivered.stop_token_count or pushed
+        pushed = sink.token_count
+        stream.recall([ord(c) for c in whole[:pushed]], len(sink.text))
     is_complete = False
     while not stream.is_done:
         step = data.draw(st.sampled_from(["push", "send", "answer", "lose"])) if not is_complete else "drive"

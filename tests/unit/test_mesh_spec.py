@@ -25,11 +25,20 @@ def _value(command: tuple[str, ...], flag: str) -> str:
     return command[command.index(flag) + 1]
 
 
-@given(st.integers(1024, 60_000), st.integers(0, 10), st.integers(1, 10))
-def test_names_and_ports_are_unique_and_local(port_base: int, prefill_count: int, decode_count: int) -> None:
-    spec = dataclasses.replace(SPEC, port_base=port_base, prefill_count=prefill_count, decode_count=decode_count)
+@given(st.integers(1024, 60_000), st.integers(0, 10), st.integers(1, 10), st.integers(1, 4), st.integers(1, 4))
+def test_names_and_ports_are_unique_and_local(
+    port_base: int, prefill_count: int, decode_count: int, router_count: int, tokenizer_count: int
+) -> None:
+    spec = dataclasses.replace(
+        SPEC,
+        port_base=port_base,
+        prefill_count=prefill_count,
+        decode_count=decode_count,
+        router_count=router_count,
+        tokenizer_count=tokenizer_count,
+    )
     services = spec.services()
-    assert len(services) == 4 + prefill_count + decode_count
+    assert len(services) == 2 + prefill_count + decode_count + router_count + tokenizer_count
     assert len({service.name for service in services}) == len(services)
     assert len({service.address for service in services}) == len(services)
     assert all(service.address.startswith("127.0.0.1:") for service in services)

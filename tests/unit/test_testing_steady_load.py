@@ -14,6 +14,8 @@ from forebay.testing.steady_load import SteadyLoad, Verdict
 from forebay.testing.waiting import until
 
 RIGHT = (5, 6, 7)
+TEXT = "efg"  # of these tokens
+TEXT_ALONE = 1  # comes as text without a token
 WHOLE = [RIGHT[:1], RIGHT[1:]]
 
 
@@ -21,6 +23,7 @@ class ScriptedStream:
     """Says these tokens, then ends with this error, if with any."""
 
     plan = None
+    resume_count = 1
 
     def __init__(self, chunks: Sequence[tuple[int, ...]], error: Exception | None) -> None:
         self._chunks, self._error = chunks, error
@@ -28,7 +31,8 @@ class ScriptedStream:
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         for token_ids in self._chunks:
             await asyncio.sleep(0)  # as if it came from elsewhere
-            yield Chunk("", token_ids)
+            text = "".join(chr(ord("`") + token_id) for token_id in token_ids)
+            yield Chunk(text, tuple(token_id for token_id in token_ids if token_id != TEXT_ALONE))
         if self._error is not None:
             raise self._error
 
@@ -52,6 +56,8 @@ class ScriptedClient:
         (WHOLE, None, Verdict.GOOD, None),
         ([RIGHT[:2]], None, Verdict.WRONG, None),
         ([*WHOLE, (8,)], None, Verdict.WRONG, None),
+        ([*WHOLE, (TEXT_ALONE,)], None, Verdict.WRONG, None),
+        ([(5, TEXT_ALONE)], WorkerLostError("gone"), Verdict.WRONG, "WORKER_LOST"),
         ([(5, 9)], WorkerLostError("gone"), Verdict.WRONG, "WORKER_LOST"),
         ([(5, 6)], WorkerLostError("gone"), Verdict.FAILED, "WORKER_LOST"),
         ([], RemoteError(Code.UNAVAILABLE, "reset"), Verdict.FAILED, "REMOTE UNAVAILABLE"),
@@ -63,10 +69,11 @@ async def test_every_end_is_told_from_the_others(
     chunks: list[tuple[int, ...]], error: Exception | None, verdict: Verdict, reason: str | None
 ) -> None:
     client: Any = ScriptedClient(chunks, error)
-    load = SteadyLoad(client, [KnownAnswer(Question((1, 2), {}), RIGHT)], random.Random(1))
+    load = SteadyLoad(client, [KnownAnswer(Question((1, 2), {}), RIGHT, TEXT)], random.Random(1))
     async with load.running(1):
         await until(lambda: load.outcomes)
         await load.pause()
     assert (load.outcomes[0].verdict, load.outcomes[0].reason) == (verdict, reason)
+    assert load.outcomes[0].resume_count == 1
     assert load.outcomes[0].began_s <= load.outcomes[0].ended_s
     assert (load.first_good_s(0) is not None) == (verdict is Verdict.GOOD)

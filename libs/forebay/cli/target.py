@@ -15,8 +15,9 @@ def add_target_flag(parser: argparse.ArgumentParser) -> None:
     """Adds --target."""
     parser.add_argument(
         "--target",
-        metavar="HOST:PORT",
-        help=f"router to ask (default: ${_VARIABLE}, else the local mesh, else {DEFAULT_TARGET})",
+        metavar="HOST:PORT[,...]",
+        help="router to ask, or several: where one is lost the next goes on"
+        f" (default: ${_VARIABLE}, else the local mesh, else {DEFAULT_TARGET})",
     )
 
 
@@ -26,4 +27,4 @@ def target_of(arguments: argparse.Namespace) -> str:
     if named:
         return str(named)
     record = read_record(current_state_dir())
-    return DEFAULT_TARGET if record is None else record.router_address
+    return DEFAULT_TARGET if record is None else ",".join(record.router_addresses)

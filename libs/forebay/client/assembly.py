@@ -1,5 +1,9 @@
-"""Puts a completion together from the events of one `Generate` call. Knows protos; does no I/O."""
+"""Puts a completion together from the events of a `Generate` call, and of those that went on where it was lost. Pure.
 
+Knows protos; does no I/O.
+"""
+
+from dataclasses import replace
 from typing import Final
 
 from forebay.client.completion import (
@@ -24,12 +28,15 @@ _FINISH_REASONS: Final = {
 
 
 class Assembly:
-    """The state of one answer: started, then chunks, then finished."""
+    """The state of one answer: started, then chunks, then finished. A call that goes on begins with started again."""
 
     def __init__(self) -> None:
         self.started: router_pb2.Started | None = None
         self.plan: Plan | None = None
         self.completion: Completion | None = None
+        self.resume_count = 0
+        self._is_started = False  # in the call that is read now
+        self._first_token_s: float | None = None
         self._chunks: list[Chunk] = []
 
     @property
@@ -37,39 +44,72 @@ class Assembly:
         """The text so far."""
         return "".join(chunk.text for chunk in self._chunks)
 
-    def add(self, event: router_pb2.GenerateResponse) -> Chunk | None:
-        """Takes the next event; returns the chunk it carried, if it carried one.
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens so far."""
+        return tuple(token_id for chunk in self._chunks for token_id in chunk.token_ids)
+
+    def add(self, event: router_pb2.GenerateResponse, now_s: float) -> Chunk | None:
+        """Takes the next event; returns the chunk it carried, if it carried one. now_s: since the request was asked.
 
         Raises BrokenAnswerError for an event out of order.
         """
         kind = event.WhichOneof("event")
-        if (kind == "started") is not (self.started is None) or self.completion is not None:
+        if (kind == "started") is self._is_started or self.completion is not None:
             raise BrokenAnswerError(f"the router sent {kind!r} out of order")
-        if self.started is None:
-            self.started, self.plan = event.started, _plan(event.started.plan)
+        if kind == "started":
+            self._start(event.started)
         elif kind == "chunk":
             chunk = _chunk(event.chunk)
+            if chunk.token_ids and self._first_token_s is None:
+                self._first_token_s = now_s
             self._chunks.append(chunk)
             return chunk
         elif kind == "finished":
-            self.completion = self._completion(self.started, event.finished)
+            self.completion = self._completion(event.finished, now_s)
         return None
 
-    def _completion(self, started: router_pb2.Started, finished: router_pb2.Finished) -> Completion:
+    def go_on(self, request: router_pb2.GenerateRequest) -> router_pb2.GenerateRequest:
+        """The call was lost: what to ask another router, so that it says what is missing."""
+        resumed = router_pb2.GenerateRequest()
+        resumed.CopyFrom(request)
+        resumed.resume.SetInParent()
+        if self.started is not None:
+            resumed.request_id = self.started.request_id
+            resumed.sampling.seed = self.started.seed
+            resumed.resume.model_digest = self.started.model_digest
+            resumed.resume.text_characters = len(self.text)
+            resumed.resume.emitted_token_ids.extend(self.token_ids)
+        self._is_started = False
+        return resumed
+
+    def _start(self, started: router_pb2.Started) -> None:
+        self._is_started = True
+        self.resume_count += self.started is not None
+        self.started = started
+        if self.plan is None or started.HasField("plan"):
+            self.plan = _plan(started.plan)
+
+    def _completion(self, finished: router_pb2.Finished, now_s: float) -> Completion:
+        assert self.started is not None
+        assert self.plan is not None
+        timings = _timings(finished.timings)
+        if self.resume_count:  # no router has seen the whole
+            timings = replace(timings, time_to_first_token_s=self._first_token_s or 0.0, total_s=now_s)
         reason = _FINISH_REASONS.get(finished.finish_reason)
         if reason is None:
             raise BrokenAnswerError("the router did not say why the answer ended")
         return Completion(
             text=self.text,
-            token_ids=tuple(token_id for chunk in self._chunks for token_id in chunk.token_ids),
+            token_ids=self.token_ids,
             logprobs=tuple(entry for chunk in self._chunks for entry in chunk.logprobs),
             finish_reason=reason,
             stop_match=finished.stop_match if finished.HasField("stop_match") else None,
             usage=_usage(finished.usage),
-            timings=_timings(finished.timings),
-            plan=_plan(started.plan),
-            request_id=started.request_id,
-            trace_id=started.trace_id,
+            timings=timings,
+            plan=self.plan,
+            request_id=self.started.request_id,
+            trace_id=self.started.trace_id,
         )
 
 

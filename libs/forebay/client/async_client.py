@@ -1,31 +1,34 @@
 """The client for `async` code. `Client` runs this very class, so there is only one of everything."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Final, Self, Unpack
-
-import grpc
+from typing import Any, Final, Self, TypeVar, Unpack
 
 from forebay import ports
 from forebay.client.completion import Completion
 from forebay.client.errors import sharpened
 from forebay.client.fleet import Fleet, read_fleet
+from forebay.client.persistence import is_lost
 from forebay.client.request import Message, Prompt, RequestOptions, build_request
+from forebay.client.routers import Routers
 from forebay.client.stream import CompletionStream
-from forebay.rpc.channel import open_channel
-from forebay.rpc.status import from_rpc_error
-from forebay.v1 import router_pb2, router_pb2_grpc
+from forebay.errors import ForebayError, UnknownRequestError
+from forebay.rpc.status import translated
+from forebay.v1 import router_pb2
 
 DEFAULT_TARGET: Final = ports.default_address(ports.ROUTER)
 DEFAULT_TIMEOUT_S: Final = 600.0
+_Answer = TypeVar("_Answer")
 WHOLE_GATHER_MS: Final = 1_000
 """Also the work that is lost with a worker, whose tokens of this time nobody has yet."""
 
 
 class AsyncClient:
-    """Asks one router. Connects at the first call and again by itself; safe for many tasks of one event loop.
+    """Asks a router, or several in turn. Connects at the first call and again by itself; safe for many tasks of a loop.
 
+    target: HOST:PORT, or several, as a list or separated by commas. A router that is lost, or refuses because it
+    drains, is followed by the next, which goes on behind what has come: the caller sees a pause. Errors that say
+    something of the request are not tried again.
     Every call has a deadline (`timeout_s`) and carries the caller's active OpenTelemetry trace, if there is one.
     Errors are the classes of `forebay.errors`, and those of `forebay.client.errors`.
 
@@ -35,10 +38,14 @@ class AsyncClient:
             print(stream.completion.usage)
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self.target = target
+    def __init__(self, target: str | Iterable[str] = DEFAULT_TARGET, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self._routers = Routers(target)
         self._timeout_s = timeout_s
-        self._channel: grpc.aio.Channel | None = None
+
+    @property
+    def target(self) -> str:
+        """The routers' addresses, separated by commas."""
+        return str(self._routers)
 
     async def generate(
         self,
@@ -62,25 +69,25 @@ class AsyncClient:
         **options: Unpack[RequestOptions],
     ) -> CompletionStream:
         """The answer as it arrives. The call begins at the first iteration and ends with it."""
-        request = build_request(prompt, messages, options)
-        timeout_s = self._timeout_of(options)
-        return CompletionStream(lambda: self._stub().Generate(request, timeout=timeout_s), self.target)
+        return CompletionStream(build_request(prompt, messages, options), self._routers, self._timeout_of(options))
 
     async def cancel(self, request_id: str, *, timeout_s: float = 10.0) -> None:
-        """Ends a running request. Raises UnknownRequestError when there is none of this id."""
-        with self._translated():
-            await self._stub().Cancel(router_pb2.CancelRequest(request_id=request_id), timeout=timeout_s)
+        """Ends a running request, whichever router has it. Raises UnknownRequestError when there is none of this id."""
+        request = router_pb2.CancelRequest(request_id=request_id)
+        await self._of_any(
+            lambda target: self._routers.stub(target).Cancel(request, timeout=timeout_s), UnknownRequestError
+        )
 
     async def fleet(self, *, timeout_s: float = 10.0) -> Fleet:
-        """The fleet as the router sees it."""
-        with self._translated():
-            return read_fleet(await self._stub().GetFleet(router_pb2.GetFleetRequest(), timeout=timeout_s))
+        """The fleet as a router sees it."""
+        request = router_pb2.GetFleetRequest()
+        return read_fleet(
+            await self._of_any(lambda target: self._routers.stub(target).GetFleet(request, timeout=timeout_s))
+        )
 
     async def aclose(self) -> None:
-        """Closes the connection; running streams end as cancelled. Idempotent."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close()
+        """Closes the connections; running streams end as cancelled. Idempotent."""
+        await self._routers.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -96,20 +103,28 @@ class AsyncClient:
         # Nobody reads along, so the text may come in few messages.
         return await self.stream(prompt, messages=messages, **({"gather_ms": WHOLE_GATHER_MS} | options)).finish()
 
-    def _stub(self) -> "router_pb2_grpc.RouterServiceAsyncStub":
-        # Opened late, because a channel belongs to the event loop that runs when it is made.
-        if self._channel is None:
-            self._channel = open_channel(self.target)
-        stub: Any = router_pb2_grpc.RouterServiceStub(self._channel)
-        return stub  # type: ignore[no-any-return]  # one runtime class serves both stub types
-
     def _timeout_of(self, options: Mapping[str, Any]) -> float:
         timeout_s = options.get("timeout_s")
         return self._timeout_s if timeout_s is None else float(timeout_s)
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except grpc.RpcError as error:
-            raise sharpened(from_rpc_error(error), self.target, has_answered=False) from error
+    async def _of_any(self, ask: Callable[[str], Awaitable[_Answer]], *passed_over: type[ForebayError]) -> _Answer:
+        """The answer of the first router that can be reached and does not fail with an error that is passed over.
+
+        Raises the first such error when there is no answer, else that no router can be reached.
+        """
+        refusal = unreachable = None
+        for target in self._routers.in_turn():
+            try:
+                with translated():
+                    return await ask(target)
+            except passed_over as error:
+                refusal = refusal or error
+            except ForebayError as error:
+                if not is_lost(error):
+                    raise
+                self._routers.note_lost(target)
+                unreachable = error
+        if refusal is not None:
+            raise refusal
+        assert unreachable is not None
+        raise sharpened(unreachable, self.target, has_answered=False) from unreachable

@@ -33,6 +33,11 @@ class BlockingStream(Iterator[Chunk]):
         return self._stream.text
 
     @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens received so far; also after a cancel or an error."""
+        return self._stream.token_ids
+
+    @property
     def request_id(self) -> str | None:
         """Request id; None until the router has planned the request."""
         return self._stream.request_id
@@ -46,6 +51,16 @@ class BlockingStream(Iterator[Chunk]):
     def plan(self) -> Plan | None:
         """The plan; None until the router has planned the request."""
         return self._stream.plan
+
+    @property
+    def target(self) -> str | None:
+        """Address of the router that is asked now; None before the first."""
+        return self._stream.target
+
+    @property
+    def resume_count(self) -> int:
+        """How often a router went on where another, or its connection, was lost."""
+        return self._stream.resume_count
 
     def __iter__(self) -> Iterator[Chunk]:
         try:

@@ -13,19 +13,19 @@ from forebay.client.request import Message, Prompt, RequestOptions
 
 
 class Client:
-    """Asks one router. Safe for many threads. Methods, options and errors are those of `AsyncClient`.
+    """Asks a router, or several in turn. Safe for many threads. Methods, options and errors are those of `AsyncClient`.
 
     with Client() as client:
         print(client.chat([{"role": "user", "content": "Hi"}], temperature=0).text)
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(self, target: str | Iterable[str] = DEFAULT_TARGET, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         self._client = AsyncClient(target, timeout_s=timeout_s)
         self._loop = LoopThread()
 
     @property
     def target(self) -> str:
-        """Address of the router."""
+        """The routers' addresses, separated by commas."""
         return self._client.target
 
     def generate(

@@ -60,7 +60,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time went, seconds, measured by the services. See common.proto."""
+    """Where the time went, seconds, measured by the services. See common.proto.
+
+    If another router went on with the request: at that router, but for `time_to_first_token_s` and `total_s`, which are
+    the client's own.
+    """
 
     queue_s: float
     tokenize_s: float

@@ -11,7 +11,7 @@ class UnreachableError(RemoteError):
     """Nothing that speaks our protocol answers at the address."""
 
     def __init__(self, target: str, detail: str, service: str = "router") -> None:
-        message = f"cannot reach a {service} at {target}: {_NOT_UP}"
+        message = f"cannot reach a {service} at {target.replace(',', ' or ')}: {_NOT_UP}"
         super().__init__(Code.UNAVAILABLE, message)
         self.metadata = {"target": target, "detail": detail}
 

@@ -1,24 +1,29 @@
 """One answer as it arrives.
 
 The call begins at the first iteration. However the iteration ends (the end, an error, `break`, `aclose`, a cancelled
-task), the call is over afterwards and the router frees everything of the request.
+task), the call is over afterwards and the router frees everything of the request. A router that is lost meanwhile is
+followed by another, which says what is missing: the iteration pauses.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import grpc
 
 from forebay.client.assembly import Assembly
 from forebay.client.completion import Chunk, Completion, Plan
 from forebay.client.errors import BrokenAnswerError, sharpened
-from forebay.errors import RequestCancelledError
+from forebay.client.persistence import Persistence, is_lost
+from forebay.client.routers import Routers
+from forebay.errors import DeadlineExceededError, ForebayError, RequestCancelledError
 from forebay.rpc.status import from_rpc_error
 from forebay.v1 import router_pb2
 
-OpenCall = Callable[[], grpc.aio.UnaryStreamCall[router_pb2.GenerateRequest, router_pb2.GenerateResponse]]
+_CLOSED: Final = "the request was ended by closing its stream or its client"
 
 
 class CompletionStream(AsyncIterator[Chunk]):
@@ -27,12 +32,17 @@ class CompletionStream(AsyncIterator[Chunk]):
     Leaving `async for` early cancels the request. To look at single chunks use `anext(stream)`.
     """
 
-    def __init__(self, open_call: OpenCall, target: str) -> None:
-        self._open_call = open_call
-        self._target = target
+    def __init__(self, request: router_pb2.GenerateRequest, routers: Routers, timeout_s: float) -> None:
+        self._request = request
+        self._routers = routers
+        self._timeout_s = timeout_s
+        self._persistence = Persistence(len(routers.targets))
+        self._order: list[str] = []  # in which routers are asked, again and again; the first is asked now
+        self._began_s = 0.0
         self._call: Any = None  # both plain and intercepted calls; grpc's stubs know no common type with read()
         self._assembly = Assembly()
         self._is_closed = False
+        self._client_closed = asyncio.Event()
 
     @property
     def completion(self) -> Completion:
@@ -47,6 +57,11 @@ class CompletionStream(AsyncIterator[Chunk]):
         return self._assembly.text
 
     @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens received so far; also after a cancel or an error."""
+        return self._assembly.token_ids
+
+    @property
     def request_id(self) -> str | None:
         """Request id; None until the router has planned the request."""
         return self._assembly.started.request_id if self._assembly.started else None
@@ -58,8 +73,18 @@ class CompletionStream(AsyncIterator[Chunk]):
 
     @property
     def plan(self) -> Plan | None:
-        """The plan; None until the router has planned the request."""
+        """The plan; None until the router has planned the request. The last, if another router went on."""
         return self._assembly.plan
+
+    @property
+    def target(self) -> str | None:
+        """Address of the router that is asked now; None before the first."""
+        return self._order[0] if self._order else None
+
+    @property
+    def resume_count(self) -> int:
+        """How often a router went on where another, or its connection, was lost."""
+        return self._assembly.resume_count
 
     def __del__(self) -> None:
         if not self._is_closed:
@@ -86,15 +111,12 @@ class CompletionStream(AsyncIterator[Chunk]):
         while not self._is_closed:
             try:
                 chunk = await self._read()
-            except grpc.RpcError as error:
-                self.close()
-                raise self._translated(error) from error
             except asyncio.CancelledError as error:
                 self.close()
                 if _is_task_cancelled():
                     raise
                 # The call was ended under us.
-                raise RequestCancelledError("the request was ended by closing its stream or its client") from error
+                raise RequestCancelledError(_CLOSED) from error
             except BaseException:
                 self.close()
                 raise
@@ -105,17 +127,55 @@ class CompletionStream(AsyncIterator[Chunk]):
     async def _read(self) -> Chunk | None:
         """Takes one event in; closes the stream at its end."""
         if self._call is None:
-            self._call = self._open_call()
-        event = await self._call.read()
+            self._open()
+        try:
+            event = await self._call.read()
+        except grpc.RpcError as error:
+            await self._go_on(from_rpc_error(error))
+            return None
         if event is not grpc.aio.EOF:
-            return self._assembly.add(event)
+            chunk = self._assembly.add(event, time.monotonic() - self._began_s)
+            if chunk is not None and chunk.token_ids:
+                self._persistence.progressed()
+            return chunk
         self.close()
         if self._assembly.completion is None:
             raise BrokenAnswerError("the router ended the stream without a result")
         return None
 
-    def _translated(self, error: grpc.RpcError) -> Exception:
-        return sharpened(from_rpc_error(error), self._target, has_answered=self._assembly.started is not None)
+    def _open(self) -> None:
+        """Asks the first router of the order."""
+        if not self._order:
+            self._began_s, self._order = time.monotonic(), self._routers.in_turn()
+            self._client_closed = self._routers.closed
+        left_s = self._left_s()
+        if left_s <= 0:
+            raise DeadlineExceededError("the deadline passed")
+        self._call = self._routers.stub(self._order[0]).Generate(self._request, timeout=left_s)
+
+    async def _go_on(self, error: ForebayError) -> None:
+        """Goes on at the next router, where that may help. Raises what the caller is to hear where it does not."""
+        has_begun = self._assembly.started is not None
+        if is_lost(error):
+            self._routers.note_lost(self._order[0])
+        delay_s = self._persistence.delay_s(error, has_begun=has_begun)
+        if delay_s is None:
+            target = self._order[0] if has_begun else str(self._routers)
+            raise sharpened(error, target, has_answered=has_begun)
+        self._request = self._assembly.go_on(self._request)
+        self._order = [*self._order[1:], self._order[0]]
+        self._call = None
+        await self._pause(min(delay_s, max(0.0, self._left_s())))
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._client_closed.wait()
+        if self._is_closed or self._client_closed.is_set():
+            raise RequestCancelledError(_CLOSED)
+
+    def _left_s(self) -> float:
+        return self._timeout_s - (time.monotonic() - self._began_s)
 
     def close(self) -> None:
         """Ends the call if it is still running; call it on the event loop's thread. Idempotent."""

@@ -1,6 +1,7 @@
 """How the services of a running mesh are: alive, healthy, how much memory, how busy."""
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -35,15 +36,14 @@ def inspect_mesh(record: MeshRecord) -> list[ServiceStatus]:
 
 def running_request_count(record: MeshRecord) -> int:
     """Requests that workers compute or let wait, as the router was told; 0 if it does not answer."""
-    router = next((service for service in record.services if service.role == "router"), None)
-    if router is None or not router.process.is_running():
+    if not any(service.role == "router" and service.process.is_running() for service in record.services):
         return 0
-    loads = asyncio.run(_loads(record.router_address))
+    loads = asyncio.run(_loads(record.router_addresses))
     return sum(load.running_sequences + load.queued_sequences for load in loads.values())
 
 
 async def _inspect(record: MeshRecord) -> list[ServiceStatus]:
-    loads = asyncio.create_task(_loads(record.router_address))
+    loads = asyncio.create_task(_loads(record.router_addresses))
     healths = await asyncio.gather(*(_health(service) for service in record.services))
     by_address = await loads
     return [
@@ -64,9 +64,9 @@ async def _health(service: ServiceRecord) -> str:
     return await health(service.role, service.address) if service.process.is_running() else "gone"
 
 
-async def _loads(router_address: str) -> dict[str, WorkerLoad]:
+async def _loads(router_addresses: Iterable[str]) -> dict[str, WorkerLoad]:
     with suppress(ForebayError):
-        async with AsyncClient(router_address) as client:
+        async with AsyncClient(router_addresses) as client:
             fleet = await client.fleet(timeout_s=2.0)
             return {member.address: member.load for member in fleet.members if member.load is not None}
     return {}

@@ -35,7 +35,7 @@ def free_port_base(first: int = DEFAULT_PORT_BASE + _BASE_STEP) -> int:
 
 
 def _range_of(base: int) -> Iterable[int]:
-    return (*range(base, base + ports.KVCACHE + 1), *range(base + ports.PREFILL, base + 30), base + ports.NATS)
+    return (*range(base, base + 30), base + ports.NATS)
 
 
 def _is_free(port: int) -> bool:

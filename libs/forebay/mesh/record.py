@@ -48,6 +48,12 @@ class MeshRecord:
     services: tuple[ServiceRecord, ...]
     is_complete: bool
 
+    @property
+    def router_addresses(self) -> tuple[str, ...]:
+        """For `Client(...)` and `AsyncClient(...)`; the first even if no router was started yet."""
+        started = (service.address for service in self.services if service.role == "router")
+        return tuple(dict.fromkeys((self.router_address, *started)))
+
     @classmethod
     def of(cls, spec: MeshSpec, services: tuple[ServiceRecord, ...], *, is_complete: bool) -> Self:
         """The record of a mesh of which `services` have been started; complete: all of them, and all were healthy."""

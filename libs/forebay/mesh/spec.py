@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -12,6 +12,7 @@ from forebay.errors import StartError
 
 DEFAULT_PORT_BASE: Final = ports.BASE
 _MOST_WORKERS: Final = 10
+_MOST_REPLICAS: Final = 4  # of the services that keep no state
 
 STOP_ORDER: Final = (("router",), ("prefill", "decode", "tokenizer"), ("kvcache",), ("nats",))
 """Roles in the order in which they are stopped: callers before those they call."""
@@ -32,6 +33,8 @@ class MeshSpec:
     port_base: int = DEFAULT_PORT_BASE
     prefill_count: int = 1
     decode_count: int = 1
+    router_count: int = 1
+    tokenizer_count: int = 1
     chip_class: str | None = None
     threads: int | None = None
     device_bytes: int | None = None
@@ -48,6 +51,9 @@ class MeshSpec:
             raise StartError(f"--prefill must be in 0..{_MOST_WORKERS}")
         if not 1 <= self.decode_count <= _MOST_WORKERS:
             raise StartError(f"--decode must be in 1..{_MOST_WORKERS}")
+        for name, count in (("routers", self.router_count), ("tokenizers", self.tokenizer_count)):
+            if not 1 <= count <= _MOST_REPLICAS:
+                raise StartError(f"a mesh on one machine has 1..{_MOST_REPLICAS} {name}")
         if self.threads is not None and self.threads < 1:
             raise StartError("--threads must be at least 1")
         if self.device_bytes is not None and self.device_bytes < 1:
@@ -71,7 +77,7 @@ class MeshSpec:
 
     @property
     def router_address(self) -> str:
-        """Where clients connect."""
+        """Where clients connect, to the first router."""
         return self._address(ports.ROUTER)
 
     def services(self) -> list["ServiceSpec"]:
@@ -79,10 +85,12 @@ class MeshSpec:
         return [
             self._nats(),
             self._service("kvcache", "kvcache", ports.KVCACHE, *self._model(), *self._chip_class(), *self._memory()),
-            self._service("tokenizer", "tokenizer", ports.TOKENIZER, *self._model()),
+            *self._replicas(
+                "tokenizer", self.tokenizer_count, ports.TOKENIZER, ports.FURTHER_TOKENIZERS, *self._model()
+            ),
             *(self._worker("prefill", index, ports.PREFILL) for index in range(self.prefill_count)),
             *(self._worker("decode", index, ports.DECODE) for index in range(self.decode_count)),
-            self._service("router", "router", ports.ROUTER),
+            *self._replicas("router", self.router_count, ports.ROUTER, ports.FURTHER_ROUTERS),
         ]
 
     def _nats(self) -> "ServiceSpec":
@@ -93,6 +101,12 @@ class MeshSpec:
         server = str(Path(sys.executable).parent / "nats-server")
         command = (server, "-a", ports.HOST, "-p", port, "-js", "-sd", store, "-n", self.node_id)
         return ServiceSpec("nats", "nats", address, command)
+
+    def _replicas(self, role: str, count: int, offset: int, further: int, *arguments: str) -> Iterator["ServiceSpec"]:
+        """Numbered where there are several; the first always listens at the same address."""
+        for index in range(count):
+            name = role if count == 1 else f"{role}-{index}"
+            yield self._service(role, name, further + index - 1 if index else offset, *arguments)
 
     def _worker(self, role: str, index: int, offset: int) -> "ServiceSpec":
         kvcache = ("--kvcache", self._address(ports.KVCACHE))

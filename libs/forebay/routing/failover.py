@@ -34,14 +34,17 @@ class FailoverLimits:
 
 
 class Failover:
-    """The failures of one request. A token ends a run of them, but what a request killed stays counted."""
+    """The failures of one request. A token ends a run of them, but what a request killed stays counted.
 
-    def __init__(self, limits: FailoverLimits) -> None:
+    has_begun: workers had it before, at another router.
+    """
+
+    def __init__(self, limits: FailoverLimits, *, has_begun: bool = False) -> None:
         self._limits = limits
         self._lost_worker_ids: set[str] = set()
         self._failing_since_s: float | None = None
         self._tries = 0
-        self._has_failed_over = False
+        self._has_failed_over = has_begun
 
     def passes(self, error: ForebayError) -> bool:
         """Whether another worker, or the same one later, may do what this error kept one from doing.

@@ -44,6 +44,7 @@ DECODE_WORKER_ID = "forebay.plan.decode_worker_id"
 MATCHED_TOKENS = "forebay.matched_tokens"
 LOST_WORKER_ID = "forebay.lost_worker_id"
 FAILOVERS = "forebay.failovers"
+RESUMED_TOKENS = "forebay.resumed_tokens"
 
 # Tokens, and where they came from.
 CACHED_TOKENS = "forebay.cached_tokens"

@@ -25,7 +25,7 @@ def started(request_id: str = "r-1") -> router_pb2.GenerateResponse:
         reason="a prefill worker is idle",
     )
     return router_pb2.GenerateResponse(
-        started=router_pb2.Started(request_id=request_id, trace_id="ab" * 16, plan=plan, prompt_tokens=40)
+        started=router_pb2.Started(request_id=request_id, trace_id="ab" * 16, plan=plan, prompt_tokens=40, seed=17)
     )
 
 
@@ -118,9 +118,9 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
 
 
 @asynccontextmanager
-async def serving(router: FakeRouter) -> AsyncIterator[str]:
+async def serving(router: FakeRouter, listen: str = "127.0.0.1:0") -> AsyncIterator[str]:
     """The router on a real server; gives its address."""
-    server = Server("127.0.0.1:0")
+    server = Server(listen)
     server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, router, "forebay.v1.RouterService")
     address = await server.start()
     await server.set_serving(True)

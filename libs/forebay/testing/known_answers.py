@@ -30,6 +30,7 @@ class KnownAnswer:
 
     question: Question
     token_ids: tuple[int, ...]
+    text: str
 
 
 def varied_questions(source: random.Random, stem_count: int, per_stem_count: int) -> list[Question]:
@@ -52,7 +53,7 @@ async def learn_answers(address: str, questions: Sequence[Question]) -> list[Kno
     async def ask(client: AsyncClient, question: Question) -> KnownAnswer:
         async with places:
             completion = await client.generate(list(question.prompt), **question.options)
-            return KnownAnswer(question, completion.token_ids)
+            return KnownAnswer(question, completion.token_ids, completion.text)
 
     async with AsyncClient(address) as client:
         return await asyncio.gather(*(ask(client, question) for question in questions))

@@ -30,6 +30,11 @@ class RunningMesh:
         return self.record.router_address
 
     @property
+    def router_addresses(self) -> tuple[str, ...]:
+        """All routers, for the same."""
+        return self.record.router_addresses
+
+    @property
     def logs_dir(self) -> Path:
         """Has one file NAME.log per service."""
         return self.state_dir / "logs"

@@ -1,6 +1,7 @@
 """Hand-written tokenizer, prefill and decode services that say what a test told them, for contract tests of a router.
 
-Token i is character i: text of a prompt is its token ids, and tokens generated are the characters of `Script.output`.
+Token i is character i, but for two that are half of one: text of a prompt is its token ids, and tokens generated are
+the characters of `Script.output`.
 They keep what they saw, and what still runs, so that a test can tell whether everything was released.
 """
 
@@ -30,6 +31,7 @@ CONTEXT_TOKENS: Final = 64
 OFFER_S: Final = 0.5  # an offer that nobody takes runs out
 REFUSED_TOKEN_ID: Final = 1  # ends the tokenizer's stream
 GARBLED_TOKEN_ID: Final = 2  # is answered, the first time, against the contract
+FIRST_HALF, SECOND_HALF, WHOLE = "\x03", "\x04", "é"  # two tokens that are one character only together
 
 
 def _set() -> asyncio.Event:
@@ -49,6 +51,7 @@ class Script:
     has_token: asyncio.Event = field(default_factory=_set)  # prefill waits for these
     has_manifest: asyncio.Event = field(default_factory=_set)
     has_encoded: asyncio.Event = field(default_factory=_set)
+    has_text: asyncio.Event = field(default_factory=_set)  # the tokenizer's answers wait for it
     held_after: int | None = None  # decode stops here, counted over all tokens, until cancelled or
     goes_on: asyncio.Event = field(default_factory=asyncio.Event)
     has_cancelled: asyncio.Event = field(default_factory=_set)  # a cancelled sequence's last word waits for it
@@ -111,6 +114,7 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
                     continue
                 answers = [self._answer(item, streams) for item in request.items]
                 self.open_stream_ids = set(streams)
+                await self._script.has_text.wait()
                 yield tokenizer_pb2.DetokenizeResponse(items=answers)
         finally:
             self.calls.discard(context)
@@ -132,23 +136,34 @@ class _Text:
 
     stop: list[str]
     held: str = ""
+    has_half: bool = False
 
     def push(self, item: tokenizer_pb2.DetokenizeItem) -> tokenizer_pb2.DetokenizedText:
-        before = len(self.held)
-        self.held += "".join(chr(token_id) for token_id in item.token_ids)
-        for stop in self.stop:
-            at = self.held.find(stop)
-            if at >= 0:
-                return tokenizer_pb2.DetokenizedText(
-                    stream_id=item.stream_id,
-                    text=self.held[:at],
-                    stop_match=stop,
-                    stop_token_count=at + len(stop) - before,
-                )
-        keep = 0 if item.is_last else max((len(stop) - 1 for stop in self.stop), default=0)
+        text = ""
+        for token_count, token_id in enumerate(item.token_ids, 1):
+            self.held += self._character(chr(token_id))
+            for stop in self.stop:
+                at = self.held.find(stop)
+                if at >= 0:
+                    return tokenizer_pb2.DetokenizedText(
+                        stream_id=item.stream_id,
+                        text=text + self.held[:at],
+                        stop_match=stop,
+                        stop_token_count=token_count,
+                    )
+            text += self._let_go(max((len(stop) - 1 for stop in self.stop), default=0))
+        if item.is_last:
+            text += self._let_go(0)
+        return tokenizer_pb2.DetokenizedText(stream_id=item.stream_id, text=text)
+
+    def _character(self, piece: str) -> str:
+        is_whole, self.has_half = self.has_half and piece == SECOND_HALF, piece == FIRST_HALF
+        return "" if self.has_half else WHOLE if is_whole else piece
+
+    def _let_go(self, keep: int) -> str:
         cut = max(0, len(self.held) - keep)
         text, self.held = self.held[:cut], self.held[cut:]
-        return tokenizer_pb2.DetokenizedText(stream_id=item.stream_id, text=text)
+        return text
 
 
 class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
@@ -254,7 +269,11 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
             outputs.put_nowait(decode_pb2.SequenceOutput(request_id=start.request_id, error=error, token_ids=token_ids))
             self.running.discard(start.request_id)
             return
-        for index in range(len(start.emitted_token_ids), len(self._script.output)):
+        emitted_count = len(start.emitted_token_ids)
+        if emitted_count and (reason := _reason(self._script, emitted_count, start.sampling)):
+            outputs.put_nowait(self._last(start.request_id, reason))
+            return
+        for index in range(emitted_count, len(self._script.output)):
             if index == self._script.held_after:
                 await self._script.goes_on.wait()
             token_id = ord(self._script.output[index])

@@ -30,12 +30,16 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One request. reason: of its error; None: it had none. Times are of `time.monotonic`."""
+    """One request. reason: of its error; None: it had none. Times are of `time.monotonic`.
+
+    resume_count: how often another router went on with it.
+    """
 
     began_s: float
     ended_s: float
     verdict: Verdict
     reason: str | None = None
+    resume_count: int = 0
 
 
 @dataclass(slots=True)
@@ -45,6 +49,7 @@ class OpenRequest:
     answer: KnownAnswer
     stream: CompletionStream
     token_ids: list[int] = field(default_factory=list)
+    text: str = ""
 
     @property
     def plan(self) -> Plan | None:
@@ -106,21 +111,24 @@ class SteadyLoad:
         finally:
             del self.requests[number]
             stream.close()
-        return Outcome(began_s, time.monotonic(), verdict, reason)
+        return Outcome(began_s, time.monotonic(), verdict, reason, stream.resume_count)
 
 
 async def _judged(request: OpenRequest) -> tuple[Verdict, str | None]:
     """Reads a request to its end."""
-    right, reason = request.answer.token_ids, None
+    answer, reason = request.answer, None
     try:
         async with asyncio.timeout(DEADLINE_S + _GRACE_S):
             async for chunk in request.stream:
                 request.token_ids += chunk.token_ids
+                request.text += chunk.text
     except (TimeoutError, DeadlineExceededError) as error:
         return Verdict.HUNG, type(error).__name__
     except ForebayError as error:
         reason = f"{error.reason} {error.code.name}" if isinstance(error, RemoteError) else error.reason
-    heard = tuple(request.token_ids)
-    if heard != right[: len(heard)] or (reason is None and heard != right):
+    heard, text = tuple(request.token_ids), request.text
+    is_whole = (heard, text) == (answer.token_ids, answer.text)
+    is_right_so_far = heard == answer.token_ids[: len(heard)] and answer.text.startswith(text)
+    if not (is_whole if reason is None else is_right_so_far):
         return Verdict.WRONG, reason
     return (Verdict.GOOD, None) if reason is None else (Verdict.FAILED, reason)

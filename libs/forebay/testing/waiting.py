@@ -14,8 +14,10 @@ async def until(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -
             await asyncio.sleep(INTERVAL_S)
 
 
-async def eventually(condition: Callable[[], Awaitable[object]], timeout_s: float = TIMEOUT_S) -> None:
+async def eventually(
+    condition: Callable[[], Awaitable[object]], timeout_s: float = TIMEOUT_S, interval_s: float = INTERVAL_S
+) -> None:
     """As `until`, for a condition that must be asked for."""
     async with asyncio.timeout(timeout_s):
         while not await condition():  # noqa: ASYNC110  # as above
-            await asyncio.sleep(INTERVAL_S)
+            await asyncio.sleep(interval_s)

@@ -10,10 +10,11 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Final
 
-from forebay.errors import RETRY_AFTER_S, ForebayError, NoWorkerError, WorkerLostError
+from forebay.errors import RETRY_AFTER_S, ForebayError, InvalidFieldError, NoWorkerError, WorkerLostError
 from forebay.router.attempt import Attempt
 from forebay.router.output import Output
 from forebay.router.prompt import Prompt
+from forebay.router.request import NOTHING_RECEIVED
 from forebay.router.tokenizers import Tokenizers
 from forebay.routing.failover import Failover
 from forebay.rpc.status import from_failure
@@ -27,7 +28,7 @@ NextAttempt = Callable[[Sequence[int]], Attempt]
 
 
 class Execution:
-    """`begin`, then iterate `chunks`, then read the results; `release` in any case."""
+    """`recall`, `begin` unless that completed it, iterate `chunks`, then read the results; `release` in any case."""
 
     def __init__(self, prompt: Prompt, tokenizers: Tokenizers, next_attempt: NextAttempt, failover: Failover) -> None:
         self._prompt = prompt
@@ -42,13 +43,31 @@ class Execution:
         self._failure_after_text: ForebayError | None = None  # to be told once the tokens that came before it are
         self._attempt_failure: ForebayError | None = None  # of the attempt, which another may follow
         self._lost_worker_id: str | None = None  # that ended with the attempt
-        self.output = Output()
+        self._received = prompt.request.received or NOTHING_RECEIVED
+        self._surplus_characters = 0  # of received text that the received tokens have only if no more follow
+        self.output = Output(self._received.token_ids)
         self.finish_reason = common_pb2.FINISH_REASON_UNSPECIFIED
         self.first_token: prefill_pb2.FirstToken | None = None
         self.summary: decode_pb2.DecodeSummary | None = None
         self.failover_count = 0
         self.text_began_ns: int | None = None  # Unix time at which the first tokens went to the tokenizer
         self.text_ended_ns: int | None = None  # and at which its last text came
+
+    async def recall(self) -> None:
+        """Makes text of the tokens that the caller has from another router, so that it goes on behind its own.
+
+        Raises ForebayError: no tokenizer can, or what `end` was told.
+        """
+        if not self._received.token_ids:
+            return
+        self._stream.recall(self._received.token_ids, self._received.text_characters)
+        self._send_tokens()
+        while self.text_ended_ns is None and self._failure is None:
+            await self._next_news()
+        if self._failure is not None:
+            raise self._failure
+        self._surplus_characters = self._stream.missing_characters
+        self._wake.set()  # there may be text that the caller has not
 
     def begin(self, attempt: Attempt) -> None:
         """Sends the prompt to its first worker. Does not wait."""
@@ -119,6 +138,9 @@ class Execution:
 
     def on_text(self, text: str, token_count: int, stop_match: str | None, is_last: bool) -> None:
         """The tokenizer has news."""
+        if (is_last or stop_match is not None) and self._stream.missing_characters:
+            self._fail(self._too_much_text())
+            return
         self.output.add_text(text, token_count, stop_match, is_last)
         self.text_ended_ns = time.time_ns()
         self._wake.set()
@@ -182,8 +204,7 @@ class Execution:
 
     async def _stop_decode(self) -> None:
         """Ends the sequence and waits, not for long, for its summary: the counts and times it alone knows."""
-        assert self._attempt is not None
-        if not self._attempt.end_decode():
+        if self._attempt is None or not self._attempt.end_decode():
             return
         try:
             async with asyncio.timeout(SUMMARY_TIMEOUT_S):
@@ -198,12 +219,24 @@ class Execution:
         if any(token_id >= self._prompt.vocabulary_size for token_id in token_ids):
             self._fail(ForebayError("a worker generated a token id outside of the vocabulary"))
             return
+        if token_ids and self._surplus_characters:
+            self._fail(self._too_much_text())
+            return
         if token_ids:
             self._failover.progressed()
         self.output.add_tokens(token_ids, logprobs)
-        self.text_began_ns = self.text_began_ns or time.time_ns()
         self._stream.push(token_ids, is_last)
+        self._send_tokens()
+
+    def _send_tokens(self) -> None:
+        self.text_began_ns = self.text_began_ns or time.time_ns()
         self._tokenizers.send(self._stream)
+
+    def _too_much_text(self) -> InvalidFieldError:
+        return InvalidFieldError(
+            f"the tokens received have less text than {self._received.text_characters} characters",
+            field="resume.text_characters",
+        )
 
     def _fail(self, error: ForebayError) -> None:
         if self._failure is None:

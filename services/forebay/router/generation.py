@@ -5,14 +5,15 @@ Knows the order of things; what each is lies with `request`, `prompt_limits`, `t
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from opentelemetry.trace import get_current_span
 
 from forebay.errors import ForebayError, NoWorkerError
-from forebay.router.attempt import Attempt
 from forebay.router.attempts import Attempts
 from forebay.router.execution import Execution
 from forebay.router.fleet_links import FleetLinks
@@ -26,6 +27,8 @@ from forebay.routing.plan import Plan
 from forebay.telemetry import span, spans, tracer
 from forebay.v1 import common_pb2, router_pb2
 from forebay.wire.mode import mode_to_proto
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(slots=True)
@@ -55,16 +58,23 @@ class Generations:
         clock = _Clock(began_s=time.perf_counter())
         request = validate(message)
         ender = _Ender()
-        with self.running.registered(request.request_id, ender.end):
-            prompt = await self._prompt(request, clock)
+        with self.running.registered(request.request_id, ender.end, takes_over=request.received is not None):
+            failover = Failover(self._failover_limits, has_begun=request.has_begun)
+            waiting = _Waiting(failover, partial(self._is_worth_waiting, request), ender)
+            prompt = await self._prompt(request, waiting, clock)
             attempts = Attempts(prompt, self._links, self._planner)
-            failover = Failover(self._failover_limits)
-            first = await self._first_attempt(attempts, failover, ender, clock)
             execution = Execution(prompt, self._links.tokenizers, attempts.next, failover)
             ender.attach(execution)
             with _released(execution):
-                execution.begin(first)
-                yield router_pb2.GenerateResponse(started=_started(prompt, first.chosen))
+                await execution.recall()
+                chosen = None
+                if not execution.output.is_text_complete:
+                    began_s = time.perf_counter()
+                    first = await waiting.until_possible(partial(attempts.next, execution.output.token_ids))
+                    clock.plan_s = time.perf_counter() - began_s
+                    chosen = first.chosen
+                    execution.begin(first)
+                yield router_pb2.GenerateResponse(started=_started(prompt, chosen))
                 async with aclosing(execution.chunks()) as chunks:
                     async for chunk in chunks:
                         if clock.first_token_s is None and chunk.token_ids:
@@ -72,10 +82,10 @@ class Generations:
                         yield router_pb2.GenerateResponse(chunk=chunk)
                 yield router_pb2.GenerateResponse(finished=_finished(prompt, execution, clock))
 
-    async def _prompt(self, request: Request, clock: _Clock) -> Prompt:
+    async def _prompt(self, request: Request, waiting: "_Waiting", clock: _Clock) -> Prompt:
         """The prompt's tokens, from the tokenizer unless the caller gave them, fit for the model."""
         tokenizers = self._links.tokenizers
-        model = tokenizers.model()
+        model = await waiting.until_possible(tokenizers.model)
         check_model(request, model)
         get_current_span().set_attributes(
             {
@@ -96,22 +106,11 @@ class Generations:
         get_current_span().set_attributes(
             {spans.INPUT_TOKENS: len(token_ids), spans.REQUEST_MAX_TOKENS: sampling.max_tokens}
         )
-        return Prompt(request, token_ids, sampling, model.vocabulary_size)
+        return Prompt(request, token_ids, sampling, model.vocabulary_size, model.digest)
 
-    async def _first_attempt(self, attempts: Attempts, failover: Failover, ender: "_Ender", clock: _Clock) -> Attempt:
-        """Waits for a worker only where one was lost just now, since another may take its place."""
-        began_s = time.perf_counter()
-        while True:
-            try:
-                first = attempts.next()
-            except NoWorkerError as error:
-                if not self._links.has_lost_worker_within(self._failover_limits.patience_s):
-                    raise
-                await asyncio.sleep(failover.delay_s(error, None, time.monotonic()))
-                ender.raise_if_ended()
-            else:
-                clock.plan_s = time.perf_counter() - began_s
-                return first
+    def _is_worth_waiting(self, request: Request) -> bool:
+        """Where a worker was lost just now, another may take its place; and what has begun was accepted once."""
+        return request.has_begun or self._links.has_lost_worker_within(self._failover_limits.patience_s)
 
 
 class _Ender:
@@ -136,6 +135,26 @@ class _Ender:
             self._execution.end(error)
 
 
+class _Waiting:
+    """For services that a request cannot begin without."""
+
+    def __init__(self, failover: Failover, is_worth_it: Callable[[], bool], ender: _Ender) -> None:
+        self._failover = failover
+        self._is_worth_it = is_worth_it
+        self._ender = ender
+
+    async def until_possible(self, make: Callable[[], _Made]) -> _Made:
+        """What `make` makes, as soon as it can. Raises NoWorkerError where that is not waited for, or no longer."""
+        while True:
+            try:
+                return make()
+            except NoWorkerError as error:
+                if not self._is_worth_it():
+                    raise
+                await asyncio.sleep(self._failover.delay_s(error, None, time.monotonic()))
+                self._ender.raise_if_ended()
+
+
 @contextmanager
 def _released(execution: Execution) -> Iterator[None]:
     try:
@@ -154,18 +173,24 @@ def _trace_text(execution: Execution) -> None:
     summary.end(end_time=execution.text_ended_ns)
 
 
-def _started(prompt: Prompt, chosen: Plan) -> router_pb2.Started:
+def _started(prompt: Prompt, chosen: Plan | None) -> router_pb2.Started:
     return router_pb2.Started(
         request_id=prompt.request.request_id,
         trace_id=f"{get_current_span().get_span_context().trace_id:032x}",
-        plan=common_pb2.Plan(
-            mode=mode_to_proto(chosen.mode),
-            prefill_worker_id=chosen.prefill_worker_id or "",
-            decode_worker_id=chosen.decode_worker_id,
-            matched_tokens=chosen.matched_tokens,
-            reason=chosen.reason,
-        ),
+        plan=None if chosen is None else _plan(chosen),
         prompt_tokens=len(prompt.token_ids),
+        seed=prompt.sampling.seed,
+        model_digest=prompt.model_digest,
+    )
+
+
+def _plan(chosen: Plan) -> common_pb2.Plan:
+    return common_pb2.Plan(
+        mode=mode_to_proto(chosen.mode),
+        prefill_worker_id=chosen.prefill_worker_id or "",
+        decode_worker_id=chosen.decode_worker_id,
+        matched_tokens=chosen.matched_tokens,
+        reason=chosen.reason,
     )
 
 
@@ -192,6 +217,7 @@ def _finished(prompt: Prompt, execution: Execution, clock: _Clock) -> router_pb2
             ),
             spans.TTFT_S: timings.time_to_first_token_s,
             spans.FAILOVERS: execution.failover_count,
+            spans.RESUMED_TOKENS: execution.output.received_count,
         }
     )
     return router_pb2.Finished(

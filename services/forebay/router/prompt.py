@@ -1,4 +1,4 @@
-"""A request's prompt, and how its answer is to be generated: what every worker of the request is told."""
+"""A request's prompt as the workers are told it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,3 +15,4 @@ class Prompt:
     token_ids: Sequence[int]
     sampling: common_pb2.SamplingParams
     vocabulary_size: int
+    model_digest: str

@@ -4,8 +4,15 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from forebay.errors import ContextExceededError, EmptyPromptError, TokenOutOfRangeError, UnknownModelError
-from forebay.router.request import Request
+from forebay.errors import (
+    ContextExceededError,
+    EmptyPromptError,
+    InvalidFieldError,
+    ModelMismatchError,
+    TokenOutOfRangeError,
+    UnknownModelError,
+)
+from forebay.router.request import Received, Request
 from forebay.v1 import common_pb2
 
 
@@ -20,20 +27,23 @@ class DescribedModel:
 
 
 def check_model(request: Request, model: DescribedModel) -> None:
-    """Raises UnknownModelError when the request names a model that is not served."""
+    """Raises UnknownModelError or ModelMismatchError for a model, named or that began the answer, not served here."""
     if request.model and request.model != model.name:
         message = f"a model of this name is not served here; {model.name} is"
         raise UnknownModelError(message, field="model", served=model.name)
+    if request.received is not None and request.received.model_digest not in ("", model.digest):
+        message = "the answer was begun by another model than is served now; ask again from the beginning"
+        raise ModelMismatchError(message, field="resume.model_digest", served=model.digest)
 
 
 def admit(request: Request, token_ids: Sequence[int], model: DescribedModel) -> common_pb2.SamplingParams:
-    """Checks the prompt, and the token ids that end it, against the model.
+    """Checks the prompt, the token ids that end its answer, and those that a resumed one has, against the model.
 
     Returns:
         The request's sampling with `max_tokens` and `seed` filled in, so that all workers agree on them.
 
     Raises:
-        EmptyPromptError, TokenOutOfRangeError, ContextExceededError.
+        EmptyPromptError, TokenOutOfRangeError, ContextExceededError; InvalidFieldError for more than max_tokens.
     """
     if not token_ids:
         raise EmptyPromptError("the prompt has no tokens", field=request.input_field)
@@ -51,7 +61,18 @@ def admit(request: Request, token_ids: Sequence[int], model: DescribedModel) -> 
         raise _exceeded("sampling.max_tokens", text, len(token_ids), model)
     if not sampling.HasField("seed"):
         sampling.seed = secrets.randbits(64)
+    if request.received is not None:
+        _check_received(request.received, sampling.max_tokens, model)
     return sampling
+
+
+def _check_received(received: Received, max_tokens: int, model: DescribedModel) -> None:
+    _check_vocabulary(received.token_ids, model, "resume.emitted_token_ids")
+    if len(received.token_ids) > max_tokens:
+        raise InvalidFieldError(
+            f"{len(received.token_ids)} tokens were received, but the answer has at most {max_tokens}",
+            field="resume.emitted_token_ids",
+        )
 
 
 def _check_vocabulary(token_ids: Sequence[int], model: DescribedModel, field: str) -> None:

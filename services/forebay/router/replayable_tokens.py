@@ -1,7 +1,7 @@
 """The tokens of one request on their way through a tokenizer's stream. Pure but for protobuf.
 
 Invariant: text and tokens reach the sink once and in order, also when the stream is replayed from its first token on
-another tokenizer: what was delivered before is skipped.
+another tokenizer, or goes on with what another router delivered: what was delivered before is skipped.
 """
 
 from collections.abc import Sequence
@@ -60,6 +60,18 @@ class ReplayableTokens:
     def has_unsent(self) -> bool:
         """Whether there is something the tokenizer does not know yet."""
         return self._sent_count < len(self._token_ids) or (self._is_complete and not self._is_end_sent)
+
+    @property
+    def missing_characters(self) -> int:
+        """How much text was delivered before that the tokenizer has not said again."""
+        return self._skip_characters
+
+    def recall(self, token_ids: Sequence[int], text_characters: int) -> None:
+        """Begins with tokens that were delivered elsewhere, and with so much of their text."""
+        assert not self._token_ids
+        self._token_ids.extend(token_ids)
+        self._answered_count = len(token_ids)
+        self._delivered_characters = self._skip_characters = text_characters
 
     def push(self, token_ids: Sequence[int], is_last: bool) -> None:
         """New tokens."""

@@ -22,6 +22,18 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
+class Received:
+    """What the caller of a resumed request has of its answer. model_digest: empty if it does not say."""
+
+    token_ids: tuple[int, ...]
+    text_characters: int
+    model_digest: str
+
+
+NOTHING_RECEIVED: Final = Received((), 0, "")
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A request whose fields are all in range. Exactly one of `encode_input` and `token_ids` is set."""
 
@@ -36,6 +48,12 @@ class Request:
     cache_salt: str
     forced_mode: Mode | None
     gather_ms: int
+    received: Received | None  # None: nobody has tried before
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its caller has the beginning of the answer."""
+        return self.received is not None and bool(self.received.token_ids)
 
 
 def validate(message: router_pb2.GenerateRequest) -> Request:
@@ -43,12 +61,10 @@ def validate(message: router_pb2.GenerateRequest) -> Request:
 
     Raises:
         InvalidFieldError, EmptyPromptError: a field is missing, malformed or out of range.
-        NotServedYetError: it asks to resume, for an objective, or for the BACKUP tier.
+        NotServedYetError: it asks for an objective, or for the BACKUP tier.
     """
     if message.request_id and not _REQUEST_ID.fullmatch(message.request_id):
         raise InvalidFieldError("request_id must be 1..128 characters of [A-Za-z0-9._-]", field="request_id")
-    if message.HasField("resume"):
-        raise NotServedYetError("resuming a request is not served yet; leave resume out", field="resume")
     if message.HasField("slo"):
         raise NotServedYetError("service level objectives are not served yet; leave slo out", field="slo")
     encode_input, token_ids, input_field = _input(message)
@@ -73,7 +89,21 @@ def validate(message: router_pb2.GenerateRequest) -> Request:
         forced_mode=forced_mode_from_proto(message.mode),
         # What is generated behind a stop string, before the router has seen it, is for nothing.
         gather_ms=0 if message.sampling.stop else message.gather_ms,
+        received=_received(message) if message.HasField("resume") else None,
     )
+
+
+def _received(message: router_pb2.GenerateRequest) -> Received:
+    resume = message.resume
+    if resume.emitted_token_ids and not message.request_id:
+        raise InvalidFieldError("a request is resumed by the id that Started told", field="request_id")
+    if resume.emitted_token_ids and not message.sampling.HasField("seed"):
+        raise InvalidFieldError("a request is resumed with the seed that Started told", field="sampling.seed")
+    if resume.text_characters and not resume.emitted_token_ids:
+        raise InvalidFieldError(
+            f"no tokens have no text, not {resume.text_characters} characters", field="resume.text_characters"
+        )
+    return Received(tuple(resume.emitted_token_ids), resume.text_characters, resume.model_digest)
 
 
 def _input(

@@ -30,8 +30,8 @@ class RunningRequests:
         return len(self._ends)
 
     @contextmanager
-    def registered(self, request_id: str, end: End) -> Iterator[None]:
-        """The request runs inside the block.
+    def registered(self, request_id: str, end: End, *, takes_over: bool = False) -> Iterator[None]:
+        """The request runs inside the block. takes_over: one of this id that runs is ended.
 
         Raises:
             DuplicateRequestError: one of this id already runs.
@@ -40,13 +40,16 @@ class RunningRequests:
         if self._is_draining:
             raise DrainingError("this router is stopping", retry_after_s=RETRY_AFTER_S)
         if request_id in self._ends:
-            raise DuplicateRequestError("a request with this id is running", field="request_id")
+            if not takes_over:
+                raise DuplicateRequestError("a request with this id is running", field="request_id")
+            self._ends[request_id](RequestCancelledError("the request was resumed by another call"))
         self._ends[request_id] = end
         self._is_idle.clear()
         try:
             yield
         finally:
-            del self._ends[request_id]
+            if self._ends.get(request_id) is end:  # else another call has taken it over
+                del self._ends[request_id]
             if not self._ends:
                 self._is_idle.set()
 
