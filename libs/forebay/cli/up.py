@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from forebay.chips.chip_class import DECODE_DEFAULT, WITHOUT_COMPILER, chip_class_named
+from forebay.chips.fleet_file import read_fleet_file
 from forebay.chips.kv_layout import layout_for
 from forebay.cli.answer import show_answer, show_figures
 from forebay.cli.parsing import byte_count, command_parser
@@ -42,6 +43,9 @@ def run(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     if given.chip_class is not None:
         chip_class_named(given.chip_class)  # refuses an unknown one before anything is started
+    if given.fleet is not None:
+        given.fleet = given.fleet.resolve()
+    read_fleet_file(given.fleet)  # likewise
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)  # a killed `up` cleans up as an interrupted one does
     state_dir = current_state_dir()
@@ -81,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="third tier, on disk, which outlives the mesh (default: none)",
     )
+    parser.add_argument("--fleet", type=Path, metavar="FILE", help="YAML with watts and price of chip classes")
     parser.add_argument("--max-tokens", type=int, default=_MAX_TOKENS, metavar="N", help="of the answer (default: 256)")
     parser.add_argument(
         "--timeout-s", type=float, default=DEFAULT_START_TIMEOUT_S, metavar="S", help="for the start (default: 180)"
@@ -127,6 +132,7 @@ def _asked(given: argparse.Namespace, record: MeshRecord) -> list[tuple[str, Any
         ("--device-bytes", given.device_bytes, record.device_bytes),
         ("--host-bytes", given.host_bytes, record.host_bytes),
         ("--disk-bytes", given.disk_bytes, record.disk_bytes),
+        ("--fleet", given.fleet, record.fleet_file),
     ]
 
 
@@ -142,6 +148,7 @@ def _ask_as_before(given: argparse.Namespace, record: MeshRecord) -> None:
         "device_bytes": record.device_bytes,
         "host_bytes": record.host_bytes,
         "disk_bytes": record.disk_bytes,
+        "fleet": record.fleet_file,
     }
     for name, value in before.items():
         if getattr(given, name) is None:
@@ -164,6 +171,7 @@ def _spec(state_dir: Path, given: argparse.Namespace) -> MeshSpec:
         device_bytes=given.device_bytes,
         host_bytes=given.host_bytes,
         disk_bytes=given.disk_bytes,
+        fleet_file=given.fleet,
     )
     layout = layout_for(open_model(model_path).config, chip_class_named(chip_class or DECODE_DEFAULT))
     check_block_room(spec, layout.block_bytes)

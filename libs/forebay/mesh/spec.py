@@ -23,7 +23,8 @@ class MeshSpec:
 
     threads: most cores a step of an engine worker may use; None: all. device_bytes, host_bytes: of the KV arenas; None
     leaves it to the service. disk_bytes: of the disk tier, in the state folder; None: there is none.
-    extra_arguments: further flags by role, such as {"kvcache": ("--lease-s", "2")}.
+    fleet_file: what chip classes cost; None: each class's own figures. extra_arguments: further flags
+    by role, such as {"kvcache": ("--lease-s", "2")}.
     """
 
     model_path: Path
@@ -36,6 +37,7 @@ class MeshSpec:
     device_bytes: int | None = None
     host_bytes: int | None = None
     disk_bytes: int | None = None
+    fleet_file: Path | None = None
     name: str = "local"
     extra_arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -80,7 +82,7 @@ class MeshSpec:
             self._service("tokenizer", "tokenizer", ports.TOKENIZER, *self._model()),
             *(self._worker("prefill", index, ports.PREFILL) for index in range(self.prefill_count)),
             *(self._worker("decode", index, ports.DECODE) for index in range(self.decode_count)),
-            self._service("router", "router", ports.ROUTER),
+            self._service("router", "router", ports.ROUTER, *self._fleet_file()),
         ]
 
     def _nats(self) -> "ServiceSpec":
@@ -95,7 +97,7 @@ class MeshSpec:
     def _worker(self, role: str, index: int, offset: int) -> "ServiceSpec":
         kvcache = ("--kvcache", self._address(ports.KVCACHE))
         threads = () if self.threads is None else ("--threads", str(self.threads))
-        arguments = (*self._model(), *kvcache, *threads, *self._chip_class())
+        arguments = (*self._model(), *kvcache, *threads, *self._chip_class(), *self._fleet_file())
         return self._service(role, f"{role}-{index}", offset + index, *arguments)
 
     def _service(self, role: str, name: str, offset: int, *arguments: str) -> "ServiceSpec":
@@ -112,6 +114,9 @@ class MeshSpec:
 
     def _chip_class(self) -> tuple[str, ...]:
         return () if self.chip_class is None else ("--chip-class", self.chip_class)
+
+    def _fleet_file(self) -> tuple[str, ...]:
+        return () if self.fleet_file is None else ("--fleet-file", str(self.fleet_file))
 
     def _arenas(self) -> tuple[str, ...]:
         sizes = (("--device-bytes", self.device_bytes), ("--host-bytes", self.host_bytes))
