@@ -58,7 +58,7 @@ def test_wrong_usage_says_what_was_given(flag: str, given: str, words: str) -> N
     assert refused.stderr.endswith(f", not {given!r}\n")
 
 
-@pytest.mark.parametrize("service", ["decode"])
+@pytest.mark.parametrize("service", ["decode", "router"])
 def test_a_fleet_file_that_makes_no_sense_is_refused_at_start(service: str, tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text("chip_classes: {cpu-compute: {watts: -1}}")

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from forebay.chips.chip_class import BUILT_IN, DEFAULT_USD_PER_HOUR, DEFAULT_WATTS, chip_class_named
-from forebay.chips.fleet_file import DEFAULT_LINK, ClassFigures, FleetFile, read_fleet_file
+from forebay.chips.fleet_file import ClassFigures, FleetFile, read_fleet_file
 from forebay.errors import StartError
+from forebay.routing.cost import DEFAULT_LINK
 
 COMPUTE = chip_class_named("cpu-compute")
 

@@ -64,8 +64,8 @@ def test_a_transfer_hides_behind_the_prefill_but_for_its_tail() -> None:
 
 
 def test_energy_and_money_are_rates_times_busy_seconds() -> None:
-    assert COST.joules(2.0) == 100.0
-    assert COST.usd(2.0) == pytest.approx(0.002)
+    assert COST.watts == 50.0
+    assert COST.usd_per_s * 2.0 == pytest.approx(0.002)
 
 
 def test_the_first_token_waits_for_all_that_comes_before_it() -> None:

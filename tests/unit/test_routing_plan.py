@@ -226,7 +226,8 @@ def test_a_burst_between_two_reports_spreads() -> None:
     fleet, in_flight = FleetSnapshot((), tuple(decode(f"d{i}") for i in range(4))), InFlight()
     reported, counts = {f"d{i}": WorkerLoad() for i in range(4)}, {f"d{i}": 7 for i in range(4)}
     for number in range(40):
-        chosen = plan(PlanRequest(10), fleet, {}, in_flight.loads(reported, counts), 0.0)
+        loads = {worker_id: in_flight.load(worker_id, load, counts[worker_id]) for worker_id, load in reported.items()}
+        chosen = plan(PlanRequest(10), fleet, {}, loads, 0.0)
         in_flight.charge(chosen.decode_worker_id, f"r{number}", WorkerLoad(1, 10), 7)
     assert [in_flight.unseen(f"d{i}", 7) for i in range(4)] == [WorkerLoad(10, 100)] * 4
 
@@ -238,12 +239,12 @@ def test_a_charge_counts_until_a_report_must_have_seen_it() -> None:
     assert in_flight.unseen("d1", 4) == WorkerLoad(2, 120)
     assert in_flight.unseen("d1", 5) == WorkerLoad(1, 70)
     assert in_flight.unseen("d1", 6) == WorkerLoad()
-    assert in_flight.loads({"d1": WorkerLoad(5, 0)}, {"d1": 5}) == {"d1": WorkerLoad(6, 70)}
+    assert in_flight.load("d1", WorkerLoad(5, 0, 9), 5) == WorkerLoad(6, 70, 9)
     in_flight.release("d1", "r2")
     in_flight.release("d1", "r2")
     assert in_flight.unseen("d1", 3) == WorkerLoad(1, 50)
     in_flight.release("d1", "r1")
-    assert in_flight.loads({}, {}) == {}
+    assert in_flight.load("d1", WorkerLoad(), 0) == WorkerLoad()
 
 
 def test_select_refuses_what_differs_from_its_node_or_the_fleet() -> None:

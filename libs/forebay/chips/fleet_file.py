@@ -26,10 +26,7 @@ import yaml
 
 from forebay.chips.chip_class import BUILT_IN, ChipClass
 from forebay.errors import StartError
-from forebay.routing.cost import LinkRates
-
-DEFAULT_LINK: Final = LinkRates(bytes_per_s=1.25e9, latency_s=0.0005)
-"""10 Gbit/s Ethernet."""
+from forebay.routing.cost import DEFAULT_LINK, LinkRates
 
 _MAY_BE_ZERO: Final = frozenset({"watts", "usd_per_hour", "step_overhead_s", "latency_s"})
 

@@ -1,7 +1,7 @@
 """How busy workers are: told on core NATS, at most four times a second and at least once."""
 
 import asyncio
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
@@ -66,6 +66,7 @@ class LoadView:
         self._loads: dict[str, Load] = {}
         self._report_counts: dict[str, int] = {}
         self._subscription: Subscription | None = None
+        self._listeners: list[Callable[[str], None]] = []
 
     @property
     def loads(self) -> Mapping[str, Load]:
@@ -75,6 +76,10 @@ class LoadView:
     def report_count(self, worker_id: str) -> int:
         """How many reports of this worker were heard."""
         return self._report_counts.get(worker_id, 0)
+
+    def on_report(self, listener: Callable[[str], None]) -> None:
+        """Calls `listener` with a worker's id after each of its reports."""
+        self._listeners.append(listener)
 
     async def start(self) -> None:
         """Subscribes."""
@@ -94,3 +99,5 @@ class LoadView:
         report = events_pb2.WorkerLoad.FromString(message.data)
         self._loads[report.worker_id] = load_from_proto(report)
         self._report_counts[report.worker_id] = self._report_counts.get(report.worker_id, 0) + 1
+        for listener in self._listeners:
+            listener(report.worker_id)

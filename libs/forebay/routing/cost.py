@@ -85,18 +85,25 @@ class LinkRates:
         return self.latency_s + size_bytes / self.bytes_per_s if size_bytes > 0 else 0.0
 
 
+DEFAULT_LINK: Final = LinkRates(bytes_per_s=1.25e9, latency_s=0.0005)
+"""10 Gbit/s Ethernet."""
+
+
 class StepCost:
-    """One model on one chip: its formulas with all constants worked out, since planning asks for thousands a second."""
+    """One model on one chip: its formulas with all constants worked out, since planning asks for thousands a second.
+
+    Energy and money of so many busy seconds are `watts` and `usd_per_s` times these.
+    """
 
     __slots__ = (
         "_attention_s",
         "_kv_read_s",
         "_token_s",
-        "_usd_per_s",
-        "_watts",
         "_weights_s",
         "kv_token_bytes",
         "step_overhead_s",
+        "usd_per_s",
+        "watts",
     )
 
     def __init__(self, model: ModelSize, rates: ChipRates) -> None:
@@ -106,8 +113,8 @@ class StepCost:
         self._attention_s = 2.0 * model.layers * model.width / rates.flops_per_s
         self._weights_s = model.weight_bytes / rates.bytes_per_s
         self._kv_read_s = model.kv_token_bytes / rates.bytes_per_s
-        self._watts = rates.watts
-        self._usd_per_s = rates.usd_per_hour / SECONDS_PER_HOUR
+        self.watts = rates.watts
+        self.usd_per_s = rates.usd_per_hour / SECONDS_PER_HOUR
 
     def prefill_s(self, prompt_tokens: int, cached_tokens: int) -> float:
         """Seconds to compute what of a prompt is not cached; 0 when nothing is left."""
@@ -125,14 +132,6 @@ class StepCost:
         memory_s = self._weights_s + context_tokens * self._kv_read_s
         arithmetic_s = batch * self._token_s
         return self.step_overhead_s + max(memory_s, arithmetic_s)
-
-    def joules(self, busy_s: float) -> float:
-        """Energy of so many busy seconds."""
-        return self._watts * busy_s
-
-    def usd(self, busy_s: float) -> float:
-        """Price of so many busy seconds, US dollars."""
-        return self._usd_per_s * busy_s
 
 
 def transfer_exposed_s(link: LinkRates | None, kv_bytes: int, prefill_s: float, tail_bytes: int) -> float:

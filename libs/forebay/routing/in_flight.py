@@ -3,7 +3,6 @@
 Without it a burst between two reports would go to the one worker that looked idle.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,10 +16,15 @@ class WorkerLoad:
 
     sequences: int = 0  # running and waiting
     queued_tokens: int = 0  # prompt tokens still to be computed
+    context_tokens: int = 0  # whose KV its sequences hold
 
     def plus(self, other: "WorkerLoad") -> "WorkerLoad":
         """Both together."""
-        return WorkerLoad(self.sequences + other.sequences, self.queued_tokens + other.queued_tokens)
+        return WorkerLoad(
+            self.sequences + other.sequences,
+            self.queued_tokens + other.queued_tokens,
+            self.context_tokens + other.context_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +60,6 @@ class InFlight:
                 total = total.plus(charge.load)
         return total
 
-    def loads(self, reported: Mapping[str, WorkerLoad], report_counts: Mapping[str, int]) -> dict[str, WorkerLoad]:
-        """Reported loads with what they cannot show added; workers neither reported nor charged are absent."""
-        worker_ids = reported.keys() | self._charges.keys()
-        return {
-            worker_id: reported.get(worker_id, WorkerLoad()).plus(
-                self.unseen(worker_id, report_counts.get(worker_id, 0))
-            )
-            for worker_id in worker_ids
-        }
+    def load(self, worker_id: str, reported: WorkerLoad, report_count: int) -> WorkerLoad:
+        """What the worker said in its `report_count`-th report, with what that cannot show added."""
+        return reported.plus(self.unseen(worker_id, report_count))

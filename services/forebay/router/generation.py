@@ -25,7 +25,7 @@ from forebay.routing.failover import Failover, FailoverLimits
 from forebay.routing.plan import Plan
 from forebay.telemetry import span, spans, tracer
 from forebay.v1 import common_pb2, router_pb2
-from forebay.wire.mode import mode_to_proto
+from forebay.wire.plan import plan_to_proto
 
 
 @dataclass(slots=True)
@@ -71,6 +71,10 @@ class Generations:
                             clock.first_token_s = clock.since_begin_s()
                         yield router_pb2.GenerateResponse(chunk=chunk)
                 yield router_pb2.GenerateResponse(finished=_finished(prompt, execution, clock))
+
+    def explain(self, request_id: str) -> Plan:
+        """The last plan of a recent request. Raises UnknownRequestError when it is not known any more."""
+        return self._planner.explanations.of(request_id)
 
     async def _prompt(self, request: Request, clock: _Clock) -> Prompt:
         """The prompt's tokens, from the tokenizer unless the caller gave them, fit for the model."""
@@ -158,13 +162,7 @@ def _started(prompt: Prompt, chosen: Plan) -> router_pb2.Started:
     return router_pb2.Started(
         request_id=prompt.request.request_id,
         trace_id=f"{get_current_span().get_span_context().trace_id:032x}",
-        plan=common_pb2.Plan(
-            mode=mode_to_proto(chosen.mode),
-            prefill_worker_id=chosen.prefill_worker_id or "",
-            decode_worker_id=chosen.decode_worker_id,
-            matched_tokens=chosen.matched_tokens,
-            reason=chosen.reason,
-        ),
+        plan=plan_to_proto(chosen),
         prompt_tokens=len(prompt.token_ids),
     )
 
