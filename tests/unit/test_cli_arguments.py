@@ -15,7 +15,7 @@ from forebay.client import Completion, ExecutionMode, FinishReason, Plan, Reques
 from forebay.client.request import build_request
 from forebay.mesh.log_tail import last_words
 
-COMMANDS = ("up", "down", "status", "generate", "chat", "trace")
+COMMANDS = ("up", "down", "status", "generate", "chat", "explain", "trace")
 
 
 def _exit_code(*arguments: str) -> int:

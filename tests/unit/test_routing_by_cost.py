@@ -198,6 +198,20 @@ def test_a_queue_sends_the_request_elsewhere() -> None:
     assert made(short, fleet, {"n1": held(8)}, {"d2": WorkerLoad(1, 0, 100)}).decode_worker_id == "d1"
 
 
+def test_a_queue_has_been_worked_on_since_it_was_seen() -> None:
+    fleet = FleetSnapshot((), (decode("d1"),))
+
+    def queue_s(now_s: float) -> float:
+        loads = {"d1": WorkerLoad(1, 1_000, 1_000, seen_s=7.0)}
+        figures = made(PlanRequest(10), fleet, loads=loads, now_s=now_s).prediction
+        assert figures is not None
+        return figures.queue_s
+
+    assert queue_s(7.0) == pytest.approx(0.5, rel=0.2)
+    assert queue_s(7.1) == pytest.approx(queue_s(7.0) - 0.1)
+    assert queue_s(9.0) == 0.0
+
+
 def test_a_shared_step_is_cheaper_and_so_taken_until_a_token_takes_too_long() -> None:
     fleet = FleetSnapshot((), (decode("d1", "n1"), decode("d2", "n2")))
     assert made(PlanRequest(10), fleet, loads={"d1": WorkerLoad(3, 0, 3_000)}).decode_worker_id == "d1"

@@ -240,11 +240,31 @@ def test_a_charge_counts_until_a_report_must_have_seen_it() -> None:
     assert in_flight.unseen("d1", 5) == WorkerLoad(1, 70)
     assert in_flight.unseen("d1", 6) == WorkerLoad()
     assert in_flight.load("d1", WorkerLoad(5, 0, 9), 5) == WorkerLoad(6, 70, 9)
-    in_flight.release("d1", "r2")
-    in_flight.release("d1", "r2")
+    in_flight.release("d1", "r2", 4)
+    in_flight.release("d1", "r2", 4)
     assert in_flight.unseen("d1", 3) == WorkerLoad(1, 50)
-    in_flight.release("d1", "r1")
-    assert in_flight.load("d1", WorkerLoad(), 0) == WorkerLoad()
+    in_flight.release("d1", "r1", 3)
+    assert in_flight.load("d1", WorkerLoad(), 4) == WorkerLoad()
+
+
+def test_a_charge_that_changes_is_as_well_known_as_before() -> None:
+    in_flight = InFlight()
+    in_flight.charge("d1", "r1", WorkerLoad(1, 500), report_count=3)
+    in_flight.charge("d1", "r1", WorkerLoad(1, 0, 500), report_count=4)
+    assert in_flight.unseen("d1", 4) == WorkerLoad(1, 0, 500)
+    assert in_flight.unseen("d1", 5) == WorkerLoad()
+
+
+def test_what_has_ended_is_taken_from_reports_that_may_contain_it() -> None:
+    in_flight, reported = InFlight(), WorkerLoad(2, 0, 700)
+    in_flight.charge("d1", "r1", WorkerLoad(1, 0, 500), report_count=3)
+    in_flight.release("d1", "r1", 3)
+    assert in_flight.load("d1", reported, 3) == reported, "no report came between"
+    in_flight.charge("d1", "r2", WorkerLoad(1, 0, 500), report_count=3)
+    in_flight.release("d1", "r2", 5)
+    assert in_flight.load("d1", reported, 5) == WorkerLoad(1, 0, 200)
+    assert in_flight.load("d1", WorkerLoad(), 5) == WorkerLoad(), "never less than nothing"
+    assert in_flight.load("d1", reported, 6) == reported
 
 
 def test_select_refuses_what_differs_from_its_node_or_the_fleet() -> None:

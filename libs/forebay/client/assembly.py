@@ -5,8 +5,10 @@ from typing import Final
 from forebay.client.completion import (
     Chunk,
     Completion,
+    Explanation,
     FinishReason,
     Plan,
+    Prediction,
     Timings,
     TokenLogprobs,
     TokenProbability,
@@ -46,7 +48,7 @@ class Assembly:
         if (kind == "started") is not (self.started is None) or self.completion is not None:
             raise BrokenAnswerError(f"the router sent {kind!r} out of order")
         if self.started is None:
-            self.started, self.plan = event.started, _plan(event.started.plan)
+            self.started, self.plan = event.started, read_plan(event.started.plan)
         elif kind == "chunk":
             chunk = _chunk(event.chunk)
             self._chunks.append(chunk)
@@ -67,7 +69,7 @@ class Assembly:
             stop_match=finished.stop_match if finished.HasField("stop_match") else None,
             usage=_usage(finished.usage),
             timings=_timings(finished.timings),
-            plan=_plan(started.plan),
+            plan=read_plan(started.plan),
             request_id=started.request_id,
             trace_id=started.trace_id,
         )
@@ -85,13 +87,33 @@ def _probability(entry: common_pb2.TokenProbability) -> TokenProbability:
     return TokenProbability(entry.token_id, entry.logprob)
 
 
-def _plan(plan: common_pb2.Plan) -> Plan:
+def read_explanation(response: router_pb2.ExplainRequestResponse) -> Explanation:
+    """The values of an ExplainRequestResponse."""
+    rejected = read_plan(response.rejected) if response.HasField("rejected") else None
+    return Explanation(read_plan(response.chosen), rejected)
+
+
+def read_plan(plan: common_pb2.Plan) -> Plan:
+    """The plan's values."""
     return Plan(
         mode=_MODES.get(plan.mode),
         prefill_worker_id=plan.prefill_worker_id,
         decode_worker_id=plan.decode_worker_id,
         matched_tokens=plan.matched_tokens,
         reason=plan.reason,
+        prediction=_prediction(plan.prediction) if plan.HasField("prediction") else None,
+    )
+
+
+def _prediction(prediction: common_pb2.Prediction) -> Prediction:
+    return Prediction(
+        time_to_first_token_s=prediction.time_to_first_token_s,
+        time_per_output_token_s=prediction.time_per_output_token_s,
+        energy_joules=prediction.energy_joules,
+        cost_usd=prediction.cost_usd,
+        queue_s=prediction.queue_s,
+        prefill_s=prediction.prefill_s,
+        transfer_s=prediction.transfer_s,
     )
 
 

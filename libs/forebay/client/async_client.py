@@ -8,7 +8,8 @@ from typing import Any, Final, Self, Unpack
 import grpc
 
 from forebay import ports
-from forebay.client.completion import Completion
+from forebay.client.assembly import read_explanation
+from forebay.client.completion import Completion, Explanation
 from forebay.client.errors import sharpened
 from forebay.client.fleet import Fleet, read_fleet
 from forebay.client.request import Message, Prompt, RequestOptions, build_request
@@ -75,6 +76,12 @@ class AsyncClient:
         """The fleet as the router sees it."""
         with self._translated():
             return read_fleet(await self._stub().GetFleet(router_pb2.GetFleetRequest(), timeout=timeout_s))
+
+    async def explain(self, request_id: str, *, timeout_s: float = 10.0) -> Explanation:
+        """Why one of the router's last requests was planned as it was."""
+        with self._translated():
+            request = router_pb2.ExplainRequestRequest(request_id=request_id)
+            return read_explanation(await self._stub().ExplainRequest(request, timeout=timeout_s))
 
     async def aclose(self) -> None:
         """Closes the connection; running streams end as cancelled. Idempotent."""

@@ -38,10 +38,11 @@ _READY_S: Final = attrgetter("ready_s")
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What is known beside the workers. link: between any two nodes."""
+    """What is known beside the workers. link: between any two nodes. now_s: by the clock of `WorkerLoad.seen_s`."""
 
     corrections: Corrections = UNCORRECTED
     link: LinkRates = DEFAULT_LINK
+    now_s: float = 0.0
 
 
 NOTHING_LEARNED: Final = Conditions()
@@ -226,6 +227,7 @@ class _Outlook:
         self._loads = loads
         self._corrections = conditions.corrections
         self._link = conditions.link
+        self._now_s = conditions.now_s
         self._alone_path_s = self._corrections.path_s(is_split=False)
         self._split_path_s = self._corrections.path_s(is_split=True)
         is_realtime = request.qos_tier is QosTier.REALTIME
@@ -330,7 +332,8 @@ class _Outlook:
         known = self._computing[key] = Computing(worker, cost, busy_s, factor)
         sharers = 1 + self._busy_others(worker, load)
         if sharers > 1 or load.queued_tokens:
-            known.wait(cost.prefill_s(load.queued_tokens, 0) * factor * sharers, busy_s * sharers)
+            queue_s = cost.prefill_s(load.queued_tokens, 0) * factor * sharers - (self._now_s - load.seen_s)
+            known.wait(max(0.0, queue_s), busy_s * sharers)
         return known
 
     def _decoding(self, worker: Worker, held: Held) -> Decoding:

@@ -220,11 +220,10 @@ async def _in_fleet(
 def load_of(runner: SequenceRunner) -> Load:
     """How busy the worker is now."""
     sequences = runner.sequences
-    pending = (len(one.spec.known_token_ids) - one.written_tokens for one in sequences)
     return Load(
         running_sequences=runner.running_count,
         queued_sequences=runner.queued_count,
-        queued_tokens=sum(max(0, tokens) for tokens in pending),
+        queued_tokens=sum(one.pending_tokens for one in sequences),
         context_tokens=sum(one.written_tokens for one in sequences),
     )
 

@@ -4,6 +4,7 @@ Feeds the pure `plan`, keeps the in-flight charges and what predictions were wro
 """
 
 import random
+import time
 from collections.abc import Callable, Container, Sequence
 
 from forebay.fleet.load import LoadView
@@ -41,8 +42,9 @@ class Planner:
         self._random = random.Random()  # noqa: S311  # breaks ties, guards nothing
         self.corrections = Corrections()
         self.explanations = Explanations()
-        self._conditions = Conditions(self.corrections, link)
-        loads.on_report(self._update)
+        self._link = link
+        self._reported_s: dict[str, float] = {}  # when workers last reported
+        loads.on_report(self._heard)
 
     def plan(self, request: Request, token_ids: Sequence[int], is_begun: bool = False) -> Plan:
         """Where these tokens are computed and what follows them; `is_begun`: the last of them were generated.
@@ -63,7 +65,7 @@ class Planner:
             self._matches(request, token_ids, fleet),
             self._loads,
             self._random.random(),
-            self._conditions,
+            Conditions(self.corrections, self._link, time.monotonic()),
         )
         self.explanations.keep(request.request_id, chosen)
         return chosen
@@ -72,22 +74,25 @@ class Planner:
         """Forgets every worker that is not one of these."""
         for worker_id in [known for known in self._loads if known not in worker_ids]:
             del self._loads[worker_id]
+        for worker_id in [known for known in self._reported_s if known not in worker_ids]:
+            del self._reported_s[worker_id]
+            self._in_flight.forget(worker_id)
         self.corrections.keep(worker_ids)
 
     def charge(self, request_id: str, chosen: Plan, prompt_tokens: int) -> None:
         """The request's work counts as its workers' load from now on."""
-        computing = chosen.prefill_worker_id or chosen.decode_worker_id
-        rest = WorkerLoad(sequences=1, queued_tokens=prompt_tokens - chosen.matched_tokens)
+        computing, now_s = chosen.prefill_worker_id or chosen.decode_worker_id, time.monotonic()
+        rest_tokens = prompt_tokens - chosen.matched_tokens
         if computing != chosen.decode_worker_id:
-            self._charge(chosen.decode_worker_id, request_id, WorkerLoad(sequences=1, context_tokens=prompt_tokens))
-        self._charge(computing, request_id, rest)
+            self._charge(chosen.decode_worker_id, request_id, WorkerLoad(1, 0, prompt_tokens, now_s))
+        self._charge(computing, request_id, WorkerLoad(1, rest_tokens, chosen.matched_tokens, now_s))
 
     def prefilled(self, request_id: str, chosen: Plan, prompt_tokens: int) -> None:
         """The prompt is computed: a prefill worker is done with the request, a decode worker goes on with it."""
         if chosen.prefill_worker_id is not None:
             self._release(chosen.prefill_worker_id, request_id)
             return
-        self._charge(chosen.decode_worker_id, request_id, WorkerLoad(sequences=1, context_tokens=prompt_tokens))
+        self._charge(chosen.decode_worker_id, request_id, WorkerLoad(1, 0, prompt_tokens, time.monotonic()))
 
     def discharge(self, request_id: str, chosen: Plan) -> None:
         """It counts no more."""
@@ -111,21 +116,26 @@ class Planner:
         self._update(worker_id)
 
     def _release(self, worker_id: str, request_id: str) -> None:
-        self._in_flight.release(worker_id, request_id)
+        self._in_flight.release(worker_id, request_id, self._reports.report_count(worker_id))
+        self._update(worker_id)
+
+    def _heard(self, worker_id: str) -> None:
+        self._reported_s[worker_id] = time.monotonic()
         self._update(worker_id)
 
     def _update(self, worker_id: str) -> None:
-        reported = self._reports.loads.get(worker_id)
-        count = self._reports.report_count(worker_id)
-        self._loads[worker_id] = self._in_flight.load(worker_id, _worker_load(reported), count)
-        if self._loads[worker_id] == WorkerLoad():
-            del self._loads[worker_id]  # idle, or gone
+        reported = _worker_load(self._reports.loads.get(worker_id), self._reported_s.get(worker_id, 0.0))
+        load = self._in_flight.load(worker_id, reported, self._reports.report_count(worker_id))
+        if load.sequences:
+            self._loads[worker_id] = load
+        else:
+            self._loads.pop(worker_id, None)
 
 
-def _worker_load(load: Load | None) -> WorkerLoad:
+def _worker_load(load: Load | None, seen_s: float) -> WorkerLoad:
     if load is None:
         return WorkerLoad()
-    return WorkerLoad(load.running_sequences + load.queued_sequences, load.queued_tokens, load.context_tokens)
+    return WorkerLoad(load.running_sequences + load.queued_sequences, load.queued_tokens, load.context_tokens, seen_s)
 
 
 def _expected_output_tokens(sampling: common_pb2.SamplingParams) -> int:
