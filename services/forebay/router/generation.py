@@ -22,9 +22,10 @@ from forebay.router.prompt_limits import admit, check_model
 from forebay.router.request import Request, validate
 from forebay.router.running import RunningRequests
 from forebay.routing.failover import Failover, FailoverLimits
+from forebay.routing.outcome import Outcome
 from forebay.routing.plan import Plan
 from forebay.telemetry import span, spans, tracer
-from forebay.v1 import common_pb2, router_pb2
+from forebay.v1 import common_pb2, decode_pb2, router_pb2
 from forebay.wire.plan import plan_to_proto
 
 
@@ -35,6 +36,7 @@ class _Clock:
     began_s: float
     tokenize_s: float = 0.0
     plan_s: float = 0.0
+    planned_s: float = 0.0
     first_token_s: float | None = None
 
     def since_begin_s(self) -> float:
@@ -70,6 +72,8 @@ class Generations:
                         if clock.first_token_s is None and chunk.token_ids:
                             clock.first_token_s = clock.since_begin_s()
                         yield router_pb2.GenerateResponse(chunk=chunk)
+                if execution.failover_count == 0:
+                    self._planner.learn(first.chosen, _outcome(prompt, execution, clock))
                 yield router_pb2.GenerateResponse(finished=_finished(prompt, execution, clock))
 
     def explain(self, request_id: str) -> Plan:
@@ -115,6 +119,7 @@ class Generations:
                 ender.raise_if_ended()
             else:
                 clock.plan_s = time.perf_counter() - began_s
+                clock.planned_s = clock.since_begin_s()
                 return first
 
 
@@ -164,6 +169,20 @@ def _started(prompt: Prompt, chosen: Plan) -> router_pb2.Started:
         trace_id=f"{get_current_span().get_span_context().trace_id:032x}",
         plan=plan_to_proto(chosen),
         prompt_tokens=len(prompt.token_ids),
+    )
+
+
+def _outcome(prompt: Prompt, execution: Execution, clock: _Clock) -> Outcome:
+    first, summary = execution.first_token, execution.summary or decode_pb2.DecodeSummary()
+    computing = first or summary
+    return Outcome(
+        prompt_tokens=len(prompt.token_ids),
+        computed_tokens=first.computed_tokens if first else summary.computed_prompt_tokens,
+        queue_s=computing.queue_s,
+        prefill_s=computing.prefill_s,
+        decode_s=summary.decode_s,
+        decode_steps=summary.decode_steps,
+        time_to_first_token_s=None if clock.first_token_s is None else clock.first_token_s - clock.planned_s,
     )
 
 

@@ -17,6 +17,7 @@ from forebay.routing.cost import DEFAULT_LINK, LinkRates
 from forebay.routing.fleet import FleetSnapshot
 from forebay.routing.forecast import Conditions
 from forebay.routing.in_flight import InFlight, WorkerLoad
+from forebay.routing.outcome import Outcome, learn
 from forebay.routing.plan import DEFAULT_ALONE_TOKENS, DEFAULT_OUTPUT_TOKENS, Plan, PlanRequest, QosTier, plan
 from forebay.routing.prefix_index import PrefixIndex, PrefixMatch
 from forebay.v1 import common_pb2
@@ -40,7 +41,7 @@ class Planner:
         self._in_flight = InFlight()
         self._loads: dict[str, WorkerLoad] = {}  # as far as they are known, with what reports cannot show yet
         self._random = random.Random()  # noqa: S311  # breaks ties, guards nothing
-        self.corrections = Corrections()
+        self._corrections = Corrections()
         self.explanations = Explanations()
         self._link = link
         self._reported_s: dict[str, float] = {}  # when workers last reported
@@ -65,10 +66,14 @@ class Planner:
             self._matches(request, token_ids, fleet),
             self._loads,
             self._random.random(),
-            Conditions(self.corrections, self._link, time.monotonic()),
+            Conditions(self._corrections, self._link, time.monotonic()),
         )
         self.explanations.keep(request.request_id, chosen)
         return chosen
+
+    def learn(self, chosen: Plan, outcome: Outcome) -> None:
+        """The request that was planned so went so."""
+        learn(self._corrections, chosen, outcome)
 
     def keep(self, worker_ids: Container[str]) -> None:
         """Forgets every worker that is not one of these."""
@@ -77,7 +82,7 @@ class Planner:
         for worker_id in [known for known in self._reported_s if known not in worker_ids]:
             del self._reported_s[worker_id]
             self._in_flight.forget(worker_id)
-        self.corrections.keep(worker_ids)
+        self._corrections.keep(worker_ids)
 
     def charge(self, request_id: str, chosen: Plan, prompt_tokens: int) -> None:
         """The request's work counts as its workers' load from now on."""
