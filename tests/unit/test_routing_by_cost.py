@@ -172,6 +172,24 @@ def test_split_is_chosen_only_where_it_wins() -> None:
     assert made(batch, FleetSnapshot((prefill("p1", rates=dear),), (decode("d1"),))).mode is Mode.LOCAL
 
 
+def test_split_does_not_win_by_a_hair() -> None:
+    # cheaper by less than predictions are worth
+    cheap = dataclasses.replace(RATES, usd_per_hour=RATES.usd_per_hour * 0.96)
+    fleet = FleetSnapshot((prefill("p1", rates=cheap),), (decode("d1"),))
+    for tie_break in (0.0, 0.9):
+        chosen = made(PlanRequest(900, output_tokens=100), fleet, tie_break=tie_break)
+        assert chosen.mode is Mode.LOCAL
+        assert chosen.rejected is not None
+        assert chosen.rejected.prediction.usd < chosen.prediction.usd
+
+
+def test_what_is_held_is_not_handed_over() -> None:
+    fleet = FleetSnapshot((prefill("p1", rates=FAST),), (decode("d1"),))
+    assert made(PlanRequest(1000), fleet, {"n1": held(29)}).mode is Mode.SPLIT
+    assert made(PlanRequest(1000), fleet, {"n1": held(31)}).mode is Mode.RESUME
+    assert made(PlanRequest(1000, Mode.SPLIT), fleet, {"n1": held(31)}).mode is Mode.SPLIT
+
+
 def test_a_busy_decode_worker_hands_the_prompt_over_when_it_would_be_late() -> None:
     fleet = FleetSnapshot((prefill("p1", "n1"),), (decode("d1", "n1"),))
     assert made(PlanRequest(700), fleet).mode is Mode.LOCAL

@@ -246,11 +246,12 @@ class _Outlook:
         held = self._held_by(decode)
         decoding = self._decoding(decode, held)
         forced = request.forced_mode
-        has_partner = bool(site.partners) and not request.is_begun
-        may_be_alone = request.alone_tokens > 0 or held.is_all or not has_partner
-        if request.is_begun or forced is Mode.LOCAL or (forced is None and may_be_alone):
+        is_held = held.is_all and forced is None  # what is left is worth no hand-over
+        has_partner = bool(site.partners) and not (request.is_begun or is_held or forced is Mode.LOCAL)
+        may_be_alone = request.is_begun or forced is not Mode.SPLIT
+        if may_be_alone and (request.alone_tokens > 0 or not has_partner):
             self._add_alone(decoding)
-        if not has_partner or forced is Mode.LOCAL:
+        if not has_partner:
             return
         if site.partners[0].node_id == decode.node_id:
             for computing in self._beside(site.partners, held):

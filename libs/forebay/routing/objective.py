@@ -26,6 +26,7 @@ def choose(options: Sequence[Forecast], tie_break: float) -> tuple[Forecast, For
         for one in options
         if one[0] <= most_late and one[1] <= most_usd and one[2] <= most_joules and one[3] <= most_first_s
     ]
+    equals = [one for one in equals if not one.is_split] or equals  # a hand-over must win, not draw
     chosen = equals[int(tie_break * len(equals))]
     if chosen is not best:
         return chosen, best
