@@ -111,7 +111,7 @@ def _copies(block_bytes: int, rounds: int) -> tuple[list[float], list[float]]:
         closing(Arena(node_id, Tier.DEVICE, size_bytes, block_bytes)) as device,
         closing(Arena(node_id, Tier.HOST, size_bytes, block_bytes)) as host,
     ):
-        mover = BlockMover({Tier.DEVICE: device.view, Tier.HOST: host.view}, host.block_stride_bytes, block_bytes)
+        mover = BlockMover({Tier.DEVICE: device, Tier.HOST: host}, block_bytes)
         copies = [CopyBlock(Tier.HOST, index, Tier.DEVICE, index) for index in range(_COPIED_BLOCKS)]
         source, target = np.frombuffer(host.view, np.uint8), np.frombuffer(device.view, np.uint8)
         source[:], target[:] = 1, 2

@@ -1,5 +1,7 @@
 """Chip classes by name."""
 
+from dataclasses import replace
+
 import pytest
 
 from forebay.chips import KernelSet, chip_class_named
@@ -42,6 +44,8 @@ def test_arithmetic_tells_apart_what_computes_other_bits() -> None:
         "native-int8-a16": {"cpu-compute-w8", "cpu-bandwidth-w8"},
         "torch-bfloat16": {"cpu-bf16"},
         "torch-float32": {"cpu-f32", "cpu-f32-kv8"},
+        "torch-float32-tp2": {"cpu-f32-tp2"},
+        "torch-float32-tp3": {"cpu-f32-tp3"},
     }
 
 
@@ -50,3 +54,15 @@ def test_the_layout_of_a_class_with_8_bit_kv_has_scales_and_blocks_of_16():
 
     assert (layout.dtype, layout.block_tokens) == (KvDtype.INT8, 16)
     assert layout.scale_offset_bytes is not None
+
+
+def test_ranks_cut_the_heads_and_are_no_more_than_those():
+    config = open_model(resolve_model(None)).config
+
+    assert [part.head_range for part in layout_for(config, chip_class_named("cpu-f32-tp3")).parts] == [
+        range(1),
+        range(1, 2),
+        range(2, 3),
+    ]
+    with pytest.raises(StartError, match="among 3 ranks; this one has 2"):
+        layout_for(replace(config, kv_heads=2), chip_class_named("cpu-f32-tp3"))

@@ -1,5 +1,7 @@
 """Every decoder family against transformers, on tiny random checkpoints that transformers itself wrote."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
@@ -45,6 +47,7 @@ FAMILIES = {
     "qwen3": (transformers.Qwen3Config, {"head_dim": 24}),
     "mistral": (transformers.MistralConfig, {"head_dim": 16, "sliding_window": None}),
 }
+RANKED = [("llama-no-groups", 3), ("llama", 2), ("qwen2", 2), ("qwen3", 2)]  # ranks, uneven; biases and head norms too
 PROMPT = [(7 * position * position + 3) % 300 for position in range(150)]
 
 
@@ -59,12 +62,13 @@ def reference_of(family: str):
     return reference.eval()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_those_of_transformers(family, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("family", "ranks"), [*((one, 1) for one in FAMILIES), *RANKED])
+def test_logits_are_those_of_transformers(family, ranks, tmp_path, monkeypatch):
     monkeypatch.setenv("FOREBAY_CACHE", str(tmp_path / "cache"))
     reference = reference_of(family)
     reference.save_pretrained(tmp_path / "model")
-    run = engine_run(open_model(tmp_path / "model"), chip_class_named("cpu-f32"), block_count=8)
+    chip_class = replace(chip_class_named("cpu-f32"), ranks=ranks)
+    run = engine_run(open_model(tmp_path / "model"), chip_class, block_count=8)
     with torch.inference_mode():
         expected = reference(torch.tensor([PROMPT])).logits[0]
 

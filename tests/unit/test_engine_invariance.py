@@ -23,6 +23,7 @@ CHIP_CLASSES = ["cpu-bf16", "cpu-f32", "cpu-f32-kv8"]
 KV_FORMATS = [
     *(replace(chip_class_named(name), block_tokens=16) for name in CHIP_CLASSES),
     replace(chip_class_named("cpu-bf16"), kv_dtype=KvDtype.INT8, block_tokens=32),
+    chip_class_named("cpu-f32-tp2"),
     replace(chip_class_named("cpu-f32"), kv_dtype=KvDtype.FLOAT16, block_tokens=64),
     replace(chip_class_named("cpu-f32"), kv_dtype=KvDtype.FLOAT8_E4M3, block_tokens=64),
 ]
@@ -39,7 +40,7 @@ def tiny(request, tmp_path_factory) -> EngineRun:
         return engine_run(model, request.param, block_count=256)
 
 
-@pytest.fixture(scope="module", params=CHIP_CLASSES)
+@pytest.fixture(scope="module", params=[*CHIP_CLASSES, "cpu-f32-tp3"])
 def smollm2(request) -> EngineRun:
     return engine_run(open_model(resolve_model(None)), chip_class_named(request.param), block_count=160)
 

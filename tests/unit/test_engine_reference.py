@@ -45,11 +45,12 @@ def reference_logits(reference, token_ids: list[int], row_count: int) -> torch.T
         return reference(torch.tensor([token_ids]), logits_to_keep=row_count).logits[0]
 
 
-def test_logits_and_greedy_tokens_are_those_of_transformers(reference, prompts):
+@pytest.mark.parametrize("name", ["cpu-f32", "cpu-f32-tp2", "cpu-f32-tp3"])
+def test_logits_and_greedy_tokens_are_those_of_transformers(reference, prompts, name):
     """Logits of every prompt and of all 64 tokens after it; a token is the reference's own if it is its likeliest one
     after the same tokens, so one pass over prompt and answer proves 64 steps.
     """
-    run = engine_run(open_model(resolve_model(None)), chip_class_named("cpu-f32"), block_count=200)
+    run = engine_run(open_model(resolve_model(None)), chip_class_named(name), block_count=200)
     sequences = [run.sequence(token_ids, room_tokens=GENERATED_TOKENS) for token_ids in prompts]
     steps = [torch.cat([run.logits([Slice(sequence, sequence.token_count)]) for sequence in sequences])]
     for _ in range(GENERATED_TOKENS):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from forebay.engine.arena import KvArena
+from forebay.engine.arena import KvArena, KvPart
 from forebay.kernels.kv_numbers import RAW_TYPES, decode, decode_int8, encode, encode_int8
 from forebay.kernels.paged_kv import PagedKv
 from forebay.kv.layout import KvDtype, KvLayout
@@ -17,10 +17,10 @@ any_rows = arrays(np.uint32, (TOKENS, 4, 8), elements=st.integers(0, 2**32 - 1))
 mild_rows = arrays(np.float32, (TOKENS, 4, 8), elements=st.floats(-1000, 1000, width=32))
 
 
-def written(kv_MGD: np.ndarray, dtype: KvDtype, padding_bytes: int) -> tuple[KvArena, PagedKv]:
+def written(kv_MGD: np.ndarray, dtype: KvDtype, padding_bytes: int) -> tuple[KvPart, PagedKv]:
     layout = KvLayout(dtype, layers=2, kv_heads=2, head_dim=8, block_tokens=4)
     stride_bytes = layout.block_bytes + padding_bytes
-    arena = KvArena(bytearray(4 * stride_bytes), layout, 4, stride_bytes)
+    (arena,) = KvArena(bytearray(4 * stride_bytes), layout, 4, stride_bytes).parts
     kv = PagedKv(arena.blocks, arena.scales, torch.float32)
     index = kv.token_index(np.array([2, 2, 2, 2, 1]), np.array([0, 1, 2, 3, 0]))
     kv.write(1, index, torch.from_numpy(kv_MGD.copy()))

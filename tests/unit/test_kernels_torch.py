@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from forebay.engine.arena import KvArena
+from forebay.engine.arena import KvArena, KvPart
 from forebay.errors import LayoutMismatchError
 from forebay.kernels.attention_plan import GROUPING_WASTE_BLOCKS, plan_attention
 from forebay.kernels.paged_kv import PagedKv
@@ -16,13 +16,13 @@ HEADS = HeadShape(query_heads=6, kv_heads=2, head_dim=16)
 DTYPES = [torch.bfloat16, torch.float32]
 
 
-def arena(dtype=torch.float32, block_count=8, head_dim=16, padding_bytes=0) -> KvArena:
+def arena(dtype=torch.float32, block_count=8, head_dim=16, padding_bytes=0) -> KvPart:
     layout = KvLayout(KvDtype(str(dtype).removeprefix("torch.")), 3, 2, head_dim, block_tokens=16)
     stride_bytes = layout.block_bytes + padding_bytes
-    return KvArena(bytearray(block_count * stride_bytes), layout, block_count, stride_bytes)
+    return KvArena(bytearray(block_count * stride_bytes), layout, block_count, stride_bytes).parts[0]
 
 
-def kernels_over(memory: KvArena, dtype: torch.dtype, heads: HeadShape = HEADS) -> TorchKernels:
+def kernels_over(memory: KvPart, dtype: torch.dtype, heads: HeadShape = HEADS) -> TorchKernels:
     return TorchKernels(heads, PagedKv(memory.blocks, memory.scales, dtype), dtype)
 
 

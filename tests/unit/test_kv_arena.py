@@ -65,8 +65,14 @@ def test_no_room_for_one_block_names_the_flag(node_id: str) -> None:
         Arena(node_id, Tier.HOST, 100, 128)
 
 
-def test_mover_copies_whole_blocks_in_order_and_counts() -> None:
-    device, host = memoryview(bytearray(b"aaa.bbb.")), memoryview(bytearray(8))
-    mover = BlockMover({Tier.DEVICE: device, Tier.HOST: host}, stride_bytes=4, block_bytes=3)
-    mover.move([CopyBlock(Tier.DEVICE, 1, Tier.HOST, 0), CopyBlock(Tier.DEVICE, 0, Tier.DEVICE, 1)])
-    assert (bytes(device), bytes(host), mover.copied_bytes) == (b"aaa.aaa.", b"bbb\0\0\0\0\0", 6)
+def test_mover_copies_whole_blocks_in_order_and_counts(node_id: str) -> None:
+    with (
+        closing(Arena(node_id, Tier.DEVICE, 128, 3)) as device,
+        closing(Arena(node_id, Tier.HOST, 128, 3)) as host,
+    ):
+        device.store(0, memoryview(b"aaa."))
+        device.store(1, memoryview(b"bbb."))
+        mover = BlockMover({Tier.DEVICE: device, Tier.HOST: host}, block_bytes=3)
+        mover.move([CopyBlock(Tier.DEVICE, 1, Tier.HOST, 0), CopyBlock(Tier.DEVICE, 0, Tier.DEVICE, 1)])
+        assert [bytes(device.block(index, 4)) for index in (0, 1)] == [b"aaa.", b"aaa."]
+        assert (bytes(host.block(0, 4)), mover.copied_bytes) == (b"bbb\0", 6)

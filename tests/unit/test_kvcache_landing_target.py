@@ -26,10 +26,16 @@ class Arrival:
         self.blocks = NodeBlocks(TieredStore(StoreSettings(count)), lambda effects: None)
         self.hashes = [index.to_bytes(16, "big") for index in range(count)]
         self.memory = memoryview(bytearray(target.block_bytes))
-        self.landing = Landing(self.blocks, lambda tier, index: self.memory, self.hashes)
+        self.landing = Landing(self.blocks, self, self.hashes)
         plan = plan_conversion((source,), target)
         runs = bring_runs(plan, count * target.block_tokens // source.block_tokens, count)
         self.target = ConvertingTarget(self.landing, runs, ReferenceConverter(plan))
+
+    def open(self, tier: Tier, index: int) -> memoryview:
+        return self.memory
+
+    def written(self, tier: Tier, index: int, opened: memoryview) -> None:
+        assert opened is self.memory
 
     def held(self) -> list[Held]:
         return [held for one in self.hashes if (held := self.blocks.hold(one)) is not None]

@@ -102,6 +102,20 @@ def test_what_was_asked_for_last_is_forgotten_last_and_from_its_end() -> None:
     assert index.match(used)["n1"].block_count == 3
 
 
+def test_what_was_matched_and_then_removed_does_not_come_back() -> None:
+    index = PrefixIndex(capacity=6)
+    matched = [block_hash(i) for i in range(3)]
+    index.store("n1", Tier.DEVICE, matched)
+    index.match(matched)
+    index.remove("n1", Tier.DEVICE, matched[1:])
+    for number in range(10, 14):
+        index.store("n1", Tier.DEVICE, [block_hash(number)])
+        index.match([block_hash(number)])
+    index.store("n1", Tier.DEVICE, [block_hash(i) for i in range(20, 23)])
+    assert len(index) <= 6
+    assert index.match(matched).get("n1", PrefixMatch(())).block_count <= 1
+
+
 def test_a_hole_ends_the_match() -> None:
     index = PrefixIndex()
     index.store("n1", Tier.DEVICE, [block_hash(0), block_hash(2)])

@@ -45,6 +45,8 @@ class ChipClass:
     activation_bits: 8 or 16, of the integers that the native kernels round inputs to such blocks to, in groups of 32.
     chunk_tokens: most prompt tokens of one step, unless a worker is told otherwise.
     threads: most cores of one step; None: all that the worker may use. Changes the speed, never the bits.
+    ranks: degree of tensor parallelism: heads and feed-forward are cut among so many, whose parts of a sum are added in
+    their order. Torch's kernels only.
     watts, usd_per_hour: of the device while it is busy; a fleet file says better.
     """
 
@@ -57,6 +59,7 @@ class ChipClass:
     activation_bits: int = 16
     chunk_tokens: int = 256
     threads: int | None = None
+    ranks: int = 1
     watts: float = DEFAULT_WATTS
     usd_per_hour: float = DEFAULT_USD_PER_HOUR
 
@@ -69,7 +72,8 @@ class ChipClass:
     def arithmetic(self) -> str:
         """Equal where two classes compute the same bits from the same weights and KV: "native-bfloat16-a16"."""
         activations = f"-a{self.activation_bits}" if self.kernels is KernelSet.NATIVE else ""
-        return f"{self.kernels.value}-{self.weight_dtype.value}{activations}"
+        ranks = f"-tp{self.ranks}" if self.ranks > 1 else ""
+        return f"{self.kernels.value}-{self.weight_dtype.value}{activations}{ranks}"
 
 
 _BF16, _F32, _INT8 = NumberFormat.BFLOAT16, NumberFormat.FLOAT32, NumberFormat.INT8
@@ -88,13 +92,16 @@ BUILT_IN: Mapping[str, ChipClass] = MappingProxyType(
             ChipClass("cpu-bf16", "cpu", KernelSet.TORCH, _BF16, _KV_BF16),
             ChipClass("cpu-f32", "cpu", KernelSet.TORCH, _F32, _KV_F32),
             ChipClass("cpu-f32-kv8", "cpu", KernelSet.TORCH, _F32, KvDtype.INT8, block_tokens=16),
+            ChipClass("cpu-f32-tp2", "cpu", KernelSet.TORCH, _F32, _KV_F32, ranks=2),
+            ChipClass("cpu-f32-tp3", "cpu", KernelSet.TORCH, _F32, _KV_F32, ranks=3),
         )
     }
 )
 """Chip classes by name. `cpu-compute` and `cpu-bandwidth` give the same bits, so that a node may run its prefill
 workers as one and its decode workers as the other; likewise their faster `-a8` forms, which round activations to 8 bits
 as most CPU engines do, and their `-w8` forms, which round a model's 16-bit weights to 8. `cpu-bf16` needs no compiler;
-`cpu-f32` is the reference of the tests, and `cpu-f32-kv8` the same with KV of 8 bits in blocks of 16 tokens."""
+`cpu-f32` is the reference of the tests, `cpu-f32-kv8` the same with KV of 8 bits in blocks of 16 tokens, and
+`cpu-f32-tp2` and `-tp3` the same cut among 2 and 3 ranks."""
 
 PREFILL_DEFAULT = "cpu-compute"
 DECODE_DEFAULT = "cpu-bandwidth"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from forebay.host.gpu_memory import OpenedGpuMemory
 from forebay.kv.layout import KvLayout
 
 
@@ -9,11 +10,11 @@ from forebay.kv.layout import KvLayout
 class KvMemory:
     """Blocks of one layout in a writable buffer.
 
-    buffer: shared memory, or plain bytes in tests and benchmarks; kept alive by the engine that is made over it.
+    buffer: shared memory, a GPU's, or plain bytes in tests and benchmarks; kept alive by the engine made over it.
     block_stride_bytes: from one block to the next; None: the size of a block.
     """
 
-    buffer: memoryview | bytearray
+    buffer: "memoryview | bytearray | OpenedGpuMemory"
     layout: KvLayout
     block_count: int
     block_stride_bytes: int | None = None

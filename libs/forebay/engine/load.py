@@ -14,6 +14,7 @@ from forebay.engine.native_precision import NativePrecision
 from forebay.engine.openmp import spin_briefly
 from forebay.engine.types import Engine
 from forebay.errors import StartError
+from forebay.host.gpu_memory import OpenedGpuMemory
 from forebay.kernels.cpu.build import NativeUnavailableError
 from forebay.kernels.cpu.packed_model import WeightPolicy
 from forebay.models.model_file import ModelFile
@@ -42,6 +43,7 @@ def load_engine(
     if chip_class.device != "cpu":
         raise StartError(f"chip class {chip_class.name} needs device {chip_class.device}; this engine has only cpu")
     if chip_class.kernels is KernelSet.NATIVE:
+        assert not isinstance(memory.buffer, OpenedGpuMemory), "chip classes with native kernels compute on the CPU"
         arena = NativeArena(memory.buffer, memory.layout, memory.block_count, memory.block_stride_bytes)
         precision = NativePrecision(WeightPolicy(chip_class.weight_dtype.value), chip_class.activation_bits)
         try:

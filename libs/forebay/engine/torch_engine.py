@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from forebay.engine.arena import KvArena
-from forebay.engine.decoder import Decoder
+from forebay.engine.decoder import Decoder, Rank
+from forebay.engine.rank_weights import rank_layers
 from forebay.engine.rope_table import RopeTable
 from forebay.engine.sampler import sample
 from forebay.engine.torch_cost import torch_model_cost
@@ -36,10 +37,8 @@ class TorchEngine:
             LayoutMismatchError: the arena's layout is not this model's.
         """
         _check_layout(config, arena)
-        heads = HeadShape(config.query_heads, config.kv_heads, config.head_dim)
-        dtype = weights.embedding.dtype
-        self._kernels = TorchKernels(heads, PagedKv(arena.blocks, arena.scales, dtype), dtype)
-        self._decoder: Decoder[AttentionPlan] = Decoder(config, weights, self._kernels)
+        self._ranks = _ranks(weights, config, arena)
+        self._decoder: Decoder[AttentionPlan] = Decoder(config, weights, self._ranks)
         self._rope = RopeTable(config)
         self._threads = threads
         self.model_cost = torch_model_cost(weights, config, arena.layout)
@@ -74,11 +73,23 @@ class TorchEngine:
 
     def _hidden(self, slices: list[Slice]) -> Tensor:
         spans = [Span(part.sequence.computed_tokens, part.token_count, part.sequence.block_table) for part in slices]
-        plan = self._kernels.begin_step(spans)
+        plans = [rank.kernels.begin_step(spans) for rank in self._ranks]
         token_ids = torch.tensor(list(chain.from_iterable(_token_ids(part) for part in slices)))
         positions = torch.tensor(list(chain.from_iterable(range(span.start_token, span.end_token) for span in spans)))
         rope = self._rope.rows(positions, max(span.end_token for span in spans))
-        return self._decoder.hidden(token_ids, rope, plan)
+        return self._decoder.hidden(token_ids, rope, plans)
+
+
+def _ranks(weights: DecoderWeights, config: DecoderConfig, arena: KvArena) -> list[Rank[AttentionPlan]]:
+    """As many as the arena's layout has, one after the other on this process's cores."""
+    group, dtype = config.query_heads // config.kv_heads, weights.embedding.dtype
+    parts = arena.layout.parts
+    layers = rank_layers(weights.layers, config, [part.head_range for part in parts])
+    shapes = [HeadShape(part.kv_heads * group, part.kv_heads, config.head_dim) for part in parts]
+    return [
+        Rank(its_layers, shape, TorchKernels(shape, PagedKv(kv.blocks, kv.scales, dtype), dtype))
+        for its_layers, shape, kv in zip(layers, shapes, arena.parts, strict=True)
+    ]
 
 
 def _samples(part: Slice) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from forebay.kernels.converter_native import NativeConverter
+from forebay.kernels.converter_parts import PartsConverter
 from forebay.kernels.converter_reference import ReferenceConverter
 from forebay.kernels.cpu.build import NativeUnavailableError, Progress
 from forebay.kernels.cpu.library import load_library
@@ -46,7 +47,15 @@ def block_converter(plan: ConversionPlan, progress: Progress = lambda line: None
         progress: told what is compiled, which happens once per machine.
     """
     try:
-        return NativeConverter(plan, load_library(progress=progress))
+        library = load_library(progress=progress)
     except NativeUnavailableError as error:
         _log.warning("KV blocks are converted by numpy, which is slower: %s", error.message)
-        return ReferenceConverter(plan)
+        return reference_converter(plan)
+    if plan.is_in_parts:
+        return PartsConverter(plan, lambda part: NativeConverter(part, library))
+    return NativeConverter(plan, library)
+
+
+def reference_converter(plan: ConversionPlan) -> BlockConverter:
+    """The one in numpy: at once, on any machine, and with the native one's bits."""
+    return PartsConverter(plan, ReferenceConverter) if plan.is_in_parts else ReferenceConverter(plan)

@@ -4,8 +4,8 @@ Knows which layouts can be converted, what is read from where, and how far the n
 `forebay.kernels.converter` does.
 
 Numbers go through float32, which holds those of every dtype exactly, and are rounded once, to nearest even. So a
-conversion is exact, bit for bit, when the target's dtype holds all numbers of the source's; axis order, block size and
-head split never change a number. A NaN or an infinity never becomes a finite number:
+conversion is exact, bit for bit, when the target's dtype holds all numbers of the source's; axis order, block size,
+head split and ranks never change a number. A NaN or an infinity never becomes a finite number:
 
     FLOAT32, BFLOAT16, FLOAT16   NaN stays NaN (its payload is lost), an infinity stays one
     FLOAT8_E4M3                  both become NaN
@@ -84,6 +84,11 @@ class ConversionPlan:
     head_reads: tuple[HeadRead, ...]
 
     @property
+    def is_in_parts(self) -> bool:
+        """Whether a block of either side is more than one part; head_reads then count in the whole block."""
+        return any(layout.ranks > 1 for layout in (*self.sources, self.target))
+
+    @property
     def error_bound(self) -> ErrorBound | None:
         """None: the conversion is exact."""
         is_held = self.sources[0].dtype in _HOLDS[self.target.dtype]
@@ -133,6 +138,10 @@ def _check_shape(layout: KvLayout) -> None:
             "first_kv_head",
             f"first_kv_head {layout.first_kv_head} with kv_heads {layout.kv_heads} leaves the model's"
             f" {layout.model_kv_heads} heads",
+        )
+    if not 1 <= layout.ranks <= layout.kv_heads:
+        raise _refusal(
+            "ranks", f"ranks is {layout.ranks}; {layout.kv_heads} KV heads go to 1 .. {layout.kv_heads} ranks"
         )
     if layout.order is AxisOrder.LAYER_KV_HEAD_PAIRED:
         for name in ("head_dim", "block_tokens"):

@@ -1,6 +1,6 @@
 """Shape of the KV in one block, and its size in memory. Does not know where blocks lie."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 
 
@@ -55,6 +55,9 @@ class KvLayout:
 
     Blocks of INT8 end with their scales, float32, from `scale_offset_bytes` on: [layer, key|value, kv_head, token]
     whatever the order of the numbers.
+
+    ranks: workers of tensor parallelism write their heads apart: a block is then as many parts, one after the other, as
+    there are ranks, each laid out as a block of its rank's heads alone (`parts`). All ranks know it by one id.
     """
 
     dtype: KvDtype
@@ -65,20 +68,43 @@ class KvLayout:
     order: AxisOrder = AxisOrder.LAYER_KV_HEAD_TOKEN
     first_kv_head: int = 0
     total_kv_heads: int | None = None  # None: kv_heads, no tensor parallelism
+    ranks: int = 1  # 1 .. kv_heads
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one block, all layers, scales included."""
+        """Bytes of one block, all layers, scales and parts included."""
+        if self.ranks > 1:
+            return sum(part.block_bytes for part in self.parts)
         if self.scale_offset_bytes is None:
             return self._row_count * self.head_dim * self.dtype.size_bytes
         return self.scale_offset_bytes + self._row_count * SCALE_BYTES
 
     @property
     def scale_offset_bytes(self) -> int | None:
-        """Where in a block its scales begin, a multiple of their size; None: the dtype has none."""
+        """Where in a block, or part, its scales begin, a multiple of their size; None: the dtype has none."""
+        assert self.ranks == 1, "each part has its own"
         if self.dtype is not KvDtype.INT8:
             return None
         return -(-self._row_count * self.head_dim // SCALE_BYTES) * SCALE_BYTES
+
+    @property
+    def parts(self) -> "tuple[KvLayout, ...]":
+        """What each rank writes, one after the other in the block: heads as even as they go, the first ranks more."""
+        if self.ranks == 1:
+            return (self,)
+        each, more = divmod(self.kv_heads, self.ranks)
+        parts, head = [], self.first_kv_head
+        for rank in range(self.ranks):
+            count = each + (rank < more)
+            parts.append(replace(self, kv_heads=count, first_kv_head=head, total_kv_heads=self.model_kv_heads, ranks=1))
+            head += count
+        return tuple(parts)
+
+    @property
+    def part_offsets_bytes(self) -> tuple[int, ...]:
+        """Where in a block each part begins: a multiple of its numbers' and scales' size."""
+        sizes = [part.block_bytes for part in self.parts]
+        return tuple(sum(sizes[:rank]) for rank in range(self.ranks))
 
     @property
     def model_kv_heads(self) -> int:

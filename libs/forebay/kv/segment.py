@@ -7,10 +7,15 @@ from forebay.kv.tier import Tier
 
 @dataclass(frozen=True, slots=True)
 class MemorySegment:
-    """POSIX shared memory named `shm_name`; block i begins at i * block_stride_bytes."""
+    """Memory whose block i begins at i * block_stride_bytes.
+
+    device: "cpu": POSIX shared memory named `shm_name`; "cuda:0", "hip:1": an allocation there, opened by `ipc_handle`.
+    """
 
     tier: Tier
     shm_name: str
     size_bytes: int
     block_stride_bytes: int
     block_count: int
+    device: str = "cpu"
+    ipc_handle: bytes = b""

@@ -5,6 +5,9 @@ Knows hashes, not tokens. It may be wrong either way for a moment: the KV-cache 
 Memory: at most 190 bytes per block hash (the hash, and its place in a dictionary at its emptiest; holders are shared
 tuples), whatever the number of nodes that hold it, so 50 MB at the default capacity. Beyond the capacity the hashes
 used longest ago are forgotten, which costs a prefill that might have been saved, nothing else.
+
+What was matched is put where those used last are only when hashes are to be forgotten: to move each of a long prompt's
+hashes costs several times what finding them does, and most are matched again before that.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,6 +48,8 @@ class PrefixIndex:
         self._capacity = capacity
         self._holders: dict[bytes, _Holders] = {}  # used longest ago first
         self._shared: dict[_Holders, _Holders] = {}
+        self._matched: dict[bytes, Sequence[bytes]] = {}  # runs by their last hash, matched longest ago first
+        self._matched_count = 0  # hashes of these runs
 
     def __len__(self) -> int:
         return len(self._holders)
@@ -56,9 +61,7 @@ class PrefixIndex:
             old = self._holders.pop(block_hash, ())
             self._holders[block_hash] = self._changed(old, node_id, add=_BIT_OF[tier], drop=0)
         if len(self._holders) > self._capacity:
-            excess = len(self._holders) - self._capacity + self._capacity // _FORGOTTEN_AT_ONCE
-            for block_hash in list(islice(self._holders, excess)):
-                del self._holders[block_hash]
+            self._forget_oldest(len(self._holders) - self._capacity + self._capacity // _FORGOTTEN_AT_ONCE)
 
     def remove(self, node_id: str, tier: Tier, hashes: Iterable[bytes]) -> None:
         """The node does not hold these blocks in this tier any more. Unknown ones are ignored."""
@@ -90,8 +93,7 @@ class PrefixIndex:
         held = found[: found.index(None)] if None in found else found
         tiers: dict[str, list[Tier]] = {}
         depth = 0
-        for holders, same in groupby(held):
-            length = len(list(same))
+        for holders, length in _runs(held):
             is_longer = False
             for node_id, mask in holders or ():
                 run = tiers.setdefault(node_id, []) if depth == 0 else tiers.get(node_id)
@@ -101,15 +103,32 @@ class PrefixIndex:
             if not is_longer:
                 break
             depth += length
-        self._touch(hashes[:depth])
+        self._note_matched(hashes[:depth])
         return {node_id: PrefixMatch(tuple(run)) for node_id, run in tiers.items()}
 
-    def _touch(self, hashes: Sequence[bytes]) -> None:
-        """Puts hashes that are held where those used last are, the first of them last."""
-        used = {block_hash: self._holders[block_hash] for block_hash in reversed(hashes)}
-        for block_hash in used:
+    def _note_matched(self, run: Sequence[bytes]) -> None:
+        """Remembers to touch these. Of more than are forgotten at once, those matched longest ago are left."""
+        if not run:
+            return
+        self._matched_count += len(run) - len(self._matched.pop(run[-1], ()))
+        self._matched[run[-1]] = run
+        while self._matched_count > max(len(run), self._capacity // _FORGOTTEN_AT_ONCE):
+            self._matched_count -= len(self._matched.pop(next(iter(self._matched))))
+
+    def _forget_oldest(self, count: int) -> None:
+        for run in self._matched.values():
+            self._touch(run)
+        self._matched.clear()
+        self._matched_count = 0
+        for block_hash in list(islice(self._holders, count)):
             del self._holders[block_hash]
-        self._holders.update(used)
+
+    def _touch(self, hashes: Sequence[bytes]) -> None:
+        """Puts those that are held where those used last are, the first of them last."""
+        for block_hash in reversed(hashes):
+            holders = self._holders.pop(block_hash, None)
+            if holders is not None:
+                self._holders[block_hash] = holders
 
     def _update(self, block_hash: bytes, node_id: str, drop: int) -> None:
         """Takes tiers of one node from a hash that is held, and forgets a block nobody holds."""
@@ -129,6 +148,15 @@ class PrefixIndex:
         if len(self._shared) > 4096:
             self._shared.clear()
         return self._shared.setdefault(holders, holders)
+
+
+def _runs(held: Sequence[_Holders | None]) -> Iterable[tuple[_Holders | None, int]]:
+    """Holders with how many blocks in a row they hold."""
+    if held and held.count(held[0]) == len(
+        held
+    ):  # a prompt of one node, mostly: eight times as fast as looking for runs
+        return ((held[0], len(held)),)
+    return ((holders, sum(1 for _ in same)) for holders, same in groupby(held))
 
 
 def _nearest(mask: int) -> Tier:

@@ -62,8 +62,9 @@ class EngineRun:
 
     def poison(self, block: int) -> None:
         """Fills a block with NaN."""
-        numbers = self.arena.blocks if self.arena.scales is None else self.arena.scales
-        numbers[block] = float("nan")
+        for part in self.arena.parts:
+            numbers = part.blocks if part.scales is None else part.scales
+            numbers[block] = float("nan")
 
 
 def engine_run(model: ModelFile, chip_class: ChipClass, block_count: int, block_tokens: int | None = None) -> EngineRun:

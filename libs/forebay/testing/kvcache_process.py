@@ -1,17 +1,19 @@
 """A KV-cache service as the process it is, and a client that writes blocks into its memory and knows them again."""
 
+import ctypes
 import subprocess
 import sys
 import uuid
 from pathlib import Path
 
+from forebay.host.gpu_memory import OpenedGpuMemory
 from forebay.host.shared_memory import remove_segments, segments_of
 from forebay.kv.hashing import HASH_BYTES
 from forebay.testing.kv_worker import KvWorker, attach, seal_entry
 from forebay.v1 import kvcache_pb2, kvcache_pb2_grpc
 from forebay.wire.kv_rights import segment_from_proto
 from forebay.wire.layout import layout_from_proto
-from forebay.worker.arena_map import map_segment
+from forebay.worker.arena_map import open_segment
 
 
 class KvCacheProcess:
@@ -65,7 +67,7 @@ class WritingWorker:
     def __init__(self, worker: KvWorker, block_bytes: int) -> None:
         self.worker = worker
         segment = segment_from_proto(worker.attached.segments[0])
-        self._memory = map_segment(segment, block_bytes)
+        self._memory = _addressable(open_segment(segment, block_bytes, segment.device.partition(":")[0]))
         self._stride_bytes = segment.block_stride_bytes
         self._block_bytes = block_bytes
 
@@ -87,11 +89,18 @@ class WritingWorker:
     def content(self, block: int) -> bytes:
         """The block's bytes now."""
         start = block * self._stride_bytes
-        return self._memory[start : start + self._block_bytes]
+        return bytes(self._memory[start : start + self._block_bytes])
 
     def expected(self, block_hash: bytes) -> bytes:
         """What alone belongs under this hash."""
         return block_hash * (self._block_bytes // HASH_BYTES)
+
+
+def _addressable(memory: memoryview | OpenedGpuMemory) -> memoryview:
+    """The bytes; of a GPU only where that is the stand-in, whose memory is this machine's."""
+    if isinstance(memory, OpenedGpuMemory):
+        return memoryview((ctypes.c_ubyte * memory.size_bytes).from_address(memory.address)).cast("B")
+    return memory
 
 
 async def attach_writer(stub: "kvcache_pb2_grpc.KvCacheServiceAsyncStub", worker_id: str = "writer") -> WritingWorker:

@@ -82,6 +82,8 @@ def segment_to_proto(segment: MemorySegment) -> kvcache_pb2.MemorySegment:
         size_bytes=segment.size_bytes,
         block_stride_bytes=segment.block_stride_bytes,
         block_count=segment.block_count,
+        device=segment.device,
+        ipc_handle=segment.ipc_handle,
     )
 
 
@@ -93,4 +95,6 @@ def segment_from_proto(message: kvcache_pb2.MemorySegment) -> MemorySegment:
         size_bytes=message.size_bytes,
         block_stride_bytes=message.block_stride_bytes,
         block_count=message.block_count,
+        device=message.device or "cpu",
+        ipc_handle=message.ipc_handle,
     )

@@ -33,6 +33,7 @@ def layout_to_proto(layout: KvLayout) -> common_pb2.KvLayout:
         order=_ORDERS[layout.order],
         first_kv_head=layout.first_kv_head,
         total_kv_heads=layout.kv_heads if layout.total_kv_heads is None else layout.total_kv_heads,
+        ranks=layout.ranks,
     )
 
 
@@ -40,7 +41,7 @@ def layout_from_proto(message: common_pb2.KvLayout) -> KvLayout:
     """The layout of a message; two equal layouts compare equal however they were written.
 
     Raises:
-        InvalidFieldError: an enum is unknown or a size is 0.
+        InvalidFieldError: an enum is unknown, a size is 0, or ranks are more than heads.
     """
     if message.dtype not in _DTYPE_OF:
         raise InvalidFieldError("KV layout has no known dtype", field="layout.dtype")
@@ -49,6 +50,8 @@ def layout_from_proto(message: common_pb2.KvLayout) -> KvLayout:
     for name in ("block_tokens", "layers", "kv_heads", "head_dim"):
         if getattr(message, name) == 0:
             raise InvalidFieldError(f"KV layout has no {name}", field=f"layout.{name}")
+    if message.ranks > message.kv_heads:
+        raise InvalidFieldError("KV layout has more ranks than kv_heads", field="layout.ranks")
     is_sharded = message.total_kv_heads not in (0, message.kv_heads)
     return KvLayout(
         dtype=_DTYPE_OF[message.dtype],
@@ -59,4 +62,5 @@ def layout_from_proto(message: common_pb2.KvLayout) -> KvLayout:
         order=_ORDER_OF[message.order],
         first_kv_head=message.first_kv_head,
         total_kv_heads=message.total_kv_heads if is_sharded else None,
+        ranks=max(1, message.ranks),
     )

@@ -11,7 +11,7 @@ from forebay.errors import StartError
 from forebay.kv.tier import Tier
 from forebay.models.default_model import resolve_model
 from forebay.models.model_file import open_model
-from forebay.worker.arena_map import map_segment
+from forebay.worker.arena_map import open_segment
 from forebay.worker.attachment import Attachment
 from forebay.worker.request_check import ServedModel
 
@@ -51,7 +51,7 @@ class EngineLoader:
             raise StartError(f"the KV-cache service offers {len(segments)} DEVICE segments; this worker needs one")
         layout = self.served_model.layout
         memory = KvMemory(
-            memoryview(map_segment(segments[0], layout.block_bytes)),
+            open_segment(segments[0], layout.block_bytes, self._chip_class.device),
             layout,
             segments[0].block_count,
             segments[0].block_stride_bytes,

@@ -25,14 +25,14 @@ from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
 from forebay.kv.tiered_store import StoreSettings, TieredStore
 from forebay.kvcache.announcer import Announcer
-from forebay.kvcache.arena import Arena
 from forebay.kvcache.carrier import Carrier
 from forebay.kvcache.config import KvCacheSettings
 from forebay.kvcache.disk.folder import open_folder
 from forebay.kvcache.disk.queue import DiskQueue
 from forebay.kvcache.disk.store import DiskStore
 from forebay.kvcache.disk_traffic import DiskTraffic
-from forebay.kvcache.memory_tier import MemoryTier
+from forebay.kvcache.gpu_arena import PinnedArena
+from forebay.kvcache.memory_tier import GpuTier, MemoryTier, runtime_of
 from forebay.kvcache.mover import BlockMover
 from forebay.kvcache.node import KvNode
 from forebay.kvcache.process_watch import ProcessWatch
@@ -81,12 +81,7 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
     incarnation = time.time_ns() // 1000
     async with AsyncExitStack() as stack:
         key = content_key(model.digest, chip_class.arithmetic, layout)
-        sizes_bytes = {Tier.DEVICE: settings.device_bytes, Tier.HOST: settings.host_bytes}
-        memory = {
-            tier: stack.enter_context(closing(MemoryTier(settings.node_id, tier, size_bytes, layout.block_bytes, key)))
-            for tier, size_bytes in sizes_bytes.items()
-            if size_bytes > 0
-        }
+        memory = open_memory(settings, stack, layout.block_bytes, key)
         disk = open_disk(settings, key.hex(), layout)
         if disk is not None:
             stack.callback(disk.close)
@@ -102,7 +97,7 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
         for tier, one in memory.items():
             node.restore(tier, one.recovered)
         if disk is not None:
-            carrier.disk = traffic_of(disk, memory[Tier.HOST].arena, node)
+            carrier.disk = traffic_of(disk, carrier, node)
             stack.push_async_callback(carrier.disk.close)
             node.restore(Tier.DISK, reversed(disk.recover()))  # of a block that is there twice, the later
         identity = NodeIdentity(
@@ -140,6 +135,27 @@ def content_key(model_digest: str, arithmetic: str, layout: KvLayout) -> bytes:
     return xxh3_128_digest(repr((model_digest, arithmetic, layout)).encode())
 
 
+def open_memory(
+    settings: KvCacheSettings, stack: AsyncExitStack, block_bytes: int, key: bytes
+) -> dict[Tier, MemoryTier | GpuTier]:
+    """The tiers of memory. Errors: StartError."""
+    runtime = runtime_of(settings.device)
+    memory: dict[Tier, MemoryTier | GpuTier] = {}
+    if settings.host_bytes > 0:
+        host = MemoryTier(settings.node_id, Tier.HOST, settings.host_bytes, block_bytes, key)
+        memory[Tier.HOST] = stack.enter_context(closing(host))
+        if runtime is not None:
+            stack.enter_context(closing(PinnedArena(runtime, host.arena)))
+    if runtime is None:
+        device: MemoryTier | GpuTier = MemoryTier(
+            settings.node_id, Tier.DEVICE, settings.device_bytes, block_bytes, key
+        )
+    else:
+        device = GpuTier(runtime, Tier.DEVICE, settings.device_bytes, block_bytes)
+    memory[Tier.DEVICE] = stack.enter_context(closing(device))
+    return memory
+
+
 def open_disk(settings: KvCacheSettings, key: str, layout: KvLayout) -> DiskStore | None:
     """The DISK tier, if there is to be one. Errors: StartError."""
     if settings.disk_dir is None and settings.disk_bytes == 0:
@@ -153,12 +169,14 @@ def open_disk(settings: KvCacheSettings, key: str, layout: KvLayout) -> DiskStor
     return open_folder(settings.disk_dir, settings.disk_bytes, key, layout)
 
 
-def traffic_of(disk: DiskStore, host: Arena, node: KvNode) -> DiskTraffic:
+def traffic_of(disk: DiskStore, carrier: Carrier, node: KvNode) -> DiskTraffic:
     """Reads and writes of the DISK tier, from and into HOST blocks."""
-    return DiskTraffic(DiskQueue(disk), lambda index: host.block(index, disk.shape.block_bytes), node.blocks)
+    return DiskTraffic(DiskQueue(disk), lambda index: carrier.memory_of(Tier.HOST, index), node.blocks)
 
 
-def build_store(settings: KvCacheSettings, memory: Mapping[Tier, MemoryTier], disk: DiskStore | None) -> TieredStore:
+def build_store(
+    settings: KvCacheSettings, memory: Mapping[Tier, MemoryTier | GpuTier], disk: DiskStore | None
+) -> TieredStore:
     """What the tiers hold: nothing yet."""
     block_counts = {tier: one.arena.block_count for tier, one in memory.items()}
     return TieredStore(
@@ -186,11 +204,10 @@ def build_ledger(settings: KvCacheSettings, store: TieredStore, first_number: in
     )
 
 
-def build_carrier(memory: Mapping[Tier, MemoryTier], block_bytes: int) -> Carrier:
-    """Copies between the tiers of memory, each with its checkpoint."""
-    stride_bytes = memory[Tier.DEVICE].arena.block_stride_bytes
-    mover = BlockMover({tier: one.arena.view for tier, one in memory.items()}, stride_bytes, block_bytes)
-    return Carrier(mover, {tier: one.checkpoint for tier, one in memory.items()})
+def build_carrier(memory: Mapping[Tier, MemoryTier | GpuTier], block_bytes: int) -> Carrier:
+    """Copies between the tiers of memory, each with its checkpoint if it has one."""
+    mover = BlockMover({tier: one.arena for tier, one in memory.items()}, block_bytes)
+    return Carrier(mover, {tier: one.checkpoint for tier, one in memory.items() if one.checkpoint is not None})
 
 
 def start_source(settings: KvCacheSettings, stack: AsyncExitStack, blocks: SealedBlocks) -> BlockSource:

@@ -20,7 +20,7 @@ ALIGNMENT_BYTES = 64
 
 
 class Arena:
-    """`block_count` blocks of one tier. Block i begins at i * block_stride_bytes."""
+    """A TierMemory: `block_count` blocks of one tier. Block i begins at i * block_stride_bytes."""
 
     def __init__(self, node_id: str, tier: Tier, size_bytes: int, block_bytes: int) -> None:
         """Creates the segment with as many whole blocks as `size_bytes` has room for.
@@ -29,14 +29,10 @@ class Arena:
         Errors: StartError when another live service has the segment, or memory is short.
         """
         self.tier = tier
-        self.block_stride_bytes = -(-block_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-        self.block_count = size_bytes // self.block_stride_bytes
+        self.block_stride_bytes = stride_of(block_bytes)
+        self.block_count = blocks_of(tier, size_bytes, self.block_stride_bytes)
         self.size_bytes = self.block_count * self.block_stride_bytes
         self.shm_name = segment_name(node_id, tier.value)
-        if self.block_count == 0:
-            raise StartError(
-                f"{_flag(tier)} {size_bytes} has no room for one block of {self.block_stride_bytes} bytes; raise it"
-            )
         self._path = segment_path(self.shm_name)
         self._file = _create_locked(self._path, node_id)
         try:
@@ -54,9 +50,20 @@ class Arena:
         return MemorySegment(self.tier, self.shm_name, self.size_bytes, self.block_stride_bytes, self.block_count)
 
     def block(self, index: int, length_bytes: int) -> memoryview:
-        """So many bytes of a block, from its beginning."""
+        """As TierMemory.block: always in place."""
         start = index * self.block_stride_bytes
         return self.view[start : start + length_bytes]
+
+    def load(self, index: int, target: memoryview) -> None:
+        """As TierMemory.load; done when it returns."""
+        target[:] = self.block(index, target.nbytes)
+
+    def store(self, index: int, source: memoryview) -> None:
+        """As TierMemory.store; done when it returns."""
+        self.block(index, source.nbytes)[:] = source
+
+    def finish(self) -> None:
+        """As TierMemory.finish."""
 
     def close(self) -> None:
         """Unlinks and unmaps the segment; workers that have it mapped keep their mapping."""
@@ -75,6 +82,18 @@ class Arena:
                 f"{FOLDER} has {room.f_bavail * room.f_frsize} bytes free, {self.size_bytes} are wanted"
                 f" ({error.strerror}); enlarge it or lower {_flag(self.tier)}"
             ) from error
+
+
+def stride_of(block_bytes: int) -> int:
+    """Bytes from one block to the next."""
+    return -(-block_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def blocks_of(tier: Tier, size_bytes: int, stride_bytes: int) -> int:
+    """Whole blocks in so much memory. Errors: StartError when there is none."""
+    if size_bytes < stride_bytes:
+        raise StartError(f"{_flag(tier)} {size_bytes} has no room for one block of {stride_bytes} bytes; raise it")
+    return size_bytes // stride_bytes
 
 
 def _create_locked(path: Path, node_id: str) -> int:

@@ -20,7 +20,7 @@ class Carrier:
     def __init__(self, mover: BlockMover, checkpoints: Mapping[Tier, Checkpoint]) -> None:
         self._mover = mover
         self._checkpoints = checkpoints
-        self.digests = BlockDigests(mover.block)
+        self.digests = BlockDigests(mover.read)
         self.disk: DiskTraffic | None = None
 
     @property
@@ -29,8 +29,16 @@ class Carrier:
         return self._mover.copied_bytes
 
     def memory_of(self, tier: Tier, index: int) -> memoryview:
-        """The bytes of a block of a tier of memory."""
-        return self._mover.block(tier, index)
+        """The bytes of a block of a tier of memory, to be read."""
+        return self._mover.read(tier, index)
+
+    def open(self, tier: Tier, index: int) -> memoryview:
+        """Where the bytes of a block of a tier of memory are to be written, until `written`."""
+        return self._mover.open(tier, index)
+
+    def written(self, tier: Tier, index: int, opened: memoryview) -> None:
+        """All bytes of an opened block are there."""
+        self._mover.written(tier, index, opened)
 
     def carry_out(self, effects: Effects) -> None:
         """When it returns, copies and records are done, and the disk's part has begun."""

@@ -18,7 +18,10 @@ class KvCacheSettings(ServiceSettings):
     )
     model: Path = Field(description="model whose KV is kept: a GGUF file or a Hugging Face folder")
     chip_class: str = Field(DECODE_DEFAULT, description="chip class of this node's workers: says the format of KV")
-    device_bytes: int = Field(512 * 2**20, ge=1, description="shared memory for blocks that workers compute with")
+    device: str = Field(
+        "cpu", description="where blocks lie that workers compute with: cpu (shared memory), cuda:N or hip:N"
+    )
+    device_bytes: int = Field(512 * 2**20, ge=1, description="memory for blocks that workers compute with")
     host_bytes: int = Field(256 * 2**20, ge=0, description="shared memory for blocks evicted from there; 0: none")
     disk_dir: Path | None = Field(
         None, description="folder of its own for copies of those, kept over restarts; none: no disk tier"

@@ -1,4 +1,4 @@
-"""A tier's memory with its checkpoint, and what a killed service of the same node left of both.
+"""A tier's memory with its checkpoint, and what a killed service of the same node left of both; of a GPU's, nothing.
 
 What was left is copied into new memory, never used in place: workers of the killed service may still have the old
 memory mapped, and must not write into blocks of this one. A service that is killed while it copies leaves nothing.
@@ -10,11 +10,14 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from forebay.errors import StartError
 from forebay.host.file_lock import try_lock, unlock
+from forebay.host.gpu_runtime import GpuError, GpuRuntime, gpu_device
 from forebay.host.shared_memory import segment_name, segment_path
 from forebay.kv.tier import Tier
 from forebay.kvcache.arena import Arena
 from forebay.kvcache.checkpoint import Checkpoint, read_checkpoint
+from forebay.kvcache.gpu_arena import GpuArena
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +54,30 @@ class MemoryTier:
         """Leaves nothing behind."""
         self.checkpoint.close()
         self.arena.close()
+
+
+class GpuTier:
+    """As MemoryTier, on a GPU, whose memory ends with the service: there is no checkpoint, and nothing to recover."""
+
+    def __init__(self, runtime: GpuRuntime, tier: Tier, size_bytes: int, block_bytes: int) -> None:
+        """Makes the memory. Errors: StartError."""
+        self.arena = GpuArena(runtime, tier, size_bytes, block_bytes)
+        self.checkpoint = None
+        self.recovered: Noted = []
+
+    def close(self) -> None:
+        """Leaves nothing behind."""
+        self.arena.close()
+
+
+def runtime_of(device: str) -> GpuRuntime | None:
+    """The runtime of the device that KV is kept on; None: "cpu". Errors: StartError when it is not here."""
+    if device == "cpu":
+        return None
+    try:
+        return GpuRuntime(gpu_device(device))
+    except GpuError as error:
+        raise StartError(f"--device {device}: {error}", field="device") from error
 
 
 def _take_left_behind(path: Path, index_path: Path, key: bytes) -> tuple[mmap.mmap | None, Noted]:

@@ -57,11 +57,8 @@ class Service:
         self.arenas = {arena.tier: arena for arena in arenas}
         self.follower = Follower()
         self.now_s = 0.0
-        stride_bytes = arenas[0].block_stride_bytes
         store = TieredStore(StoreSettings(*(arena.block_count for arena in arenas), kept_after_uses=1))
-        carrier = Carrier(
-            BlockMover({arena.tier: arena.view for arena in arenas}, stride_bytes, LAYOUT.block_bytes), {}
-        )
+        carrier = Carrier(BlockMover(self.arenas, LAYOUT.block_bytes), {})
         self.node = KvNode(
             BlockLedger(store, LedgerSettings(LEASE_S, GRACE_S)),
             store,

@@ -17,7 +17,7 @@ from forebay.kv.layout import KvDtype, KvLayout
 from forebay.kvcache.transfer.data_listener import DataListener
 from forebay.kvcache.transfer.grpc_transport import GrpcBlockTransport
 from forebay.kvcache.transfer.peer_channels import PeerChannels
-from forebay.kvcache.transfer.puller import BlockPuller
+from forebay.kvcache.transfer.puller import STALL_S, BlockPuller
 from forebay.kvcache.transfer.source import SERVICE, BlockSource, add_block_source
 from forebay.kvcache.transfer.tcp_transport import TcpBlockTransport
 from forebay.rpc.server import Server
@@ -75,13 +75,15 @@ async def source() -> AsyncIterator[tuple[str, PlainBlocks]]:
     await listener.close()
 
 
-async def pull(name: str, address: str, timeout_s: float, on_arrival: Callable[[int], None]) -> dict[int, Exception]:
+async def pull(
+    name: str, address: str, timeout_s: float, on_arrival: Callable[[int], None], stall_s: float = STALL_S
+) -> dict[int, Exception]:
     """What is missing, and why; what has arrived is right."""
     channels = PeerChannels()
     transport: BlockTransport = TRANSPORTS[name](channels)
     target = PlainTarget(COUNT, LAYOUT.block_bytes, on_arrival)
     request = PullRequest(SourceNode("far", address), hashes(), LAYOUT, timeout_s)
-    outcome = await BlockPuller([transport], time.monotonic).pull(request, target)
+    outcome = await BlockPuller([transport], time.monotonic, stall_s).pull(request, target)
     await channels.close()
     assert list(outcome.arrived) == target.arrivals
     assert sorted({*outcome.arrived, *outcome.missing}) == list(range(COUNT))
@@ -119,6 +121,21 @@ async def test_a_source_that_ends_or_stops(name: str, number: signal.Signals, er
             missing = await pull(name, address, 2.0, on_arrival)
     assert 0 < len(missing) < COUNT, "it ended in the middle"
     assert {type(one) for one in missing.values()} == {error}
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+async def test_a_frozen_source_is_not_waited_for_to_the_deadline(name: str) -> None:
+    async with process(SOURCE) as far:
+        address = await line_of(far)
+
+        def on_arrival(index: int) -> None:
+            if index == FAULT_AT:
+                far.send_signal(signal.SIGSTOP)
+
+        async with asyncio.timeout(20):
+            missing = await pull(name, address, 600.0, on_arrival, stall_s=0.5)
+    assert 0 < len(missing) < COUNT
+    assert {str(one) for one in missing.values()} == {"no block came from the source for 0.5 s"}
 
 
 @pytest.mark.parametrize("name", TRANSPORTS)

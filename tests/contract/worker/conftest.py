@@ -107,7 +107,7 @@ async def _start(
         first_number = time.time_ns() // 1000
         store = TieredStore(StoreSettings(blocks))
         ledger = BlockLedger(store, LedgerSettings(lease_s, 0.5, first_number, tenant_block_count=tenant_blocks))
-        mover = BlockMover({Tier.DEVICE: arena.view}, arena.block_stride_bytes, layout.block_bytes)
+        mover = BlockMover({Tier.DEVICE: arena}, layout.block_bytes)
         carrier = Carrier(mover, {})
         node = KvNode(ledger, store, carrier, NobodyFollows(), time.monotonic, ProcessWatch().is_alive)
         identity = NodeIdentity(node_id, first_number, model_digest, layout, arithmetic, lease_s, (arena.segment,))

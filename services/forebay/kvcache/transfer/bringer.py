@@ -12,8 +12,7 @@ from typing import Final
 from opentelemetry.context import Context
 
 from forebay.errors import ForebayError, InvalidFieldError, KvExhaustedError, ModelMismatchError
-from forebay.kernels.converter import BlockConverter, block_converter
-from forebay.kernels.converter_reference import ReferenceConverter
+from forebay.kernels.converter import BlockConverter, block_converter, reference_converter
 from forebay.kv.block_traffic import Fetch
 from forebay.kv.block_transport import PullOutcome, PullRequest
 from forebay.kv.bring_run import BringRun, bring_runs
@@ -97,7 +96,7 @@ class Bringer:
         runs = bring_runs(plan, len(wish.source_hashes), len(wish.block_hashes))
         wanted = wish.block_hashes[: runs[-1].target_indexes.stop] if runs else []
         self._node.blocks.prefetch(wanted)  # what lies on our disk need not come
-        landing = Landing(self._node.blocks, self._carrier.memory_of, wanted)
+        landing = Landing(self._node.blocks, self._carrier, wanted)
         try:
             with transfer_span(wish, plan, trace) as current:
                 began_s, open_count = self._clock(), landing.open_count
@@ -144,9 +143,7 @@ class Bringer:
         # Where nobody has yet compiled the native library that takes long, and a request waits for its blocks.
         done, _ = await asyncio.wait((making,), timeout=PATIENCE_WITH_COMPILER_S)
         is_made = done and making.exception() is None
-        return ConvertingTarget(
-            landing, runs, making.result() if is_made else ReferenceConverter(plan)
-        )  # the same bits
+        return ConvertingTarget(landing, runs, making.result() if is_made else reference_converter(plan))
 
 
 def _first_error(outcome: PullOutcome) -> ForebayError | None:

@@ -3,22 +3,34 @@
 Knows hashes by their place in the prefix. Not where bytes come from, nor how they are laid out there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from forebay.kv.block_traffic import Held
 from forebay.kv.tier import Tier
 from forebay.kvcache.node_blocks import FilledBlock, NodeBlocks
 
 
+class BlockMemory(Protocol):
+    """Where blocks are written."""
+
+    def open(self, tier: Tier, index: int) -> memoryview:
+        """Where a block's bytes go, until `written`."""
+        ...
+
+    def written(self, tier: Tier, index: int, opened: memoryview) -> None:
+        """All of them are there."""
+        ...
+
+
 class Landing:
     """Open from its making to `close`, after which nobody writes. Each block that was opened is finished once."""
 
-    def __init__(
-        self, blocks: NodeBlocks, memory_of: Callable[[Tier, int], memoryview], prefix_hashes: Sequence[bytes]
-    ) -> None:
+    def __init__(self, blocks: NodeBlocks, memory: BlockMemory, prefix_hashes: Sequence[bytes]) -> None:
         """Opens as many blocks of the prefix as there is room for, the first ones first."""
         self._blocks = blocks
-        self._memory_of = memory_of
+        self._memory = memory
+        self._opened: dict[int, memoryview] = {}
         self._held: list[Held] = []
         self._filled: dict[int, FilledBlock] = {}
         self.has_room = True
@@ -38,14 +50,22 @@ class Landing:
 
     def memory(self, index: int) -> memoryview:
         """Where an open block's bytes go."""
-        return self._memory_of(Tier.DEVICE, self._filled[index].block)
+        opened = self._opened.get(index)
+        if opened is None:
+            opened = self._opened[index] = self._memory.open(Tier.DEVICE, self._filled[index].block)
+        return opened
 
     def finish(self, index: int) -> None:
         """An open block's bytes are there; they are not written again."""
-        self._blocks.finish_fill(self._filled.pop(index), is_good=True)
+        filled = self._filled.pop(index)
+        opened = self._opened.pop(index, None)
+        if opened is not None:
+            self._memory.written(Tier.DEVICE, filled.block, opened)
+        self._blocks.finish_fill(filled, is_good=True)
 
     def end_filling(self) -> None:
         """What is still open will not be filled, and is free again. Idempotent."""
+        self._opened.clear()
         while self._filled:
             self._blocks.finish_fill(self._filled.popitem()[1], is_good=False)
 

@@ -47,4 +47,5 @@ def describe_failure(current: Span, error: ForebayError) -> None:
 
 
 def _text(layout: KvLayout) -> str:
-    return f"{layout.dtype.value} x {layout.block_tokens} tokens, {layout.order.value}"
+    ranks = "" if layout.ranks == 1 else f", {layout.ranks} ranks"
+    return f"{layout.dtype.value} x {layout.block_tokens} tokens, {layout.order.value}{ranks}"
