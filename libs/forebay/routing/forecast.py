@@ -275,7 +275,7 @@ class _Outlook:
         computing = self._computing_on(decode, held.tokens)
         if decoding.batch > 1:  # its chunks go between steps in which the others generate
             chunk_count = -(-(self._request.prompt_tokens - held.tokens) // INTERLEAVED_TOKENS)
-            computing.wait(computing.queue_s, computing.prefill_s + chunk_count * decoding.step_s)
+            computing.wait(computing.queue_s, computing.prefill_s + chunk_count * decoding.step_s / decoding.factor)
         wait_s = decoding.wait_s + self._alone_path_s
         self._add(computing, decoding, wait_s, decoding.step_s, (0.0, 0.0, 0.0))
 

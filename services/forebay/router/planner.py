@@ -3,6 +3,7 @@
 Feeds the pure `plan`, keeps the in-flight charges and what predictions were wrong by; connects to nobody.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Container, Sequence
@@ -117,20 +118,23 @@ class Planner:
         return matches
 
     def _charge(self, worker_id: str, request_id: str, load: WorkerLoad) -> None:
-        self._in_flight.charge(worker_id, request_id, load, self._reports.report_count(worker_id))
+        self._in_flight.charge(worker_id, request_id, load, time.monotonic())
         self._update(worker_id)
 
     def _release(self, worker_id: str, request_id: str) -> None:
-        self._in_flight.release(worker_id, request_id, self._reports.report_count(worker_id))
+        self._in_flight.release(worker_id, request_id, self._heard_s(worker_id), time.monotonic())
         self._update(worker_id)
 
     def _heard(self, worker_id: str) -> None:
         self._reported_s[worker_id] = time.monotonic()
         self._update(worker_id)
 
+    def _heard_s(self, worker_id: str) -> float:
+        return self._reported_s.get(worker_id, -math.inf)
+
     def _update(self, worker_id: str) -> None:
-        reported = _worker_load(self._reports.loads.get(worker_id), self._reported_s.get(worker_id, 0.0))
-        load = self._in_flight.load(worker_id, reported, self._reports.report_count(worker_id))
+        heard_s = self._heard_s(worker_id)
+        load = self._in_flight.load(worker_id, _worker_load(self._reports.loads.get(worker_id), heard_s), heard_s)
         if load.sequences:
             self._loads[worker_id] = load
         else:
