@@ -17,6 +17,7 @@ from scripts.benchmarks import (  # noqa: E402
     kv_core,
     kv_hit_rates,
     mesh,
+    route,
     sharing,
     startup,
     tiers,
@@ -41,6 +42,7 @@ BENCHMARKS = {
     "kv_core": kv_core,
     "hit_rates": kv_hit_rates,
     "kills": kills,
+    "route": route,
 }
 _ROUNDS_OF = {"kills": 34}
 _PEERS_OF = {"engine": tuple(PEERS), "accuracy": ("llama.cpp",)}

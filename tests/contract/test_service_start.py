@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from asyncio.subprocess import PIPE
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,17 @@ def test_wrong_usage_says_what_was_given(flag: str, given: str, words: str) -> N
     assert refused.stderr.startswith(f"forebay router: {flag}: ")
     assert words in refused.stderr
     assert refused.stderr.endswith(f", not {given!r}\n")
+
+
+@pytest.mark.parametrize("service", ["decode", "router"])
+def test_a_fleet_file_that_makes_no_sense_is_refused_at_start(service: str, tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text("chip_classes: {cpu-compute: {watts: -1}}")
+    command = [sys.executable, "-m", f"forebay.{service}", *ARGUMENTS, "--fleet-file", str(path)]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 2
+    assert f"{path}: chip_classes.cpu-compute.watts: must be at least 0 and finite, not -1" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:65535", "[::1]:7400", "node-1.example:7400"])

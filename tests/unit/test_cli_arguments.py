@@ -19,7 +19,7 @@ from forebay.kv.eviction.policies import DEFAULT_POLICY
 from forebay.kvcache.config import KvCacheSettings
 from forebay.mesh.log_tail import last_words
 
-COMMANDS = ("up", "down", "status", "generate", "chat", "kv", "trace")
+COMMANDS = ("up", "down", "status", "generate", "chat", "explain", "kv", "trace")
 
 
 def _exit_code(*arguments: str) -> int:

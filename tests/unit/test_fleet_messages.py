@@ -9,6 +9,7 @@ from forebay.fleet.member import Load, Member
 from forebay.fleet.messages import load_from_proto, load_to_proto, member_from_proto, member_to_proto
 from forebay.kv.layout import AxisOrder, KvDtype, KvLayout
 from forebay.role import Role
+from forebay.routing.cost import ChipRates, ModelSize
 from forebay.v1 import common_pb2, events_pb2
 from forebay.wire.layout import layout_from_proto, layout_to_proto
 
@@ -38,6 +39,8 @@ members = st.builds(
     max_sequences=st.integers(0, 2**32 - 1),
     version=st.text(max_size=5),
     incarnation=st.integers(0, 2**64 - 1),
+    model_size=st.none() | st.builds(ModelSize, *[sizes] * 5),
+    rates=st.none() | st.builds(ChipRates, *[st.floats(1e-6, 1e15)] * 5),
 )
 
 
@@ -92,6 +95,24 @@ def test_a_layout_without_a_field_is_refused(field: str) -> None:
         (events_pb2.FleetMember(address="a", role=common_pb2.SERVICE_ROLE_DECODE), "worker_id"),
         (events_pb2.FleetMember(worker_id="w", role=common_pb2.SERVICE_ROLE_DECODE), "worker_id"),
         (events_pb2.FleetMember(worker_id="w", address="a"), "role"),
+        (
+            events_pb2.FleetMember(
+                worker_id="w",
+                address="a",
+                role=common_pb2.SERVICE_ROLE_DECODE,
+                rates=events_pb2.ChipRates(flops_per_s=float("nan"), bytes_per_s=1.0),
+            ),
+            "flops_per_s",
+        ),
+        (
+            events_pb2.FleetMember(
+                worker_id="w",
+                address="a",
+                role=common_pb2.SERVICE_ROLE_DECODE,
+                model_size=events_pb2.ModelSize(parameters=1),
+            ),
+            "weight_bytes",
+        ),
     ],
 )
 def test_a_member_without_a_field_is_refused(message: events_pb2.FleetMember, field: str) -> None:

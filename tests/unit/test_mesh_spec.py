@@ -86,6 +86,13 @@ def test_only_what_is_given_is_passed_on() -> None:
     assert "--max-sequences" not in _command(spec, "prefill-0")
 
 
+def test_whoever_counts_in_money_is_told_what_it_costs() -> None:
+    spec = dataclasses.replace(SPEC, fleet_file=Path("/fleet.yaml"))
+    for name in ("prefill-0", "decode-0", "router"):
+        assert _value(_command(spec, name), "--fleet-file") == "/fleet.yaml"
+        assert "--fleet-file" not in _command(SPEC, name)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "flag"),
     [
@@ -105,11 +112,12 @@ def test_a_mesh_that_cannot_be_is_refused(field: str, value: object, flag: str) 
         dataclasses.replace(SPEC, **{field: value})  # type: ignore[arg-type]
 
 
-def test_the_record_survives_the_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fleet_file", [None, Path("/fleet.yaml")])
+def test_the_record_survives_the_disk(tmp_path: Path, fleet_file: Path | None) -> None:
     services = tuple(
         ServiceRecord.of(service, ProcessIdentity(pid, pid + 1)) for pid, service in enumerate(SPEC.services(), 1)
     )
-    record = MeshRecord.of(SPEC, services, is_complete=True)
+    record = MeshRecord.of(dataclasses.replace(SPEC, fleet_file=fleet_file), services, is_complete=True)
     write_record(tmp_path, record)
     assert read_record(tmp_path) == record
     assert [file.name for file in tmp_path.iterdir()] == ["mesh.json"]

@@ -11,7 +11,7 @@ from forebay.kv.layout import KvDtype, KvLayout
 from forebay.kv.tier import Tier
 from forebay.role import Role
 from forebay.routing.fleet import FleetSnapshot, NodeCache, Worker, select
-from forebay.routing.in_flight import InFlight, WorkerLoad
+from forebay.routing.in_flight import ON_ITS_WAY_S, InFlight, WorkerLoad
 from forebay.routing.plan import RESUME_MAX_TOKENS, Mode, Plan, PlanRequest, plan
 from forebay.routing.prefix_index import PrefixMatch
 
@@ -224,26 +224,45 @@ def test_the_reason_says_what_decided() -> None:
 
 def test_a_burst_between_two_reports_spreads() -> None:
     fleet, in_flight = FleetSnapshot((), tuple(decode(f"d{i}") for i in range(4))), InFlight()
-    reported, counts = {f"d{i}": WorkerLoad() for i in range(4)}, {f"d{i}": 7 for i in range(4)}
+    reported = {f"d{i}": WorkerLoad() for i in range(4)}
     for number in range(40):
-        chosen = plan(PlanRequest(10), fleet, {}, in_flight.loads(reported, counts), 0.0)
-        in_flight.charge(chosen.decode_worker_id, f"r{number}", WorkerLoad(1, 10), 7)
-    assert [in_flight.unseen(f"d{i}", 7) for i in range(4)] == [WorkerLoad(10, 100)] * 4
+        loads = {worker_id: in_flight.load(worker_id, load, 7.0) for worker_id, load in reported.items()}
+        chosen = plan(PlanRequest(10), fleet, {}, loads, 0.0)
+        in_flight.charge(chosen.decode_worker_id, f"r{number}", WorkerLoad(1, 10), 7.0)
+    assert [in_flight.unseen(f"d{i}", 7.0) for i in range(4)] == [WorkerLoad(10, 100)] * 4
 
 
 def test_a_charge_counts_until_a_report_must_have_seen_it() -> None:
     in_flight = InFlight()
-    in_flight.charge("d1", "r1", WorkerLoad(1, 50), report_count=3)
-    in_flight.charge("d1", "r2", WorkerLoad(1, 70), report_count=4)
-    assert in_flight.unseen("d1", 4) == WorkerLoad(2, 120)
-    assert in_flight.unseen("d1", 5) == WorkerLoad(1, 70)
-    assert in_flight.unseen("d1", 6) == WorkerLoad()
-    assert in_flight.loads({"d1": WorkerLoad(5, 0)}, {"d1": 5}) == {"d1": WorkerLoad(6, 70)}
-    in_flight.release("d1", "r2")
-    in_flight.release("d1", "r2")
-    assert in_flight.unseen("d1", 3) == WorkerLoad(1, 50)
-    in_flight.release("d1", "r1")
-    assert in_flight.loads({}, {}) == {}
+    in_flight.charge("d1", "r1", WorkerLoad(1, 50), now_s=3.0)
+    in_flight.charge("d1", "r2", WorkerLoad(1, 70), now_s=4.0)
+    assert in_flight.unseen("d1", 3.0 + ON_ITS_WAY_S / 2) == WorkerLoad(2, 120), "it was on its way"
+    assert in_flight.unseen("d1", 4.0) == WorkerLoad(1, 70)
+    assert in_flight.unseen("d1", 4.0 + ON_ITS_WAY_S) == WorkerLoad()
+    assert in_flight.load("d1", WorkerLoad(5, 0, 9), 4.0) == WorkerLoad(6, 70, 9)
+    for request_id in ("r2", "r2", "r1"):
+        in_flight.release("d1", request_id, reported_s=2.0, now_s=5.0)
+    assert in_flight.load("d1", WorkerLoad(), 2.0) == WorkerLoad()
+
+
+def test_a_charge_that_changes_is_as_well_known_as_before() -> None:
+    in_flight = InFlight()
+    in_flight.charge("d1", "r1", WorkerLoad(1, 500), now_s=3.0)
+    in_flight.charge("d1", "r1", WorkerLoad(1, 0, 500), now_s=4.0)
+    assert in_flight.unseen("d1", 2.0) == WorkerLoad(1, 0, 500)
+    assert in_flight.unseen("d1", 3.5) == WorkerLoad()
+
+
+def test_what_has_ended_is_taken_from_reports_that_contain_it() -> None:
+    in_flight, reported = InFlight(), WorkerLoad(2, 0, 700)
+    in_flight.charge("d1", "r1", WorkerLoad(1, 0, 500), now_s=3.0)
+    in_flight.release("d1", "r1", reported_s=2.0, now_s=4.0)
+    assert in_flight.load("d1", reported, 2.0) == reported, "no report came between"
+    in_flight.charge("d1", "r2", WorkerLoad(1, 0, 500), now_s=3.0)
+    in_flight.release("d1", "r2", reported_s=3.5, now_s=4.0)
+    assert in_flight.load("d1", reported, 3.5) == WorkerLoad(1, 0, 200)
+    assert in_flight.load("d1", WorkerLoad(), 4.0) == WorkerLoad(), "on its way, and never less than nothing"
+    assert in_flight.load("d1", reported, 4.0 + ON_ITS_WAY_S) == reported
 
 
 def test_select_refuses_what_differs_from_its_node_or_the_fleet() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
+from typing import Final
 
 from forebay.errors import StartError
 from forebay.kv.layout import KvDtype
@@ -27,6 +28,13 @@ class KernelSet(Enum):
     TORCH = "torch"  # the reference, on any machine
 
 
+DEFAULT_WATTS: Final = 60.0
+"""A few cores of a server's processor under load, with their part of memory and supply."""
+DEFAULT_USD_PER_HOUR: Final = 0.10
+"""A rented virtual machine of two cores."""
+_STEP_OVERHEAD_S: Final = MappingProxyType({KernelSet.NATIVE: 0.0003, KernelSet.TORCH: 0.003})
+
+
 @dataclass(frozen=True, slots=True)
 class ChipClass:
     """A kind of device and how we run it. Workers of one class produce the same bits.
@@ -39,6 +47,7 @@ class ChipClass:
     threads: most cores of one step; None: all that the worker may use. Changes the speed, never the bits.
     ranks: degree of tensor parallelism: heads and feed-forward are cut among so many, whose parts of a sum are added in
     their order. Torch's kernels only.
+    watts, usd_per_hour: of the device while it is busy; a fleet file says better.
     """
 
     name: str
@@ -51,6 +60,13 @@ class ChipClass:
     chunk_tokens: int = 256
     threads: int | None = None
     ranks: int = 1
+    watts: float = DEFAULT_WATTS
+    usd_per_hour: float = DEFAULT_USD_PER_HOUR
+
+    @property
+    def step_overhead_s(self) -> float:
+        """Of a step whatever is in it: the interpreter's turns before and after the kernels."""
+        return _STEP_OVERHEAD_S[self.kernels]
 
     @property
     def arithmetic(self) -> str:

@@ -18,6 +18,7 @@ _SUMMARIES: Final = {
     "status": "show each service: health, memory, load",
     "generate": "continue a text",
     "chat": "talk with the model",
+    "explain": "say why a request was planned as it was",
     "kv": "show and steer what the KV-cache service keeps",
     "trace": "show where the time of a request went",
 }

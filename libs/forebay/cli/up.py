@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from forebay.chips.chip_class import DECODE_DEFAULT, WITHOUT_COMPILER, chip_class_named
+from forebay.chips.fleet_file import read_fleet_file
 from forebay.chips.kv_layout import layout_for
 from forebay.cli.answer import show_answer, show_figures
 from forebay.cli.parsing import byte_count, command_parser
@@ -45,6 +46,9 @@ def run(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     if given.chip_class is not None:
         chip_class_named(given.chip_class)  # refuses an unknown one before anything is started
+    if given.fleet is not None:
+        given.fleet = given.fleet.resolve()
+    read_fleet_file(given.fleet)  # likewise
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)  # a killed `up` cleans up as an interrupted one does
     state_dir = current_state_dir()
@@ -89,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=tuple(POLICIES),
         help=f"what leaves a full KV tier first (default: {DEFAULT_POLICY}; see docs/kv-cache.md)",
     )
+    parser.add_argument("--fleet", type=Path, metavar="FILE", help="YAML with watts and price of chip classes")
     parser.add_argument("--max-tokens", type=int, default=_MAX_TOKENS, metavar="N", help="of the answer (default: 256)")
     parser.add_argument(
         "--timeout-s", type=float, default=DEFAULT_START_TIMEOUT_S, metavar="S", help="for the start (default: 180)"
@@ -149,6 +154,7 @@ def _asked(given: argparse.Namespace, record: MeshRecord) -> list[tuple[str, Any
         ("--host-bytes", given.host_bytes, record.host_bytes),
         ("--disk-bytes", given.disk_bytes, record.disk_bytes),
         ("--eviction-policy", given.eviction_policy, record.eviction_policy),
+        ("--fleet", given.fleet, record.fleet_file),
     ]
 
 
@@ -165,6 +171,7 @@ def _ask_as_before(given: argparse.Namespace, record: MeshRecord) -> None:
         "host_bytes": record.host_bytes,
         "disk_bytes": record.disk_bytes,
         "eviction_policy": record.eviction_policy,
+        "fleet": record.fleet_file,
     }
     for name, value in before.items():
         if getattr(given, name) is None:
@@ -188,6 +195,7 @@ def _spec(state_dir: Path, given: argparse.Namespace) -> MeshSpec:
         host_bytes=given.host_bytes,
         disk_bytes=given.disk_bytes,
         eviction_policy=given.eviction_policy,
+        fleet_file=given.fleet,
     )
     layout = layout_for(open_model(model_path).config, chip_class_named(chip_class or DECODE_DEFAULT))
     check_block_room(spec, layout.block_bytes)

@@ -9,8 +9,10 @@ from typing import Final
 from forebay.client.completion import (
     Chunk,
     Completion,
+    Explanation,
     FinishReason,
     Plan,
+    Prediction,
     Timings,
     TokenLogprobs,
     TokenProbability,
@@ -88,7 +90,7 @@ class Assembly:
         self.resume_count += self.started is not None
         self.started = started
         if self.plan is None or started.HasField("plan"):
-            self.plan = _plan(started.plan)
+            self.plan = read_plan(started.plan)
 
     def _completion(self, finished: router_pb2.Finished, now_s: float) -> Completion:
         assert self.started is not None
@@ -125,13 +127,33 @@ def _probability(entry: common_pb2.TokenProbability) -> TokenProbability:
     return TokenProbability(entry.token_id, entry.logprob)
 
 
-def _plan(plan: common_pb2.Plan) -> Plan:
+def read_explanation(response: router_pb2.ExplainRequestResponse) -> Explanation:
+    """The values of an ExplainRequestResponse."""
+    rejected = read_plan(response.rejected) if response.HasField("rejected") else None
+    return Explanation(read_plan(response.chosen), rejected)
+
+
+def read_plan(plan: common_pb2.Plan) -> Plan:
+    """The plan's values."""
     return Plan(
         mode=_MODES.get(plan.mode),
         prefill_worker_id=plan.prefill_worker_id,
         decode_worker_id=plan.decode_worker_id,
         matched_tokens=plan.matched_tokens,
         reason=plan.reason,
+        prediction=_prediction(plan.prediction) if plan.HasField("prediction") else None,
+    )
+
+
+def _prediction(prediction: common_pb2.Prediction) -> Prediction:
+    return Prediction(
+        time_to_first_token_s=prediction.time_to_first_token_s,
+        time_per_output_token_s=prediction.time_per_output_token_s,
+        energy_joules=prediction.energy_joules,
+        cost_usd=prediction.cost_usd,
+        queue_s=prediction.queue_s,
+        prefill_s=prediction.prefill_s,
+        transfer_s=prediction.transfer_s,
     )
 
 

@@ -5,7 +5,8 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
 
 from forebay import ports
-from forebay.client.completion import Completion
+from forebay.client.assembly import read_explanation
+from forebay.client.completion import Completion, Explanation
 from forebay.client.errors import sharpened
 from forebay.client.fleet import Fleet, read_fleet
 from forebay.client.persistence import is_lost
@@ -83,6 +84,16 @@ class AsyncClient:
         request = router_pb2.GetFleetRequest()
         return read_fleet(
             await self._of_any(lambda target: self._routers.stub(target).GetFleet(request, timeout=timeout_s))
+        )
+
+    async def explain(self, request_id: str, *, timeout_s: float = 10.0) -> Explanation:
+        """Why a recent request was planned as it was, by whichever router planned it. Raises UnknownRequestError."""
+        request = router_pb2.ExplainRequestRequest(request_id=request_id)
+        return read_explanation(
+            await self._of_any(
+                lambda target: self._routers.stub(target).ExplainRequest(request, timeout=timeout_s),
+                UnknownRequestError,
+            )
         )
 
     async def aclose(self) -> None:

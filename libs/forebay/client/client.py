@@ -6,7 +6,7 @@ from typing import Self, Unpack
 
 from forebay.client.async_client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, AsyncClient
 from forebay.client.blocking_stream import BlockingStream
-from forebay.client.completion import Completion
+from forebay.client.completion import Completion, Explanation
 from forebay.client.fleet import Fleet
 from forebay.client.loop_thread import LoopThread
 from forebay.client.request import Message, Prompt, RequestOptions
@@ -59,6 +59,10 @@ class Client:
     def fleet(self, *, timeout_s: float = 10.0) -> Fleet:
         """See `AsyncClient.fleet`."""
         return self._loop.run(lambda: self._client.fleet(timeout_s=timeout_s))
+
+    def explain(self, request_id: str, *, timeout_s: float = 10.0) -> Explanation:
+        """See `AsyncClient.explain`."""
+        return self._loop.run(lambda: self._client.explain(request_id, timeout_s=timeout_s))
 
     def close(self) -> None:
         """Closes the connection and ends the thread; running streams end as cancelled. Idempotent."""

@@ -77,14 +77,39 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a plan was expected to take: seconds from planning on, energy and money of the whole request."""
+
+    time_to_first_token_s: float
+    time_per_output_token_s: float
+    energy_joules: float
+    cost_usd: float
+    queue_s: float
+    prefill_s: float
+    transfer_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """The router's decision. `mode` is None and ids are empty only if the router did not say."""
+    """The router's decision. `mode` is None and ids are empty only if the router did not say.
+
+    `prediction` is None where no worker's rates were known.
+    """
 
     mode: ExecutionMode | None
     prefill_worker_id: str
     decode_worker_id: str
     matched_tokens: int
     reason: str
+    prediction: Prediction | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a request was planned as it was. `rejected`: the best option that was not taken, if there was one."""
+
+    chosen: Plan
+    rejected: Plan | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,26 +7,10 @@ engine's bits do not depend on how a prompt is chunked.
 from dataclasses import dataclass, field
 from typing import Final
 
-_LEARNING_RATE: Final = 0.25
-_OUTLIER_FACTOR: Final = 4.0
-"""A sample counts as at most so many times the average and at least that part of it: one stall moves
-the average by a factor of 1.75 and no more."""
+from forebay.bounded_average import OUTLIER_FACTOR, BoundedAverage
+
 _SHORTEST_STEP_S: Final = 1e-6
 """No step is shorter; a clock that says so has stood still."""
-
-
-@dataclass(slots=True)
-class _Average:
-    """Exponentially weighted; None before the first sample."""
-
-    value: float | None = None
-
-    def take(self, sample: float) -> None:
-        if self.value is None:
-            self.value = sample
-            return
-        bounded = min(max(sample, self.value / _OUTLIER_FACTOR), self.value * _OUTLIER_FACTOR)
-        self.value += _LEARNING_RATE * (bounded - self.value)
 
 
 @dataclass(slots=True)
@@ -40,8 +24,8 @@ class ChunkBudget:
     least_tokens: int
     most_tokens: int
     step_slo_s: float
-    _decode_s: _Average = field(default_factory=_Average)
-    _token_s: _Average = field(default_factory=_Average)
+    _decode_s: BoundedAverage = field(default_factory=BoundedAverage)
+    _token_s: BoundedAverage = field(default_factory=BoundedAverage)
 
     def chunk_tokens(self, is_decoding: bool, others_step_slo_s: float | None = None) -> int:
         """Prompt tokens of the next step.
@@ -71,4 +55,4 @@ class ChunkBudget:
             self._decode_s.take(step_s)  # an upper bound, also while no step comes without prompts
         if prompt_tokens >= self.least_tokens:
             # Some of it is the prompt's in any case, however the rest was misjudged.
-            self._token_s.take(max(step_s - decode_s, step_s / _OUTLIER_FACTOR) / prompt_tokens)
+            self._token_s.take(max(step_s - decode_s, step_s / OUTLIER_FACTOR) / prompt_tokens)

@@ -1,7 +1,7 @@
 """How busy workers are: told on core NATS, at most four times a second and at least once."""
 
 import asyncio
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
@@ -59,22 +59,22 @@ class LoadPublisher:
 
 
 class LoadView:
-    """The last load heard of each worker, and how many reports came: so a reader knows what a report has seen."""
+    """The last load heard of each worker."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._loads: dict[str, Load] = {}
-        self._report_counts: dict[str, int] = {}
         self._subscription: Subscription | None = None
+        self._listeners: list[Callable[[str], None]] = []
 
     @property
     def loads(self) -> Mapping[str, Load]:
         """Loads by worker id, as a live read-only view."""
         return MappingProxyType(self._loads)
 
-    def report_count(self, worker_id: str) -> int:
-        """How many reports of this worker were heard."""
-        return self._report_counts.get(worker_id, 0)
+    def on_report(self, listener: Callable[[str], None]) -> None:
+        """Calls `listener` with a worker's id after each of its reports."""
+        self._listeners.append(listener)
 
     async def start(self) -> None:
         """Subscribes."""
@@ -83,7 +83,7 @@ class LoadView:
     def keep(self, worker_ids: Container[str]) -> None:
         """Forgets every worker that is not one of these."""
         for worker_id in [known for known in self._loads if known not in worker_ids]:
-            del self._loads[worker_id], self._report_counts[worker_id]
+            del self._loads[worker_id]
 
     async def close(self) -> None:
         """Unsubscribes."""
@@ -93,4 +93,5 @@ class LoadView:
     async def _on_message(self, message: Msg) -> None:
         report = events_pb2.WorkerLoad.FromString(message.data)
         self._loads[report.worker_id] = load_from_proto(report)
-        self._report_counts[report.worker_id] = self._report_counts.get(report.worker_id, 0) + 1
+        for listener in self._listeners:
+            listener(report.worker_id)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from forebay.kv.layout import KvLayout
 from forebay.role import Role
+from forebay.routing.cost import ChipRates, ModelSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class Member:
     max_sequences: int = 0
     version: str = ""
     incarnation: int = 0
+    model_size: ModelSize | None = None
+    rates: ChipRates | None = None
 
     @property
     def key(self) -> str:

@@ -2,6 +2,7 @@
 
 from forebay.errors import InvalidFieldError
 from forebay.fleet.member import Load, Member
+from forebay.routing.cost import ChipRates, ModelSize
 from forebay.v1 import events_pb2
 from forebay.wire.layout import layout_from_proto, layout_to_proto
 from forebay.wire.role import role_from_proto, role_to_proto
@@ -22,6 +23,8 @@ def member_to_proto(member: Member) -> events_pb2.FleetMember:
         max_sequences=member.max_sequences,
         version=member.version,
         incarnation=member.incarnation,
+        model_size=None if member.model_size is None else _size_to_proto(member.model_size),
+        rates=None if member.rates is None else _rates_to_proto(member.rates),
     )
 
 
@@ -29,7 +32,7 @@ def member_from_proto(message: events_pb2.FleetMember) -> Member:
     """The member of a message.
 
     Raises:
-        InvalidFieldError: it has no id or address, or its role or layout is unknown.
+        InvalidFieldError: it has no id or address, or its role or layout is unknown, or its figures are none.
     """
     if not message.worker_id or not message.address:
         raise InvalidFieldError("fleet member has no id or address", field="worker_id")
@@ -46,6 +49,8 @@ def member_from_proto(message: events_pb2.FleetMember) -> Member:
         max_sequences=message.max_sequences,
         version=message.version,
         incarnation=message.incarnation,
+        model_size=_size_from_proto(message.model_size) if message.HasField("model_size") else None,
+        rates=_rates_from_proto(message.rates) if message.HasField("rates") else None,
     )
 
 
@@ -67,4 +72,44 @@ def load_from_proto(message: events_pb2.WorkerLoad) -> Load:
         queued_sequences=message.queued_sequences,
         queued_tokens=message.queued_tokens,
         context_tokens=message.context_tokens,
+    )
+
+
+def _size_to_proto(size: ModelSize) -> events_pb2.ModelSize:
+    return events_pb2.ModelSize(
+        parameters=size.parameters,
+        weight_bytes=size.weight_bytes,
+        kv_token_bytes=size.kv_token_bytes,
+        layers=size.layers,
+        width=size.width,
+    )
+
+
+def _size_from_proto(message: events_pb2.ModelSize) -> ModelSize:
+    return ModelSize(
+        parameters=message.parameters,
+        weight_bytes=message.weight_bytes,
+        kv_token_bytes=message.kv_token_bytes,
+        layers=message.layers,
+        width=message.width,
+    )
+
+
+def _rates_to_proto(rates: ChipRates) -> events_pb2.ChipRates:
+    return events_pb2.ChipRates(
+        step_overhead_s=rates.step_overhead_s,
+        flops_per_s=rates.flops_per_s,
+        bytes_per_s=rates.bytes_per_s,
+        watts=rates.watts,
+        usd_per_hour=rates.usd_per_hour,
+    )
+
+
+def _rates_from_proto(message: events_pb2.ChipRates) -> ChipRates:
+    return ChipRates(
+        step_overhead_s=message.step_overhead_s,
+        flops_per_s=message.flops_per_s,
+        bytes_per_s=message.bytes_per_s,
+        watts=message.watts,
+        usd_per_hour=message.usd_per_hour,
     )

@@ -15,6 +15,7 @@ from forebay.events.connection import Connection
 from forebay.fleet.bucket import RENEW_INTERVAL_S, TTL_S, open_bucket
 from forebay.fleet.member import Member
 from forebay.fleet.messages import member_to_proto
+from forebay.routing.cost import ChipRates
 from forebay.tasks import end_task, within
 
 _log = logging.getLogger(__name__)
@@ -49,6 +50,11 @@ class Registrar:
     def set_draining(self, is_draining: bool) -> None:
         """Says to the fleet, at once, whether new work is welcome."""
         self._member = dataclasses.replace(self._member, is_draining=is_draining)
+        self._wake.set()
+
+    def set_rates(self, rates: ChipRates) -> None:
+        """Says to the fleet, at once, what the worker reaches."""
+        self._member = dataclasses.replace(self._member, rates=rates)
         self._wake.set()
 
     async def close(self) -> None:

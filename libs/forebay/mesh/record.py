@@ -47,6 +47,7 @@ class MeshRecord:
     eviction_policy: str | None
     services: tuple[ServiceRecord, ...]
     is_complete: bool
+    fleet_file: Path | None = None
 
     @property
     def router_addresses(self) -> tuple[str, ...]:
@@ -72,13 +73,14 @@ class MeshRecord:
             eviction_policy=spec.eviction_policy,
             services=services,
             is_complete=is_complete,
+            fleet_file=spec.fleet_file,
         )
 
 
 def write_record(state_dir: Path, record: MeshRecord) -> None:
     """Replaces the record; a reader never sees half of one."""
-    content = {"version": _VERSION, **asdict(record), "model_path": str(record.model_path)}
-    write_whole(state_dir / _FILE_NAME, (json.dumps(content, indent=1) + "\n").encode())
+    content = {"version": _VERSION, **asdict(record)}
+    write_whole(state_dir / _FILE_NAME, (json.dumps(content, indent=1, default=str) + "\n").encode())
 
 
 def read_record(state_dir: Path) -> MeshRecord | None:
@@ -92,7 +94,8 @@ def read_record(state_dir: Path) -> MeshRecord | None:
         if content.pop("version") != _VERSION:
             raise StartError(f"{path} was written by another version of forebay; stop that mesh with it first")
         services = tuple(_service(entry) for entry in content.pop("services"))
-        return MeshRecord(**{**content, "model_path": Path(content["model_path"]), "services": services})
+        paths = {name: Path(content[name]) for name in ("model_path", "fleet_file") if content.get(name) is not None}
+        return MeshRecord(**{**content, **paths, "services": services})
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

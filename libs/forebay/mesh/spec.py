@@ -24,8 +24,8 @@ class MeshSpec:
 
     threads: most cores a step of an engine worker may use; None: all. device_bytes, host_bytes: of the KV arenas; None
     leaves it to the service. disk_bytes: of the disk tier, in the state folder; None: there is none.
-    eviction_policy: its name; None leaves it to the service.
-    extra_arguments: further flags by role, such as {"kvcache": ("--lease-s", "2")}.
+    eviction_policy: its name; None leaves it to the service. fleet_file: what chip classes cost; None: each class's own
+    figures. extra_arguments: further flags by role, such as {"kvcache": ("--lease-s", "2")}.
     """
 
     model_path: Path
@@ -41,6 +41,7 @@ class MeshSpec:
     host_bytes: int | None = None
     disk_bytes: int | None = None
     eviction_policy: str | None = None
+    fleet_file: Path | None = None
     name: str = "local"
     extra_arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -90,7 +91,7 @@ class MeshSpec:
             ),
             *(self._worker("prefill", index, ports.PREFILL) for index in range(self.prefill_count)),
             *(self._worker("decode", index, ports.DECODE) for index in range(self.decode_count)),
-            *self._replicas("router", self.router_count, ports.ROUTER, ports.FURTHER_ROUTERS),
+            *self._replicas("router", self.router_count, ports.ROUTER, ports.FURTHER_ROUTERS, *self._fleet_file()),
         ]
 
     def _nats(self) -> "ServiceSpec":
@@ -111,7 +112,7 @@ class MeshSpec:
     def _worker(self, role: str, index: int, offset: int) -> "ServiceSpec":
         kvcache = ("--kvcache", self._address(ports.KVCACHE))
         threads = () if self.threads is None else ("--threads", str(self.threads))
-        arguments = (*self._model(), *kvcache, *threads, *self._chip_class())
+        arguments = (*self._model(), *kvcache, *threads, *self._chip_class(), *self._fleet_file())
         return self._service(role, f"{role}-{index}", offset + index, *arguments)
 
     def _service(self, role: str, name: str, offset: int, *arguments: str) -> "ServiceSpec":
@@ -128,6 +129,9 @@ class MeshSpec:
 
     def _chip_class(self) -> tuple[str, ...]:
         return () if self.chip_class is None else ("--chip-class", self.chip_class)
+
+    def _fleet_file(self) -> tuple[str, ...]:
+        return () if self.fleet_file is None else ("--fleet-file", str(self.fleet_file))
 
     def _memory(self) -> tuple[str, ...]:
         given = (

@@ -110,8 +110,14 @@ class FakeRouter(router_pb2_grpc.RouterServiceServicer):
             is_current=True,
         )
 
-    async def ExplainRequest(self, request: Any, context: Any) -> router_pb2.ExplainRequestResponse:  # noqa: N802
-        raise NotServedYetError("not part of the script")
+    async def ExplainRequest(  # noqa: N802
+        self, request: router_pb2.ExplainRequestRequest, context: Any
+    ) -> router_pb2.ExplainRequestResponse:
+        if request.request_id != "r-1":
+            raise UnknownRequestError("no such request was planned", field="request_id")
+        chosen = started().started.plan
+        chosen.prediction.CopyFrom(common_pb2.Prediction(time_to_first_token_s=0.25, prefill_s=0.2, cost_usd=0.5))
+        return router_pb2.ExplainRequestResponse(chosen=chosen, rejected=started().started.plan)
 
     async def DrainWorker(self, request: Any, context: Any) -> router_pb2.DrainWorkerResponse:  # noqa: N802
         raise NotServedYetError("not part of the script")

@@ -160,6 +160,14 @@ class RunningSequence:
         if not self.end.done():
             self.on_token(token_id, logprobs)
 
+    @property
+    def pending_tokens(self) -> int:
+        """Positions still to be computed before it generates; what was computed elsewhere is none of them."""
+        spec = self.spec
+        elsewhere = spec.offer.token_count if spec.offer else spec.source.token_count if spec.source else 0
+        known_tokens = len(spec.prompt_token_ids) + len(spec.emitted_token_ids)
+        return max(0, known_tokens - max(self.written_tokens, elsewhere))
+
     def note_step(self, first_position: int, token_count: int, step: StepTime) -> float | None:
         """Counts a step that computed token_count positions of it. Returns seconds of the pause it ended, if it did."""
         self.written_tokens = first_position + token_count

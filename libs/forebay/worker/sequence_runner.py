@@ -224,6 +224,7 @@ class SequenceRunner:
         running.table_blocks = len(grant.block_ids)
         running.cost.cached_prompt_tokens = min(sequence.computed_tokens, len(spec.prompt_token_ids))
         sequence.block_table.extend(grant.block_ids)
+        self._on_change()  # what was found need not be computed
         return sequence
 
     async def _take_over(self, running: RunningSequence, wanted_blocks: int) -> BlockGrant | None:

@@ -11,12 +11,14 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Final
 
 import grpc
 
 from forebay.chips import KernelSet, chip_class_named
+from forebay.chips.fleet_file import read_fleet_file
 from forebay.engine.scheduler import Limits, Scheduler
 from forebay.engine.types import SamplingParams
 from forebay.errors import ForebayError
@@ -29,6 +31,7 @@ from forebay.host.cores import usable_cores
 from forebay.host.shared_memory import segment_name, segment_path
 from forebay.kv.hashing import root_hash
 from forebay.role import Role
+from forebay.routing.cost import ChipRates
 from forebay.rpc.server import Server
 from forebay.tasks import within
 from forebay.worker.attachment import Attachment, KvLink, attach_request
@@ -39,6 +42,7 @@ from forebay.worker.engine_loader import EngineLoader
 from forebay.worker.engine_thread import EngineThread
 from forebay.worker.kv_rights import KvRights
 from forebay.worker.pauses import offer_pause_metrics
+from forebay.worker.rates_report import RatesReport, chip_rates, model_size
 from forebay.worker.request_check import ServedModel
 from forebay.worker.running_sequence import SequenceSpec
 from forebay.worker.sequence_runner import SequenceRunner
@@ -67,6 +71,7 @@ class Worker:
     node_id: str
     kvcache_address: str
     calibration: Calibration
+    meter: StepMeter
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +96,15 @@ async def serve_worker(kind: WorkerKind, settings: WorkerSettings, stop: asyncio
     sys.setswitchinterval(THREAD_SWITCH_S)
     worker_id = f"{settings.node_id}-{kind.role.value}-{secrets.token_hex(4)}"
     server = Server(settings.listen, {f"/{kind.service_name}/{kind.method}": kind.span_name})
+    figures = read_fleet_file(settings.fleet_file).figures_of(chip_class_named(settings.chip_class))
     loader = await asyncio.to_thread(_open_model, settings)
     async with _running(kind, settings, worker_id, loader, stop) as worker:
         server.add(kind.register, kind.make_servicer(worker), kind.service_name)
         address = await server.start()
         try:
             member = _member(kind, settings, worker_id, settings.advertise or address, worker)
-            async with _in_fleet(settings, member, worker.runner) as registrar:
+            rates = partial(chip_rates, figures, worker.meter.reached)
+            async with _in_fleet(settings, member, worker.runner, rates) as registrar:
                 await server.set_serving(True)
                 if chip_class_named(settings.chip_class).kernels is KernelSet.NATIVE:
                     worker.calibration.start()
@@ -143,7 +150,7 @@ async def _running(
         page = segment_path(segment_name(attachment.node_id, "cores"))
         cores = CoreShare(page, usable_cores(), _most_cores(settings))
         engine = await asyncio.to_thread(loader.make_engine, attachment)
-        meter = StepMeter(engine.model_cost)
+        meter = StepMeter(engine.model_cost, min(usable_cores(), _most_cores(settings)))
         calibration = Calibration(NativePeaks(), cores.is_anyone_busy, meter.use_peaks)
         thread = EngineThread(
             engine,
@@ -163,7 +170,7 @@ async def _running(
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             offer_step_metrics(meter, settings.chip_class)
             offer_pause_metrics(runner.pauses, settings.chip_class)
-            yield Worker(runner, model, attachment.node_id, settings.kvcache, calibration)
+            yield Worker(runner, model, attachment.node_id, settings.kvcache, calibration, meter)
         finally:
             await calibration.close()
             await rights.close()
@@ -189,17 +196,22 @@ async def _warm_up(runner: SequenceRunner, model: ServedModel) -> None:
 
 
 @asynccontextmanager
-async def _in_fleet(settings: WorkerSettings, member: Member, runner: SequenceRunner) -> AsyncIterator[Registrar]:
-    """Known to the fleet, with its load."""
+async def _in_fleet(
+    settings: WorkerSettings, member: Member, runner: SequenceRunner, rates: Callable[[], ChipRates | None]
+) -> AsyncIterator[Registrar]:
+    """Known to the fleet, with its load and what it reaches."""
     connection = await connect(settings.nats_url, member.worker_id)
     registrar = Registrar(connection, member)
     publisher = LoadPublisher(connection, member.worker_id)
+    report = RatesReport(rates, registrar.set_rates)
     runner.on_change(lambda: publisher.update(load_of(runner)))
     try:
         publisher.start()
         await registrar.start()
+        report.start()
         yield registrar
     finally:
+        await report.close()
         await registrar.close()
         await publisher.close()
         await connection.close()
@@ -208,11 +220,10 @@ async def _in_fleet(settings: WorkerSettings, member: Member, runner: SequenceRu
 def load_of(runner: SequenceRunner) -> Load:
     """How busy the worker is now."""
     sequences = runner.sequences
-    pending = (len(one.spec.known_token_ids) - one.written_tokens for one in sequences)
     return Load(
         running_sequences=runner.running_count,
         queued_sequences=runner.queued_count,
-        queued_tokens=sum(max(0, tokens) for tokens in pending),
+        queued_tokens=sum(one.pending_tokens for one in sequences),
         context_tokens=sum(one.written_tokens for one in sequences),
     )
 
@@ -229,4 +240,5 @@ def _member(kind: WorkerKind, settings: WorkerSettings, worker_id: str, address:
         layout=worker.model.layout,
         max_sequences=settings.max_sequences,
         version=version("forebay"),
+        model_size=model_size(worker.meter.model, worker.model.layout),
     )

@@ -1,5 +1,7 @@
 """Settings that prefill and decode workers share."""
 
+from pathlib import Path
+
 from pydantic import Field, field_validator
 
 from forebay import ports
@@ -22,6 +24,9 @@ class WorkerSettings(ServiceSettings):
 
     model: str | None = Field(None, description="GGUF file or Hugging Face folder; default: the default model")
     chip_class: str = Field(DECODE_DEFAULT, description=CHIP_CLASS_HELP)
+    fleet_file: Path | None = Field(
+        None, description="YAML file with watts, price and rates of chip classes; default: each class's own"
+    )
     kvcache: str = Field(ports.default_address(ports.KVCACHE), description="KV-cache service of this node, HOST:PORT")
     max_sequences: int = Field(DEFAULT_MAX_SEQUENCES, ge=1, le=4096, description="most sequences in one batch")
     chunk_tokens: int | None = Field(

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from importlib.metadata import version
 from typing import Any, Final
 
+from forebay.chips.fleet_file import read_fleet_file
 from forebay.events.connection import connect
 from forebay.events.kv_follower import KvFollower
 from forebay.fleet.drain import drain
@@ -34,6 +35,7 @@ SPAN_NAMES: Final = {
     f"/{SERVICE}/Generate": spans.GENERATE,
     f"/{SERVICE}/GetFleet": None,
     f"/{SERVICE}/Cancel": None,
+    f"/{SERVICE}/ExplainRequest": None,
 }
 STOP_GRACE_S: Final = 0.2
 """What is over may still write its last message or its error."""
@@ -41,6 +43,7 @@ STOP_GRACE_S: Final = 0.2
 
 async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     """Serves until `stop` is set, then lets running requests finish for `drain_s`."""
+    link = read_fleet_file(settings.fleet_file).link
     async with AsyncExitStack() as closing:
         server = Server(settings.listen, SPAN_NAMES, begins_traces=True, max_call_s=settings.max_request_s)
         connection = await connect(settings.nats_url, "router")
@@ -49,11 +52,13 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         index = PrefixIndex(settings.prefix_index_capacity)
         follower = KvFollower(connection, KvCacheDumps(links.kvcache), IndexFeed(index))
         nodes = FollowedNodes(follower)
+        planner = Planner(index, loads, lambda: links.snapshot, settings.alone_tokens, link)
 
         def follow_fleet() -> None:
             links.update(fleet.members)
             nodes.update(fleet.members)
             loads.keep(fleet.members)
+            planner.keep(fleet.members)
 
         fleet.on_change(follow_fleet)
         for start, close in ((loads.start, loads.close), (follower.start, follower.close), (fleet.start, fleet.close)):
@@ -61,7 +66,6 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
             closing.push_async_callback(close)
         closing.push_async_callback(links.close)
 
-        planner = Planner(index, loads, lambda: links.snapshot, settings.alone_tokens)
         generations = Generations(links, planner, FailoverLimits(settings.failover_s, settings.most_lost_workers))
         servicer = RouterServicer(generations, fleet, loads)
         server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, SERVICE)

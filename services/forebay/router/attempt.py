@@ -59,8 +59,8 @@ class AttemptSink(Protocol):
 class Attempt:
     """`begin`, then `sink` is told; `release` in any case.
 
-    emitted_token_ids: what earlier attempts generated. chosen: the plan. prefilled, let_go: told when the prefill
-    worker is done, and when all is.
+    emitted_token_ids: what earlier attempts generated. chosen: the plan. prefilled, let_go: told when the prompt is
+    computed, and when all is over.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class Attempt:
         self._traceparent = inject()
         self._prefill: PrefillCall | None = None
         self._sink: AttemptSink | None = None
+        self._is_prefilled = self._is_released = False
         self.is_over = False  # no (more) news
 
     def begin(self, sink: AttemptSink) -> None:
@@ -119,6 +120,7 @@ class Attempt:
             self._prefill.abandon(self._release_handed_over)
         self._decode.abandon(self._sequence_id)
         self._end_early_bring()
+        self._is_released = True
         self._let_go()
 
     def on_begun(self) -> None:
@@ -130,7 +132,7 @@ class Attempt:
         """The prefill worker sampled."""
         self._emitted_token_ids.append(first.token_id)
         self.is_over = bool(first.finish_reason)
-        self._prefilled()
+        self._note_prefilled()
         if self._sink is not None:
             self._sink.on_first_token(first)
 
@@ -142,6 +144,7 @@ class Attempt:
     def on_output(self, output: decode_pb2.SequenceOutput) -> None:
         """The decode worker has news."""
         self._end_early_bring()  # its sequence holds the blocks now
+        self._note_prefilled()
         if output.finish_reason or output.HasField("error"):
             self.is_over = True
         if self._sink is not None:
@@ -152,6 +155,11 @@ class Attempt:
         self.is_over = True
         if self._sink is not None:
             self._sink.on_lost(error)
+
+    def _note_prefilled(self) -> None:
+        if not self._is_prefilled and not self._is_released:
+            self._is_prefilled = True
+            self._prefilled()
 
     def _end_early_bring(self) -> None:
         if self._workers.early_bring is not None:

@@ -28,15 +28,7 @@ class Attempts:
             token_ids = [*token_ids, *emitted_token_ids]
         with span(spans.PLAN) as current:
             chosen = self._planner.plan(request, token_ids, is_begun=bool(emitted_token_ids))
-            current.set_attributes(
-                {
-                    spans.MODE: chosen.mode.value,
-                    spans.PLAN_REASON: chosen.reason,
-                    spans.MATCHED_TOKENS: chosen.matched_tokens,
-                    spans.DECODE_WORKER_ID: chosen.decode_worker_id,
-                    spans.PREFILL_WORKER_ID: chosen.prefill_worker_id or "",
-                }
-            )
+            current.set_attributes(_attributes(chosen))
         workers = self._workers(chosen)
         self._planner.charge(request.request_id, chosen, len(token_ids))
         return Attempt(
@@ -44,7 +36,7 @@ class Attempts:
             workers,
             emitted_token_ids,
             chosen,
-            prefilled=partial(self._planner.prefilled, request.request_id, chosen),
+            prefilled=partial(self._planner.prefilled, request.request_id, chosen, len(token_ids)),
             let_go=partial(self._planner.discharge, request.request_id, chosen),
         )
 
@@ -69,3 +61,21 @@ class Attempts:
         root = root_hash(prefill.model_digest, self._prompt.request.tenant, self._prompt.request.cache_salt)
         request = bring_request(prefill, decode, address, root, self._prompt.token_ids)
         return None if request is None else EarlyBring(stub, request)
+
+
+def _attributes(chosen: Plan) -> dict[str, str | int | float]:
+    attributes: dict[str, str | int | float] = {
+        spans.MODE: chosen.mode.value,
+        spans.PLAN_REASON: chosen.reason,
+        spans.MATCHED_TOKENS: chosen.matched_tokens,
+        spans.DECODE_WORKER_ID: chosen.decode_worker_id,
+        spans.PREFILL_WORKER_ID: chosen.prefill_worker_id or "",
+    }
+    if chosen.prediction is not None:
+        attributes[spans.PLAN_TTFT_S] = chosen.prediction.time_to_first_token_s
+        attributes[spans.PLAN_TPOT_S] = chosen.prediction.time_per_output_token_s
+        attributes[spans.PLAN_ENERGY_JOULES] = chosen.prediction.joules
+        attributes[spans.PLAN_COST_USD] = chosen.prediction.usd
+    if chosen.rejected is not None:
+        attributes[spans.PLAN_REJECTED] = chosen.rejected.reason
+    return attributes

@@ -1,5 +1,7 @@
 """Settings of a router."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from forebay import ports
@@ -25,6 +27,9 @@ class RouterSettings(ServiceSettings):
         DEFAULT_ALONE_TOKENS,
         ge=0,
         description="most prompt tokens that a decode worker computes alone although there is a prefill worker",
+    )
+    fleet_file: Path | None = Field(
+        None, description="YAML file with the rates of links between nodes; default: 10 Gbit/s"
     )
     failover_s: float = Field(
         DEFAULT_PATIENCE_S,

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from forebay.chips.chip_class import BUILT_IN
 from forebay.fleet.member import Member
 from forebay.role import Role
 from forebay.router.decode_link import DecodeLink
@@ -198,4 +199,8 @@ def _worker(member: Member) -> Worker | None:
         layout=member.layout,
         max_sequences=member.max_sequences,
         is_draining=member.is_draining,
+        chip_class=member.chip_class,
+        shares_cores=member.chip_class in BUILT_IN and BUILT_IN[member.chip_class].device == "cpu",
+        model_size=member.model_size,
+        rates=member.rates,
     )

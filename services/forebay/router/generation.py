@@ -23,10 +23,11 @@ from forebay.router.prompt_limits import admit, check_model
 from forebay.router.request import Request, validate
 from forebay.router.running import RunningRequests
 from forebay.routing.failover import Failover, FailoverLimits
+from forebay.routing.outcome import Outcome
 from forebay.routing.plan import Plan
 from forebay.telemetry import span, spans, tracer
-from forebay.v1 import common_pb2, router_pb2
-from forebay.wire.mode import mode_to_proto
+from forebay.v1 import common_pb2, decode_pb2, router_pb2
+from forebay.wire.plan import plan_to_proto
 
 _Made = TypeVar("_Made")
 
@@ -38,6 +39,7 @@ class _Clock:
     began_s: float
     tokenize_s: float = 0.0
     plan_s: float = 0.0
+    planned_s: float = 0.0
     first_token_s: float | None = None
 
     def since_begin_s(self) -> float:
@@ -72,6 +74,7 @@ class Generations:
                     began_s = time.perf_counter()
                     first = await waiting.until_possible(partial(attempts.next, execution.output.token_ids))
                     clock.plan_s = time.perf_counter() - began_s
+                    clock.planned_s = clock.since_begin_s()
                     chosen = first.chosen
                     execution.begin(first)
                 yield router_pb2.GenerateResponse(started=_started(prompt, chosen))
@@ -80,7 +83,13 @@ class Generations:
                         if clock.first_token_s is None and chunk.token_ids:
                             clock.first_token_s = clock.since_begin_s()
                         yield router_pb2.GenerateResponse(chunk=chunk)
+                if chosen is not None and not request.has_begun and execution.failover_count == 0:
+                    self._planner.learn(chosen, _outcome(prompt, execution, clock))
                 yield router_pb2.GenerateResponse(finished=_finished(prompt, execution, clock))
+
+    def explain(self, request_id: str) -> Plan:
+        """The last plan of a recent request. Raises UnknownRequestError when it is not known any more."""
+        return self._planner.explanations.of(request_id)
 
     async def _prompt(self, request: Request, waiting: "_Waiting", clock: _Clock) -> Prompt:
         """The prompt's tokens, from the tokenizer unless the caller gave them, fit for the model."""
@@ -177,20 +186,24 @@ def _started(prompt: Prompt, chosen: Plan | None) -> router_pb2.Started:
     return router_pb2.Started(
         request_id=prompt.request.request_id,
         trace_id=f"{get_current_span().get_span_context().trace_id:032x}",
-        plan=None if chosen is None else _plan(chosen),
+        plan=None if chosen is None else plan_to_proto(chosen),
         prompt_tokens=len(prompt.token_ids),
         seed=prompt.sampling.seed,
         model_digest=prompt.model_digest,
     )
 
 
-def _plan(chosen: Plan) -> common_pb2.Plan:
-    return common_pb2.Plan(
-        mode=mode_to_proto(chosen.mode),
-        prefill_worker_id=chosen.prefill_worker_id or "",
-        decode_worker_id=chosen.decode_worker_id,
-        matched_tokens=chosen.matched_tokens,
-        reason=chosen.reason,
+def _outcome(prompt: Prompt, execution: Execution, clock: _Clock) -> Outcome:
+    first, summary = execution.first_token, execution.summary or decode_pb2.DecodeSummary()
+    computing = first or summary
+    return Outcome(
+        prompt_tokens=len(prompt.token_ids),
+        computed_tokens=first.computed_tokens if first else summary.computed_prompt_tokens,
+        queue_s=computing.queue_s,
+        prefill_s=computing.prefill_s,
+        decode_s=summary.decode_s,
+        decode_steps=summary.decode_steps,
+        time_to_first_token_s=None if clock.first_token_s is None else clock.first_token_s - clock.planned_s,
     )
 
 

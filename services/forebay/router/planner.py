@@ -1,19 +1,27 @@
 """Plans one request on what this router knows now: snapshot, prefix matches, reported load and its own in-flight.
 
-Feeds the pure `plan` and keeps the in-flight charges; connects to nobody.
+Feeds the pure `plan`, keeps the in-flight charges and what predictions were wrong by; connects to nobody.
 """
 
+import math
 import random
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Container, Sequence
 
 from forebay.fleet.load import LoadView
 from forebay.fleet.member import Load
 from forebay.kv.hashing import block_hashes, reusable_block_count, root_hash
+from forebay.router.explanations import Explanations
 from forebay.router.request import Request
+from forebay.routing.correction import Corrections
+from forebay.routing.cost import DEFAULT_LINK, LinkRates
 from forebay.routing.fleet import FleetSnapshot
+from forebay.routing.forecast import Conditions
 from forebay.routing.in_flight import InFlight, WorkerLoad
-from forebay.routing.plan import DEFAULT_ALONE_TOKENS, Plan, PlanRequest, plan
+from forebay.routing.outcome import Outcome, learn
+from forebay.routing.plan import DEFAULT_ALONE_TOKENS, DEFAULT_OUTPUT_TOKENS, Plan, PlanRequest, QosTier, plan
 from forebay.routing.prefix_index import PrefixIndex, PrefixMatch
+from forebay.v1 import common_pb2
 
 
 class Planner:
@@ -25,13 +33,20 @@ class Planner:
         loads: LoadView,
         snapshot: Callable[[], FleetSnapshot],
         alone_tokens: int = DEFAULT_ALONE_TOKENS,
+        link: LinkRates = DEFAULT_LINK,
     ) -> None:
         self._alone_tokens = alone_tokens
         self._index = index
-        self._loads = loads
+        self._reports = loads
         self._snapshot = snapshot
         self._in_flight = InFlight()
+        self._loads: dict[str, WorkerLoad] = {}  # as far as they are known, with what reports cannot show yet
         self._random = random.Random()  # noqa: S311  # breaks ties, guards nothing
+        self._corrections = Corrections()
+        self.explanations = Explanations()
+        self._link = link
+        self._reported_s: dict[str, float] = {}  # when workers last reported
+        loads.on_report(self._heard)
 
     def plan(self, request: Request, token_ids: Sequence[int], is_begun: bool = False) -> Plan:
         """Where these tokens are computed and what follows them; `is_begun`: the last of them were generated.
@@ -39,46 +54,100 @@ class Planner:
         Raises NoWorkerError when no worker can take it.
         """
         fleet = self._snapshot()
-        matches = self._matches(request, token_ids, fleet)
-        reported = {worker_id: _worker_load(load) for worker_id, load in self._loads.loads.items()}
-        counts = {worker_id: self._loads.report_count(worker_id) for worker_id in reported}
-        return plan(
-            PlanRequest(len(token_ids), request.forced_mode, self._alone_tokens, is_begun),
+        chosen = plan(
+            PlanRequest(
+                len(token_ids),
+                request.forced_mode,
+                self._alone_tokens,
+                is_begun,
+                QosTier.BATCH if request.qos_tier == common_pb2.QOS_TIER_BATCH else QosTier.REALTIME,
+                _expected_output_tokens(request.sampling),
+            ),
             fleet,
-            matches,
-            self._in_flight.loads(reported, counts),
+            self._matches(request, token_ids, fleet),
+            self._loads,
             self._random.random(),
+            Conditions(self._corrections, self._link, time.monotonic()),
         )
+        self.explanations.keep(request.request_id, chosen)
+        return chosen
+
+    def learn(self, chosen: Plan, outcome: Outcome) -> None:
+        """The request that was planned so went so."""
+        learn(self._corrections, chosen, outcome)
+
+    def keep(self, worker_ids: Container[str]) -> None:
+        """Forgets every worker that is not one of these."""
+        for worker_id in [known for known in self._loads if known not in worker_ids]:
+            del self._loads[worker_id]
+        for worker_id in [known for known in self._reported_s if known not in worker_ids]:
+            del self._reported_s[worker_id]
+            self._in_flight.forget(worker_id)
+        self._corrections.keep(worker_ids)
+
+    def charge(self, request_id: str, chosen: Plan, prompt_tokens: int) -> None:
+        """The request's work counts as its workers' load from now on."""
+        computing, now_s = chosen.prefill_worker_id or chosen.decode_worker_id, time.monotonic()
+        rest_tokens = prompt_tokens - chosen.matched_tokens
+        if computing != chosen.decode_worker_id:
+            self._charge(chosen.decode_worker_id, request_id, WorkerLoad(1, 0, prompt_tokens, now_s))
+        self._charge(computing, request_id, WorkerLoad(1, rest_tokens, chosen.matched_tokens, now_s))
+
+    def prefilled(self, request_id: str, chosen: Plan, prompt_tokens: int) -> None:
+        """The prompt is computed: a prefill worker is done with the request, a decode worker goes on with it."""
+        if chosen.prefill_worker_id is not None:
+            self._release(chosen.prefill_worker_id, request_id)
+            return
+        self._charge(chosen.decode_worker_id, request_id, WorkerLoad(1, 0, prompt_tokens, time.monotonic()))
+
+    def discharge(self, request_id: str, chosen: Plan) -> None:
+        """It counts no more."""
+        for worker_id in filter(None, (chosen.prefill_worker_id, chosen.decode_worker_id)):
+            self._release(worker_id, request_id)
 
     def _matches(self, request: Request, token_ids: Sequence[int], fleet: FleetSnapshot) -> dict[str, PrefixMatch]:
-        """By node with decode workers, how much of the prompt is held there, in blocks of that node's size."""
+        """By node with workers, how much of the prompt is held there, in blocks of that node's size."""
         matches: dict[str, PrefixMatch] = {}
-        for block_tokens in {worker.layout.block_tokens for worker in fleet.decode}:
-            nodes = {one.node_id for one in fleet.decode if one.layout.block_tokens == block_tokens}
+        if not fleet.decode:
+            return matches
+        for block_tokens, nodes in fleet.nodes_of_block_size.items():
             root = root_hash(fleet.decode[0].model_digest, request.tenant, request.cache_salt)
             reusable_tokens = reusable_block_count(len(token_ids), block_tokens) * block_tokens
             held = self._index.match(block_hashes(root, token_ids[:reusable_tokens], block_tokens))
             matches |= {node_id: match for node_id, match in held.items() if node_id in nodes}
         return matches
 
-    def charge(self, request_id: str, chosen: Plan, prompt_tokens: int) -> None:
-        """The request's work counts as its workers' load from now on."""
-        rest_tokens = prompt_tokens - chosen.matched_tokens
-        computing = chosen.prefill_worker_id or chosen.decode_worker_id
-        for worker_id in {computing, chosen.decode_worker_id}:
-            load = WorkerLoad(sequences=1, queued_tokens=rest_tokens if worker_id == computing else 0)
-            self._in_flight.charge(worker_id, request_id, load, self._loads.report_count(worker_id))
+    def _charge(self, worker_id: str, request_id: str, load: WorkerLoad) -> None:
+        self._in_flight.charge(worker_id, request_id, load, time.monotonic())
+        self._update(worker_id)
 
-    def discharge(self, request_id: str, chosen: Plan) -> None:
-        """It counts no more."""
-        self.prefilled(request_id, chosen)
-        self._in_flight.release(chosen.decode_worker_id, request_id)
+    def _release(self, worker_id: str, request_id: str) -> None:
+        self._in_flight.release(worker_id, request_id, self._heard_s(worker_id), time.monotonic())
+        self._update(worker_id)
 
-    def prefilled(self, request_id: str, chosen: Plan) -> None:
-        """The prefill worker is done with the request."""
-        if chosen.prefill_worker_id is not None:
-            self._in_flight.release(chosen.prefill_worker_id, request_id)
+    def _heard(self, worker_id: str) -> None:
+        self._reported_s[worker_id] = time.monotonic()
+        self._update(worker_id)
+
+    def _heard_s(self, worker_id: str) -> float:
+        return self._reported_s.get(worker_id, -math.inf)
+
+    def _update(self, worker_id: str) -> None:
+        heard_s = self._heard_s(worker_id)
+        load = self._in_flight.load(worker_id, _worker_load(self._reports.loads.get(worker_id), heard_s), heard_s)
+        if load.sequences:
+            self._loads[worker_id] = load
+        else:
+            self._loads.pop(worker_id, None)
 
 
-def _worker_load(load: Load) -> WorkerLoad:
-    return WorkerLoad(load.running_sequences + load.queued_sequences, load.queued_tokens)
+def _worker_load(load: Load | None, seen_s: float) -> WorkerLoad:
+    if load is None:
+        return WorkerLoad()
+    return WorkerLoad(load.running_sequences + load.queued_sequences, load.queued_tokens, load.context_tokens, seen_s)
+
+
+def _expected_output_tokens(sampling: common_pb2.SamplingParams) -> int:
+    if not sampling.HasField("max_tokens"):
+        return DEFAULT_OUTPUT_TOKENS
+    return sampling.max_tokens if sampling.ignore_eos else min(sampling.max_tokens, DEFAULT_OUTPUT_TOKENS)

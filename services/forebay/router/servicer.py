@@ -10,6 +10,7 @@ from forebay.fleet.messages import load_to_proto, member_to_proto
 from forebay.fleet.view import FleetView
 from forebay.router.generation import Generations
 from forebay.v1 import router_pb2, router_pb2_grpc
+from forebay.wire.plan import plan_to_proto
 
 
 class RouterServicer(router_pb2_grpc.RouterServiceServicer):
@@ -47,7 +48,11 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     async def ExplainRequest(
         self, request: router_pb2.ExplainRequestRequest, context: Any
     ) -> router_pb2.ExplainRequestResponse:
-        raise NotServedYetError("explaining a plan is not served yet")
+        chosen = self._generations.explain(request.request_id)
+        return router_pb2.ExplainRequestResponse(
+            chosen=plan_to_proto(chosen),
+            rejected=None if chosen.rejected is None else plan_to_proto(chosen.rejected),
+        )
 
     async def DrainWorker(self, request: router_pb2.DrainWorkerRequest, context: Any) -> router_pb2.DrainWorkerResponse:
         raise NotServedYetError("draining a worker is not served yet")
