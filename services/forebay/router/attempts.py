@@ -27,8 +27,10 @@ class Attempts:
         if emitted_token_ids:
             token_ids = [*token_ids, *emitted_token_ids]
         with span(spans.PLAN) as current:
-            chosen = self._planner.plan(request, token_ids, is_begun=bool(emitted_token_ids))
+            chosen, on_disk = self._planner.plan(request, token_ids, is_begun=bool(emitted_token_ids))
             current.set_attributes(_attributes(chosen))
+        if on_disk is not None:
+            self._links.hints.send(on_disk.node_id, on_disk.block_hashes)
         workers = self._workers(chosen)
         self._planner.charge(request.request_id, chosen, len(token_ids))
         return Attempt(

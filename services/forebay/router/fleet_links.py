@@ -16,6 +16,7 @@ from forebay.chips.chip_class import BUILT_IN
 from forebay.fleet.member import Member
 from forebay.role import Role
 from forebay.router.decode_link import DecodeLink
+from forebay.router.prefetch_hints import PrefetchHints
 from forebay.router.prefill_link import PrefillLink
 from forebay.router.tokenizers import Tokenizers
 from forebay.routing.fleet import FleetSnapshot, NodeCache, Refusal, Worker, select
@@ -52,6 +53,7 @@ class FleetLinks:
 
     def __init__(self) -> None:
         self.tokenizers = Tokenizers(self._refresh)
+        self.hints = PrefetchHints(self.kvcache)
         self.snapshot = FleetSnapshot()
         self._connected: dict[str, _Connected] = {}
         self._refused: frozenset[Refusal] = frozenset()
@@ -130,6 +132,7 @@ class FleetLinks:
                 known.prefill.lose()
                 known.prefill.close()
             await known.channel.close()
+        await self.hints.close()
         await self.tokenizers.close()
         for task in tuple(self._closing):
             await end_task(task)

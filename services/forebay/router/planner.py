@@ -6,11 +6,13 @@ Feeds the pure `plan`, keeps the in-flight charges and what predictions were wro
 import math
 import random
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
 
 from forebay.fleet.load import LoadView
 from forebay.fleet.member import Load
 from forebay.kv.hashing import block_hashes, reusable_block_count, root_hash
+from forebay.kv.tier import Tier
 from forebay.router.explanations import Explanations
 from forebay.router.request import Request
 from forebay.routing.correction import Corrections
@@ -22,6 +24,22 @@ from forebay.routing.outcome import Outcome, learn
 from forebay.routing.plan import DEFAULT_ALONE_TOKENS, DEFAULT_OUTPUT_TOKENS, Plan, PlanRequest, QosTier, plan
 from forebay.routing.prefix_index import PrefixIndex, PrefixMatch
 from forebay.v1 import common_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPrefix:
+    """The run of a prompt's blocks that a node holds, where some of it lies on disk alone."""
+
+    node_id: str
+    block_hashes: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """matches: by node, how much of the prompt it holds; block_hashes: of the prompt, by tokens in a block."""
+
+    matches: Mapping[str, PrefixMatch]
+    block_hashes: Mapping[int, Sequence[bytes]]
 
 
 class Planner:
@@ -48,12 +66,15 @@ class Planner:
         self._reported_s: dict[str, float] = {}  # when workers last reported
         loads.on_report(self._heard)
 
-    def plan(self, request: Request, token_ids: Sequence[int], is_begun: bool = False) -> Plan:
+    def plan(
+        self, request: Request, token_ids: Sequence[int], is_begun: bool = False
+    ) -> tuple[Plan, DiskPrefix | None]:
         """Where these tokens are computed and what follows them; `is_begun`: the last of them were generated.
 
-        Raises NoWorkerError when no worker can take it.
+        Returns also what is worth reading from disk meanwhile. Raises NoWorkerError when no worker can take it.
         """
         fleet = self._snapshot()
+        held = self._held(request, token_ids, fleet)
         chosen = plan(
             PlanRequest(
                 len(token_ids),
@@ -64,13 +85,13 @@ class Planner:
                 _expected_output_tokens(request.sampling),
             ),
             fleet,
-            self._matches(request, token_ids, fleet),
+            held.matches,
             self._loads,
             self._random.random(),
             Conditions(self._corrections, self._link, time.monotonic()),
         )
         self.explanations.keep(request.request_id, chosen)
-        return chosen
+        return chosen, _disk_prefix(chosen, fleet, held)
 
     def learn(self, chosen: Plan, outcome: Outcome) -> None:
         """The request that was planned so went so."""
@@ -105,17 +126,19 @@ class Planner:
         for worker_id in filter(None, (chosen.prefill_worker_id, chosen.decode_worker_id)):
             self._release(worker_id, request_id)
 
-    def _matches(self, request: Request, token_ids: Sequence[int], fleet: FleetSnapshot) -> dict[str, PrefixMatch]:
-        """By node with workers, how much of the prompt is held there, in blocks of that node's size."""
+    def _held(self, request: Request, token_ids: Sequence[int], fleet: FleetSnapshot) -> _Held:
+        """What nodes with workers hold of the prompt, in blocks of each node's size."""
         matches: dict[str, PrefixMatch] = {}
+        hashes: dict[int, Sequence[bytes]] = {}
         if not fleet.decode:
-            return matches
+            return _Held(matches, hashes)
+        root = root_hash(fleet.decode[0].model_digest, request.tenant, request.cache_salt)
         for block_tokens, nodes in fleet.nodes_of_block_size.items():
-            root = root_hash(fleet.decode[0].model_digest, request.tenant, request.cache_salt)
             reusable_tokens = reusable_block_count(len(token_ids), block_tokens) * block_tokens
-            held = self._index.match(block_hashes(root, token_ids[:reusable_tokens], block_tokens))
+            hashes[block_tokens] = block_hashes(root, token_ids[:reusable_tokens], block_tokens)
+            held = self._index.match(hashes[block_tokens])
             matches |= {node_id: match for node_id, match in held.items() if node_id in nodes}
-        return matches
+        return _Held(matches, hashes)
 
     def _charge(self, worker_id: str, request_id: str, load: WorkerLoad) -> None:
         self._in_flight.charge(worker_id, request_id, load, time.monotonic())
@@ -139,6 +162,19 @@ class Planner:
             self._loads[worker_id] = load
         else:
             self._loads.pop(worker_id, None)
+
+
+def _disk_prefix(chosen: Plan, fleet: FleetSnapshot, held: _Held) -> DiskPrefix | None:
+    """Of the node that computes the prompt, which is where its prefix is asked for."""
+    on_disk = {node_id: match for node_id, match in held.matches.items() if Tier.DISK in match.tiers}
+    if not on_disk:
+        return None
+    computes = chosen.prefill_worker_id or chosen.decode_worker_id
+    worker = next(one for one in (*fleet.decode, *fleet.prefill) if one.worker_id == computes)
+    match = on_disk.get(worker.node_id)
+    if match is None:
+        return None
+    return DiskPrefix(worker.node_id, held.block_hashes[worker.layout.block_tokens][: match.block_count])
 
 
 def _worker_load(load: Load | None, seen_s: float) -> WorkerLoad:
