@@ -63,10 +63,6 @@ class BlockTarget(Protocol):
         """The block's bytes are there and match their digest; they are not written again."""
         ...
 
-    def present(self, block_index: int) -> None:
-        """The block lies in this very node's memory, so that nothing was written. It is held while this is called."""
-        ...
-
 
 class BlockTransport(Protocol):
     """A way for KV bytes between nodes."""

@@ -64,10 +64,6 @@ class PullSink:
         """Whether every block has arrived or failed."""
         return len(self._arrived) + len(self._failed) == self.block_count
 
-    def note_present(self, block_index: int) -> None:
-        """The block is here already and need not come."""
-        self._arrived.add(block_index)
-
     def begin_session(self) -> None:
         """A new connection, with `window_bytes` of credit: what was under way on the last one is forgotten."""
         self._whole_bytes.clear()

@@ -98,7 +98,6 @@ class PlainTarget:
     ) -> None:
         self.blocks: Sequence[bytearray] = [bytearray(block_bytes) for _ in range(block_count)]
         self.arrivals: list[int] = []
-        self.present_blocks: list[int] = []
         self._on_arrival = on_arrival
 
     def memory(self, block_index: int) -> memoryview:
@@ -110,7 +109,3 @@ class PlainTarget:
         """As BlockTarget.arrived."""
         self.arrivals.append(block_index)
         self._on_arrival(block_index)
-
-    def present(self, block_index: int) -> None:
-        """As BlockTarget.present."""
-        self.present_blocks.append(block_index)

@@ -26,7 +26,6 @@ from forebay.kv.pull_frame import Frame
 from forebay.kv.pull_sink import PullSink
 from forebay.kvcache.transfer.peer_channels import MOST_CHANNELS, PeerChannels
 from forebay.kvcache.transfer.puller import BlockPuller
-from forebay.kvcache.transfer.same_node_transport import SameNodeTransport
 from forebay.kvcache.transfer.source import SERVICE, BlockSource, add_block_source
 from forebay.testing.kv_worker import numbered_hashes as hashes
 from forebay.testing.plain_blocks import PlainTarget, random_block
@@ -281,22 +280,6 @@ async def test_nobody_at_the_address_is_said(ends: Any, transport: BlockTranspor
     request = PullRequest(SourceNode("nowhere", free_address), hashes(2), LAYOUT, 20)
     outcome = await puller(transport).pull(request, PlainTarget(2, LAYOUT.block_bytes))
     assert reasons(outcome) == {0: RemoteError, 1: RemoteError}
-
-
-async def test_on_the_same_node_nothing_is_written(ends: Any) -> None:
-    ends.blocks.begin(SEQUENCE)
-    ends.seal(2)
-    target = PlainTarget(3, LAYOUT.block_bytes)
-    near = SameNodeTransport("near", ends.blocks)
-    request = PullRequest(SourceNode("near", ""), hashes(3), LAYOUT, 20, 20, SEQUENCE)
-    assert not near.reaches(ends.node)
-    pulling = asyncio.create_task(puller(near, ends.tcp).pull(request, target))
-    await until(lambda: target.present_blocks == [0, 1])
-    ends.seal(1, first=2, sequence_id=SEQUENCE)
-    assert (await pulling).arrived == (0, 1, 2)
-    assert target.arrivals == []
-    assert not any(map(any, target.blocks))
-    await ends.all_given_back()
 
 
 async def test_a_broken_session_resumes_by_block(ends: Any, transport: BlockTransport) -> None:

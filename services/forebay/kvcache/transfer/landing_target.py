@@ -31,10 +31,6 @@ class DirectTarget:
         """As BlockTarget.arrived."""
         self._landing.finish(self.source_indexes[block_index])
 
-    def present(self, block_index: int) -> None:
-        """As BlockTarget.present."""
-        raise AssertionError("blocks of this very node are not pulled")
-
 
 class ConvertingTarget:
     """Blocks of another layout: each run is converted as soon as all of it is here, and its staging memory given up.
@@ -72,10 +68,6 @@ class ConvertingTarget:
         blocks = range(first, first + len(run.source_indexes))
         if self._arrived.issuperset(blocks):
             self._convert(run, blocks)
-
-    def present(self, block_index: int) -> None:
-        """As BlockTarget.present."""
-        raise AssertionError("blocks of this very node are not pulled")
 
     def _convert(self, run: BringRun, blocks: range) -> None:
         sources = [memoryview(self._staged[block]) for block in blocks]
