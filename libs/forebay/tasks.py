@@ -1,10 +1,20 @@
-"""Background tasks of an event loop: ended for certain, and waited for no longer than so many seconds."""
+"""Tasks of an event loop: ended for certain, and waited for no longer than so many seconds."""
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Any, Final
+from collections.abc import Awaitable, Coroutine
+from typing import Any, Final, TypeVar
 
 AGAIN_S: Final = 0.05
+_Result = TypeVar("_Result")
+
+
+def run(main: Coroutine[Any, Any, _Result]) -> _Result:
+    """As asyncio.run, for commands. Ctrl-C raises KeyboardInterrupt, also where it is pressed twice."""
+    try:
+        return asyncio.run(main)
+    except asyncio.CancelledError:
+        # The second one met the loop while it was ending for the first. Nobody else cancels a main task.
+        raise KeyboardInterrupt from None
 
 
 async def end_task(task: "asyncio.Task[Any]") -> None:

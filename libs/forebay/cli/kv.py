@@ -1,7 +1,6 @@
 """`forebay kv`: what the local mesh's KV-cache service keeps, and what an operator may do about it."""
 
 import argparse
-import asyncio
 import json
 import sys
 from collections import Counter
@@ -9,6 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+from forebay import tasks
 from forebay.cli.parsing import command_parser
 from forebay.cli.program import program_name
 from forebay.client.kv_operator import KvOperator, KvStats
@@ -63,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
             which.add_argument("hashes", nargs="*", default=[], type=_block_hash, metavar="HASH", help="as ls prints")
             which.add_argument("--all", action="store_true", help="all that are pinned")
     given = parser.parse_args(arguments)
-    return asyncio.run(_asked(asks[given.command], given))
+    return tasks.run(_asked(asks[given.command], given))
 
 
 async def _asked(ask: Ask, given: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from forebay.errors import ForebayError
 from forebay.mesh.memory import ProcessMemory, process_memory
 from forebay.mesh.readiness import health
 from forebay.mesh.record import MeshRecord, ServiceRecord
+from forebay.tasks import run
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +32,14 @@ class ServiceStatus:
 
 def inspect_mesh(record: MeshRecord) -> list[ServiceStatus]:
     """The state of every service, in the order of the record."""
-    return asyncio.run(_inspect(record))
+    return run(_inspect(record))
 
 
 def running_request_count(record: MeshRecord) -> int:
     """Requests that workers compute or let wait, as the router was told; 0 if it does not answer."""
     if not any(service.role == "router" and service.process.is_running() for service in record.services):
         return 0
-    loads = asyncio.run(_loads(record.router_addresses))
+    loads = run(_loads(record.router_addresses))
     return sum(load.running_sequences + load.queued_sequences for load in loads.values())
 
 

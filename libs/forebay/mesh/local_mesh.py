@@ -26,6 +26,7 @@ from forebay.mesh.readiness import wait_until_ready
 from forebay.mesh.record import MeshRecord, ServiceRecord, read_record, remove_record, write_record
 from forebay.mesh.room import check_room
 from forebay.mesh.spec import STOP_ORDER, MeshSpec, ServiceSpec
+from forebay.tasks import run
 
 DEFAULT_START_TIMEOUT_S: Final = 180.0
 DRAIN_S: Final = 10.0
@@ -54,7 +55,7 @@ def start_mesh(spec: MeshSpec, progress: Progress, timeout_s: float = DEFAULT_ST
     try:
         services = _spawn_all(spec, logs)
         progress(f"starting {', '.join(service.name for service in services)}")
-        asyncio.run(_until_ready(services, logs, progress, timeout_s))
+        run(_until_ready(services, logs, progress, timeout_s))
     except BaseException:
         with _uninterrupted():
             stop_mesh(spec.state_dir, grace_s=_ABORT_GRACE_S)
@@ -87,7 +88,7 @@ def mend_mesh(
             services = tuple(started if other.name == one.name else other for other in record.services)
             record = replace(record, services=services)
             write_record(spec.state_dir, record)
-        asyncio.run(_until_ready(record.services, logs, progress, timeout_s))
+        run(_until_ready(record.services, logs, progress, timeout_s))
     except BaseException:
         with _uninterrupted():
             stop(begun, _ABORT_GRACE_S)
