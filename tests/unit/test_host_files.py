@@ -59,10 +59,14 @@ def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
 
 def test_segments_are_found_by_their_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_memory, "FOLDER", tmp_path)
-    ours = [shared_memory.segment_path(shared_memory.segment_name("n", tier)) for tier in ("device", "host")]
-    other = shared_memory.segment_path(shared_memory.segment_name("m", "device"))
-    for path in (*ours, other):
+    names = [shared_memory.segment_name("n", tier) for tier in ("device", "host")]
+    names += [*map(shared_memory.index_name, names), shared_memory.segment_name("n", shared_memory.CORES)]
+    ours = [shared_memory.segment_path(name) for name in names]
+    others = [
+        shared_memory.segment_path(shared_memory.segment_name(node_id, "device")) for node_id in ("m", "n-1", "n-host")
+    ]
+    for path in (*ours, *others):
         path.touch()
-    assert shared_memory.segments_of("n") == ours
-    assert shared_memory.remove_segments("n") == 2
-    assert list(tmp_path.iterdir()) == [other]
+    assert sorted(shared_memory.segments_of("n")) == sorted(ours)
+    assert shared_memory.remove_segments("n") == len(ours)
+    assert sorted(tmp_path.iterdir()) == sorted(others)

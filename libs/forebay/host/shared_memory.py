@@ -5,11 +5,20 @@ from typing import Final
 
 FOLDER: Final = Path("/dev/shm")  # noqa: S108  # where Linux keeps POSIX shared memory; not a temporary folder
 _STAT_BLOCK_BYTES: Final = 512
+CORES: Final = "cores"
+"""What the page is called on which a node's workers share its cores, where tiers have their names."""
+_INDEX: Final = "index"
+_PARTS: Final = ("device", f"device-{_INDEX}", "host", f"host-{_INDEX}", CORES)
 
 
 def segment_name(node_id: str, tier_name: str) -> str:
     """POSIX name of a tier's segment, which begins with a slash."""
     return f"/forebay-{node_id}-{tier_name}"
+
+
+def index_name(segment: str) -> str:
+    """POSIX name of the checkpoint beside a tier's segment."""
+    return f"{segment}-{_INDEX}"
 
 
 def segment_path(name: str) -> Path:
@@ -18,8 +27,9 @@ def segment_path(name: str) -> Path:
 
 
 def segments_of(node_id: str) -> list[Path]:
-    """Files of the node's shared memory."""
-    return sorted(FOLDER.glob(segment_name(node_id, "*").removeprefix("/")))
+    """Files of the node's shared memory: of `n`, none of a node `n-1` or `n-host`."""
+    paths = (segment_path(segment_name(node_id, part)) for part in _PARTS)
+    return [path for path in paths if path.exists()]
 
 
 def remove_segments(node_id: str) -> int:

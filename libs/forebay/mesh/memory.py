@@ -44,8 +44,8 @@ def process_memory(process: ProcessIdentity, node_id: str) -> ProcessMemory:
         if process.is_running():
             running = psutil.Process(process.pid)
             rss_bytes = running.memory_info().rss
-            prefix = str(segment_path(segment_name(node_id, "")))
-            mapped_bytes = sum(entry.pss for entry in running.memory_maps() if entry.path.startswith(prefix))
+            segments = {str(path) for path in segments_of(node_id)}
+            mapped_bytes = sum(entry.pss for entry in running.memory_maps() if entry.path in segments)
             return ProcessMemory(rss_bytes, running.memory_full_info().pss, mapped_bytes)
     return ProcessMemory(rss_bytes)
 

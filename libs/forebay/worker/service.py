@@ -28,7 +28,7 @@ from forebay.fleet.load import LoadPublisher
 from forebay.fleet.member import Load, Member
 from forebay.fleet.registrar import Registrar
 from forebay.host.cores import usable_cores
-from forebay.host.shared_memory import segment_name, segment_path
+from forebay.host.shared_memory import CORES, segment_name, segment_path
 from forebay.kv.hashing import root_hash
 from forebay.role import Role
 from forebay.routing.cost import ChipRates
@@ -147,7 +147,7 @@ async def _running(
     try:
         rights = KvRights(link)
         rights.start()
-        page = segment_path(segment_name(attachment.node_id, "cores"))
+        page = segment_path(segment_name(attachment.node_id, CORES))
         cores = CoreShare(page, usable_cores(), _most_cores(settings))
         engine = await asyncio.to_thread(loader.make_engine, attachment)
         meter = StepMeter(engine.model_cost, min(usable_cores(), _most_cores(settings)))

@@ -16,7 +16,7 @@ from xxhash import xxh3_128_digest
 from forebay.errors import StartError
 from forebay.host.file_lock import try_lock, unlock
 from forebay.host.gpu_runtime import GpuError, GpuRuntime, gpu_device
-from forebay.host.shared_memory import segment_name, segment_path
+from forebay.host.shared_memory import index_name, segment_name, segment_path
 from forebay.kv.tier import Tier
 from forebay.kvcache.arena import Arena
 from forebay.kvcache.checkpoint import Checkpoint, NotedBlock, read_checkpoint
@@ -33,8 +33,8 @@ class MemoryTier:
 
         Errors: StartError when another live service has the memory, or it is short.
         """
-        path = segment_path(segment_name(node_id, tier.value))
-        index_path = path.with_name(f"{path.name}-index")
+        name = segment_name(node_id, tier.value)
+        path, index_path = segment_path(name), segment_path(index_name(name))
         old, noted = _take_left_behind(path, index_path, key)
         try:
             try:
