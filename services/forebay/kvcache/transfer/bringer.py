@@ -3,16 +3,13 @@
 Joins the parts. Knows the order of things, and that whatever happens each block that was opened is finished.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
 
 from opentelemetry.context import Context
 
 from forebay.errors import ForebayError, InvalidFieldError, KvExhaustedError, ModelMismatchError
-from forebay.kernels.converter import BlockConverter, block_converter, reference_converter
 from forebay.kv.block_traffic import Fetch
 from forebay.kv.block_transport import PullOutcome, PullRequest
 from forebay.kv.bring_run import BringRun, bring_runs
@@ -20,17 +17,13 @@ from forebay.kv.conversion import ConversionPlan, plan_conversion
 from forebay.kv.layout import KvLayout
 from forebay.kvcache.carrier import Carrier
 from forebay.kvcache.node import KvNode
+from forebay.kvcache.transfer.converters import Converters
 from forebay.kvcache.transfer.landing import Landing
 from forebay.kvcache.transfer.landing_target import ConvertingTarget, DirectTarget, LandingTarget
 from forebay.kvcache.transfer.puller import BlockPuller
 from forebay.kvcache.transfer.transfer_span import describe_failure, describe_transfer, transfer_span
 from forebay.rpc.address import checked_address
 from forebay.wire.bring_request import BringWish
-
-PATIENCE_WITH_COMPILER_S: Final = 0.2
-"""How long a transfer waits for the native converter before it takes the slower one."""
-MOST_CONVERTERS: Final = 16
-"""Kept, those used last: each layout that another node has is another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +55,7 @@ class Bringer:
         self._carrier = carrier
         self._puller = puller
         self._clock = clock
-        self._converters: dict[ConversionPlan, asyncio.Task[BlockConverter]] = {}
+        self._converters = Converters()
 
     def planned(self, wish: BringWish) -> ConversionPlan:
         """How the blocks become ours.
@@ -139,16 +132,7 @@ class Bringer:
     async def _target(self, plan: ConversionPlan, runs: Sequence[BringRun], landing: Landing) -> LandingTarget:
         if plan.sources[0] == plan.target:
             return DirectTarget(landing, sum(len(run.target_indexes) for run in runs))
-        making = self._converters.pop(plan, None)
-        if making is None:
-            making = asyncio.create_task(asyncio.to_thread(block_converter, plan))
-        self._converters[plan] = making  # as the one used last
-        if len(self._converters) > MOST_CONVERTERS:
-            del self._converters[next(iter(self._converters))]
-        # Where nobody has yet compiled the native library that takes long, and a request waits for its blocks.
-        done, _ = await asyncio.wait((making,), timeout=PATIENCE_WITH_COMPILER_S)
-        is_made = done and making.exception() is None
-        return ConvertingTarget(landing, runs, making.result() if is_made else reference_converter(plan))
+        return ConvertingTarget(landing, runs, await self._converters.of(plan))
 
 
 def _first_error(outcome: PullOutcome) -> ForebayError | None:
