@@ -148,6 +148,43 @@ async def test_a_span_tells_what_failed_and_who_goes_on(router_for, script, expo
     assert "going on where another worker failed" in below[0].attributes[spans.PLAN_REASON]
 
 
+@pytest.mark.parametrize("mode", [SPLIT, LOCAL])
+async def test_another_worker_of_the_node_takes_over_what_a_lost_one_left(router_for, script, mode) -> None:  # type: ignore[no-untyped-def]
+    script.kv_epoch = 7
+    async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=5) as router:
+        answer = Answer(router, mode=mode)
+        await until(lambda: answer.token_text == OUTPUT[:5])
+        await fleet.add(Role.DECODE, "decode-2", second := FakeDecode(script, fleet.prefill))
+        router.links.update(fleet.members)
+        script.goes_on.set()
+        await fleet.kill("decode-1")
+        await answer.complete()
+        await until(lambda: fleet.is_idle and not second.running)
+    (start,) = second.starts
+    assert (start.left_behind_epoch, start.HasField("manifest")) == (7, False)
+    assert start.request_id == fleet.decode.starts[0].request_id, "the sequence that lies in memory"
+    assert (answer.text, answer.token_text) == (OUTPUT, OUTPUT)
+    assert answer.finished.failover_count == 1
+
+
+async def test_what_a_lost_worker_left_and_cannot_be_had_is_computed(router_for, script) -> None:  # type: ignore[no-untyped-def]
+    script.kv_epoch, script.left_behind_error = 7, WorkerLostError("it has run out")
+    async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=5) as router:
+        answer = Answer(router, mode=LOCAL)
+        await until(lambda: answer.token_text == OUTPUT[:5])
+        await fleet.add(Role.DECODE, "decode-2", second := FakeDecode(script, fleet.prefill))
+        router.links.update(fleet.members)
+        script.goes_on.set()
+        await fleet.kill("decode-1")
+        await answer.complete()
+        await until(lambda: fleet.is_idle and not second.running)
+    taking_over, computing = second.starts
+    assert taking_over.HasField("left_behind_epoch")
+    assert not computing.HasField("left_behind_epoch")
+    assert computing.request_id != taking_over.request_id
+    assert (answer.text, answer.token_text) == (OUTPUT, OUTPUT)
+
+
 async def test_what_another_worker_would_say_too_is_no_failover(router_for, exporter) -> None:  # type: ignore[no-untyped-def]
     script = Script(OUTPUT, prefill_error=KvExhaustedError("full"))
     async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=5) as router:

@@ -55,6 +55,8 @@ class Script:
     held_after: int | None = None  # decode stops here, counted over all tokens, until cancelled or
     goes_on: asyncio.Event = field(default_factory=asyncio.Event)
     has_cancelled: asyncio.Event = field(default_factory=_set)  # a cancelled sequence's last word waits for it
+    kv_epoch: int = 0  # which decode tells; 0: none
+    left_behind_error: ForebayError | None = None  # of a decode that is to take a lost worker's sequence over
 
 
 class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
@@ -263,8 +265,11 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
         outputs.put_nowait(self._last(request_id, common_pb2.FINISH_REASON_CANCELLED))
 
     async def _say(self, start: decode_pb2.StartSequence, outputs: "asyncio.Queue[decode_pb2.SequenceOutput]") -> None:
-        if self._script.decode_error is not None:
-            error = to_failure(self._script.decode_error)
+        decode_error = self._script.decode_error
+        if start.HasField("left_behind_epoch"):
+            decode_error = decode_error or self._script.left_behind_error
+        if decode_error is not None:
+            error = to_failure(decode_error)
             token_ids = list(map(ord, self._script.last_words[len(start.emitted_token_ids) :]))
             outputs.put_nowait(decode_pb2.SequenceOutput(request_id=start.request_id, error=error, token_ids=token_ids))
             self.running.discard(start.request_id)
@@ -281,6 +286,8 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
             output = self._last(start.request_id, reason) if reason else decode_pb2.SequenceOutput()
             output.request_id = start.request_id
             output.token_ids.append(token_id)
+            if index == emitted_count:
+                output.kv_epoch = self._script.kv_epoch
             logprobs = _logprobs(token_id, start.sampling)
             if logprobs is not None:
                 output.logprobs.append(logprobs)

@@ -26,6 +26,9 @@ from forebay.worker.running_sequence import Offer
 _log = logging.getLogger(__name__)
 
 RETRY_INTERVAL_S: Final = 0.05
+LEFT_BEHIND_S: Final = 0.25
+"""Most that is waited for a lost worker to be gone, so that it need not be computed again what it left: one that was
+killed takes a few milliseconds, one that is frozen for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ class BlockSupply:
 
         try:
             async with asyncio.timeout(self._patience.blocks_s):
-                return await self._in_turn(wish.rank, lambda: self._after_writer(acquire))
+                return await self._in_turn(wish.rank, lambda: self._after_writer(acquire, self._patience.writer_s))
         except TimeoutError:
             raise KvExhaustedError(
                 f"no {block_count} KV blocks became free in {self._patience.blocks_s:g} s", retry_after_s=RETRY_AFTER_S
@@ -128,7 +131,8 @@ class BlockSupply:
                 return await self._rights.take_over(sequence_id, offer.epoch, 0)
 
         try:
-            grant = await self._after_writer(take_over)
+            most_s = self._patience.writer_s
+            grant = await self._after_writer(take_over, min(LEFT_BEHIND_S, most_s) if offer.is_left_behind else most_s)
         except StaleEpochError:
             raise WorkerLostError(
                 "the request's KV blocks have gone to another worker", retry_after_s=RETRY_AFTER_S
@@ -153,10 +157,10 @@ class BlockSupply:
                     self._on_refusal()
                     await asyncio.sleep(RETRY_INTERVAL_S)
 
-    async def _after_writer(self, ask: Callable[[], Awaitable[BlockGrant]]) -> BlockGrant:
+    async def _after_writer(self, ask: Callable[[], Awaitable[BlockGrant]], most_s: float) -> BlockGrant:
         """Asks until the sequence's last writer is gone, which takes a moment after it was killed."""
         clock = asyncio.get_running_loop().time
-        give_up_s = clock() + self._patience.writer_s
+        give_up_s = clock() + most_s
         while True:
             try:
                 return await ask()

@@ -75,6 +75,10 @@ class KvRights:
         new = kvcache_pb2.NewSequence(prefix_hashes=prefix_hashes, block_count=block_count, tenant=tenant)
         return await self._begin(kvcache_pb2.AcquireBlocksRequest(sequence_id=sequence_id, new_sequence=new))
 
+    def epoch_of(self, sequence_id: str) -> int:
+        """Of the right to a sequence; 0: there is none."""
+        return self._link.owned_epochs.get(sequence_id, 0)
+
     def bring(self, source: common_pb2.Manifest, block_hashes: list[bytes]) -> Bringing:
         """Has blocks of another node brought to this one; the caller closes it."""
         return Bringing(self._link.stub, source, block_hashes)

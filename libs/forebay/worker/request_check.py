@@ -108,6 +108,14 @@ def offer_of(model: ServedModel, manifest: common_pb2.Manifest, known_tokens: in
     return Offer(epoch=manifest.epoch, token_count=manifest.token_count)
 
 
+def left_behind_of(epoch: int, prompt_tokens: int, known_tokens: int) -> Offer:
+    """What a lost worker left of a sequence. Raises InvalidFieldError unless a token was emitted."""
+    if known_tokens == prompt_tokens:
+        raise InvalidFieldError("a sequence is left behind with an emitted token at least", field="left_behind_epoch")
+    # A token is emitted after the KV of all before it was written.
+    return Offer(epoch=epoch, token_count=known_tokens - 1, is_left_behind=True)
+
+
 def check_source(model: ServedModel, manifest: common_pb2.Manifest, known_tokens: int) -> None:
     """Raises ModelMismatchError, LayoutMismatchError or InvalidFieldError unless the blocks that a manifest of another
     node names can become this node's.

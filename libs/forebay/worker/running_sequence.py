@@ -21,10 +21,14 @@ TokenSink = Callable[[int, TokenLogprobs | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A sequence that another worker handed over: its KV is written for token_count positions."""
+    """A sequence that another worker handed over: its KV is written for token_count positions.
+
+    is_left_behind: it was not handed over; the worker was lost, and has written and sealed more perhaps.
+    """
 
     epoch: int
     token_count: int
+    is_left_behind: bool = False
 
 
 @dataclass(frozen=True, slots=True)

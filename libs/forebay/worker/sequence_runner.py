@@ -29,6 +29,7 @@ from forebay.errors import (
     ForebayError,
     KvExhaustedError,
     UnknownSequenceError,
+    WorkerLostError,
 )
 from forebay.kv.hashing import HashChain, reusable_block_count
 from forebay.worker.attachment import Attachment
@@ -38,7 +39,7 @@ from forebay.worker.engine_thread import Add, Cancel, DropEngine, EngineThread, 
 from forebay.worker.kv_rights import BlockGrant, KvRights, lost
 from forebay.worker.pauses import Pauses
 from forebay.worker.places import Places
-from forebay.worker.running_sequence import RunningSequence, SequenceCost, SequenceSpec, StepTime, TokenSink
+from forebay.worker.running_sequence import Offer, RunningSequence, SequenceCost, SequenceSpec, StepTime, TokenSink
 from forebay.worker.standstill import Standstill
 from forebay.worker.step_report import Report
 
@@ -164,6 +165,10 @@ class SequenceRunner:
         """An offer to this worker will not be used. Harmless when it was taken."""
         self._rights.decline(sequence_id, epoch)
 
+    def epoch_of(self, sequence_id: str) -> int:
+        """With which another worker takes a sequence over if this one is lost; 0: it is not this worker's any more."""
+        return self._rights.epoch_of(sequence_id)
+
     def on_attached(self, attachment: Attachment) -> None:
         """Goes on over the service's new memory."""
         self._thread.submit(UseEngine(self._make_engine(attachment)))
@@ -214,6 +219,7 @@ class SequenceRunner:
             self._on_change()
             if spec.offer is not None and grant is not None:
                 sequence.computed_tokens = spec.offer.token_count
+                self._seal_what_is_left(running, grant, spec.offer)
             else:
                 if bringing is not None:
                     running.cost.note_transfer(await bringing.ended())
@@ -235,10 +241,24 @@ class SequenceRunner:
         try:
             grant = await self._supply.take_over(spec.sequence_id, spec.offer, wanted_blocks)
         except UnknownSequenceError:
+            if spec.offer.is_left_behind:
+                raise WorkerLostError("what a lost worker had left has run out", retry_after_s=RETRY_AFTER_S) from None
             _log.info("an offer ran out before it was taken; what is sealed of it is found in the cache")
             return None
         running.cost.note_transfer(Transfer(grant.copied_bytes, self._clock() - began_s))
         return grant
+
+    def _seal_what_is_left(self, running: RunningSequence, grant: BlockGrant, offer: Offer) -> None:
+        """A lost worker may not have come to seal what it had filled; what it sealed is never written again.
+
+        Raises WorkerLostError where it sealed more than is known of its tokens: these blocks must be found by hash.
+        """
+        full_blocks = offer.token_count // self.limits.block_tokens
+        if grant.cached_block_count > full_blocks:
+            raise WorkerLostError("a lost worker had sealed tokens that nobody has heard", retry_after_s=RETRY_AFTER_S)
+        if grant.cached_block_count < full_blocks:
+            hashes = running.chain.hashes[grant.cached_block_count : full_blocks]
+            self._rights.seal(running.sequence_id, grant.cached_block_count, hashes, at_once=False)
 
     @contextmanager
     def _bringing(self, running: RunningSequence, sequence: Sequence) -> Iterator[Bringing | None]:

@@ -17,6 +17,7 @@ from forebay.worker.request_check import (
     check_source,
     check_tokens,
     deadline_of,
+    left_behind_of,
     offer_of,
     priority_of,
     sampling_for,
@@ -66,7 +67,11 @@ def _spec(start: decode_pb2.StartSequence, model: ServedModel, node_id: str) -> 
     check_prompt(model, prompt, "prompt_token_ids")
     check_tokens(model, emitted, "emitted_token_ids")
     offer, source, known_tokens = None, None, len(prompt) + len(emitted)
-    if start.HasField("manifest"):
+    if start.HasField("left_behind_epoch"):
+        if start.HasField("manifest"):
+            raise InvalidFieldError("a sequence is handed over or left behind, not both", field="left_behind_epoch")
+        offer = left_behind_of(start.left_behind_epoch, len(prompt), known_tokens)
+    elif start.HasField("manifest"):
         if start.manifest.sequence_id != start.request_id:
             raise InvalidFieldError("the manifest is of another sequence", field="manifest.sequence_id")
         if start.manifest.node_id == node_id:

@@ -140,6 +140,8 @@ class DecodeStream:
         def on_token(token_id: int, logprobs: TokenLogprobs | None) -> None:
             nonlocal is_first
             output = self._output(request_id, is_urgent=is_first)
+            if is_first:
+                output.kv_epoch = self._runner.epoch_of(request_id)
             is_first = False
             output.token_ids.append(token_id)
             if logprobs is not None:
@@ -178,7 +180,9 @@ class DecodeStream:
         self._gatherings.pop(start.request_id, None)
         if task.cancelled():  # before it had begun
             self._output(start.request_id, is_urgent=True).finish_reason = common_pb2.FINISH_REASON_CANCELLED
-        if start.HasField("manifest") and start.manifest.node_id == self._node_id:
-            # Whatever went wrong before the take-over, the offer is not left to run out. A taken one has a new epoch.
+        # Whatever went wrong before the take-over, the offer is not left to run out. A taken one has a new epoch.
+        if start.HasField("left_behind_epoch"):
+            self._runner.decline(start.request_id, start.left_behind_epoch)
+        elif start.HasField("manifest") and start.manifest.node_id == self._node_id:
             self._runner.decline(start.request_id, start.manifest.epoch)
         self._news.set()  # it may have been the last

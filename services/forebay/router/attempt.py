@@ -25,12 +25,22 @@ MAX_SEQUENCE_ID_CHARACTERS: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """A sequence that lies whole in a node's memory, though its worker was lost: another can take it over there."""
+
+    worker_id: str
+    sequence_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Workers:
     """Who computes; without `prefill` the decode worker does it all.
 
     `taker`: who decodes a prefilled sequence now: `decode`, or another of its node's when that one leaves.
     `kvcache_address`: by node, where blocks can be pulled from. `early_bring`: brings the prompt's blocks to the decode
-    worker's node while they are computed on another; None: on the same, or it cannot.
+    worker's node while they are computed on another; None: on the same, or it cannot. `left_behind`: what the attempt
+    before left on the decode worker's node, which that takes over; None: nothing.
     """
 
     decode: DecodeLink
@@ -38,6 +48,7 @@ class Workers:
     taker: Callable[[], DecodeLink | None]
     kvcache_address: Callable[[str], str | None]
     early_bring: EarlyBring | None = None
+    left_behind: LeftBehind | None = None
 
 
 class AttemptSink(Protocol):
@@ -79,12 +90,15 @@ class Attempt:
         self._emitted_token_ids = list(emitted_token_ids)
         self._let_go = let_go
         self._decode = workers.decode
-        self._sequence_id = _sequence_id(prompt.request.request_id)
+        left = workers.left_behind
+        self._sequence_id = _sequence_id(prompt.request.request_id) if left is None else left.sequence_id
+        self._kv_epoch = 0  # as its worker told it
         self._traceparent = inject()
         self._prefill: PrefillCall | None = None
         self._sink: AttemptSink | None = None
         self._is_prefilled = self._is_released = False
         self.is_over = False  # no (more) news
+        self.left_behind: LeftBehind | None = None  # where its decode worker was lost
 
     def begin(self, sink: AttemptSink) -> None:
         """Sends the prompt to its first worker. Does not wait."""
@@ -145,6 +159,7 @@ class Attempt:
         """The decode worker has news."""
         self._end_early_bring()  # its sequence holds the blocks now
         self._note_prefilled()
+        self._kv_epoch = output.kv_epoch or self._kv_epoch
         if output.finish_reason or output.HasField("error"):
             self.is_over = True
         if self._sink is not None:
@@ -153,6 +168,8 @@ class Attempt:
     def on_lost(self, error: ForebayError) -> None:
         """A worker was lost."""
         self.is_over = True
+        if self._kv_epoch:
+            self.left_behind = LeftBehind(self._decode.worker_id, self._sequence_id, self._kv_epoch)
         if self._sink is not None:
             self._sink.on_lost(error)
 
@@ -179,6 +196,7 @@ class Attempt:
             traceparent=self._traceparent.get("traceparent", ""),
             tracestate=self._traceparent.get("tracestate", ""),
             gather_ms=self._prompt.request.gather_ms,
+            left_behind_epoch=None if self._workers.left_behind is None else self._workers.left_behind.epoch,
         )
 
     def _taking_over(self, manifest: common_pb2.Manifest) -> decode_pb2.StartSequence:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from forebay.kv.hashing import root_hash
-from forebay.router.attempt import Attempt, Workers
+from forebay.router.attempt import Attempt, LeftBehind, Workers
 from forebay.router.early_bring import EarlyBring, bring_request
 from forebay.router.fleet_links import FleetLinks
 from forebay.router.planner import Planner
@@ -20,6 +20,7 @@ class Attempts:
         self._prompt = prompt
         self._links = links
         self._planner = planner
+        self._last: tuple[Attempt, str] | None = None  # with the node that decodes it
 
     def next(self, emitted_token_ids: Sequence[int] = ()) -> Attempt:
         """Goes on behind the tokens that were generated before. Raises NoWorkerError when no worker can take it."""
@@ -31,9 +32,10 @@ class Attempts:
             current.set_attributes(_attributes(chosen))
         if on_disk is not None:
             self._links.hints.send(on_disk.node_id, on_disk.block_hashes)
-        workers = self._workers(chosen)
+        node_id = self._links.node_of(chosen.decode_worker_id)
+        workers = self._workers(chosen, node_id)
         self._planner.charge(request.request_id, chosen, len(token_ids))
-        return Attempt(
+        attempt = Attempt(
             self._prompt,
             workers,
             emitted_token_ids,
@@ -41,15 +43,28 @@ class Attempts:
             prefilled=partial(self._planner.prefilled, request.request_id, chosen, len(token_ids)),
             let_go=partial(self._planner.discharge, request.request_id, chosen),
         )
+        self._last = attempt, node_id
+        return attempt
 
-    def _workers(self, chosen: Plan) -> Workers:
+    def _left_behind(self, chosen: Plan, node_id: str) -> LeftBehind | None:
+        """What the last attempt left where this one is planned."""
+        if self._last is None or chosen.prefill_worker_id is not None:
+            return None
+        last, last_node_id = self._last
+        left = last.left_behind
+        # A worker that is there again under its id may still be ending the sequence.
+        is_at_hand = left is not None and node_id == last_node_id and chosen.decode_worker_id != left.worker_id
+        return left if is_at_hand else None
+
+    def _workers(self, chosen: Plan, node_id: str) -> Workers:
         prefill_worker_id, decode_worker_id = chosen.prefill_worker_id, chosen.decode_worker_id
         return Workers(
             decode=self._links.decode(decode_worker_id),
             prefill=None if prefill_worker_id is None else self._links.prefill(prefill_worker_id),
-            taker=partial(self._links.taker, decode_worker_id, self._links.node_of(decode_worker_id)),
+            taker=partial(self._links.taker, decode_worker_id, node_id),
             kvcache_address=self._links.kvcache_address,
             early_bring=self._early_bring(chosen),
+            left_behind=self._left_behind(chosen, node_id),
         )
 
     def _early_bring(self, chosen: Plan) -> EarlyBring | None:

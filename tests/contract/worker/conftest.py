@@ -78,6 +78,10 @@ class RunningKvCache:
         """Counts now."""
         return self.node.stats()
 
+    def bury(self, attachment_id: int) -> None:
+        """From now on the process of this attachment counts as gone."""
+        self.node._ledger.detach(attachment_id, time.monotonic(), process_is_gone=True)
+
     def is_all_released(self) -> bool:
         """Whether no sequence holds anything."""
         return self.stats().sequences == 0 and self.stats().tiers[0].leased == 0
