@@ -75,6 +75,12 @@ def _figures(kind: _Kind, all_rounds: Sequence[KillRound]) -> list[Figure]:
         Figure(f"{kind}: requests", len(outcomes), ""),
         Figure(f"{kind}:   in its hands at that moment", sum(one.cut_count for one in rounds), ""),
         Figure(f"{kind}:   gone on with at another router", sum(one.resume_count for one in rounds), ""),
+        Figure(
+            f"{kind}:   prompt tokens computed again, of answers that had begun",
+            sum(outcome.recomputed_tokens for outcome in outcomes),
+            "",
+            "<= 0" if kind == (Victim.DECODE, Fault.KILLED) else None,
+        ),
         Figure(f"{kind}: ended well", verdicts[Verdict.GOOD], ""),
         Figure(f"{kind}: lost", verdicts[Verdict.FAILED], "", "<= 0"),
         *(Figure(f"{kind}: ended with {reason}", count, "") for reason, count in sorted(reasons.items(), key=str)),

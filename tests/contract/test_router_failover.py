@@ -49,10 +49,9 @@ def script() -> Script:
     return Script(OUTPUT, held_after=5)
 
 
-@pytest.mark.parametrize("mode", [SPLIT, LOCAL])
-async def test_another_decode_worker_goes_on_behind_the_tokens_there_are(router_for, script, mode) -> None:  # type: ignore[no-untyped-def]
+async def test_another_decode_worker_goes_on_behind_the_tokens_there_are(router_for, script) -> None:  # type: ignore[no-untyped-def]
     async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=5) as router:
-        answer = Answer(router, mode=mode, sampling=common_pb2.SamplingParams(logprobs=0, temperature=1))
+        answer = Answer(router, mode=LOCAL, sampling=common_pb2.SamplingParams(logprobs=0, temperature=1))
         await until(lambda: answer.token_text == OUTPUT[:5])
         await fleet.add(Role.DECODE, "decode-2", second := FakeDecode(script, fleet.prefill))
         router.links.update(fleet.members)
@@ -64,7 +63,7 @@ async def test_another_decode_worker_goes_on_behind_the_tokens_there_are(router_
     heard = OUTPUT[: len(start.emitted_token_ids)]
     assert len(heard) >= 5
     assert "".join(map(chr, start.emitted_token_ids)) == heard
-    assert not start.HasField("manifest")
+    assert not start.HasField("left_behind_epoch"), "the lost worker told no epoch"
     assert start.sampling == fleet.decode.starts[0].sampling, "the same seed"
     assert start.request_id != fleet.decode.starts[0].request_id, "no two attempts share a name"
     assert (answer.text, answer.token_text) == (OUTPUT, OUTPUT)
@@ -148,9 +147,11 @@ async def test_a_span_tells_what_failed_and_who_goes_on(router_for, script, expo
     assert "going on where another worker failed" in below[0].attributes[spans.PLAN_REASON]
 
 
-@pytest.mark.parametrize("mode", [SPLIT, LOCAL])
-async def test_another_worker_of_the_node_takes_over_what_a_lost_one_left(router_for, script, mode) -> None:  # type: ignore[no-untyped-def]
-    script.kv_epoch = 7
+@pytest.mark.parametrize(("mode", "told_epoch", "epoch"), [(SPLIT, 7, 7), (SPLIT, 0, 2), (LOCAL, 7, 7)])
+async def test_another_worker_of_the_node_takes_over_what_a_lost_one_left(
+    router_for, script, mode, told_epoch, epoch
+) -> None:  # type: ignore[no-untyped-def]
+    script.kv_epoch = told_epoch
     async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=5) as router:
         answer = Answer(router, mode=mode)
         await until(lambda: answer.token_text == OUTPUT[:5])
@@ -161,7 +162,7 @@ async def test_another_worker_of_the_node_takes_over_what_a_lost_one_left(router
         await answer.complete()
         await until(lambda: fleet.is_idle and not second.running)
     (start,) = second.starts
-    assert (start.left_behind_epoch, start.HasField("manifest")) == (7, False)
+    assert (start.left_behind_epoch, start.HasField("manifest")) == (epoch, False), "or that of the manifest"
     assert start.request_id == fleet.decode.starts[0].request_id, "the sequence that lies in memory"
     assert (answer.text, answer.token_text) == (OUTPUT, OUTPUT)
     assert answer.finished.failover_count == 1

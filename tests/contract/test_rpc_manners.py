@@ -20,7 +20,9 @@ from forebay.errors import (
     RemoteError,
     StartError,
     UnknownModelError,
+    WorkerLostError,
 )
+from forebay.rpc.addressee import addressed_to
 from forebay.rpc.channel import open_channel
 from forebay.rpc.deadline import limited_to, remaining_s
 from forebay.rpc.server import Server
@@ -72,9 +74,9 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
 @asynccontextmanager
 async def serving(
-    servicer: FakeTokenizer, max_call_s: float | None = None
+    servicer: FakeTokenizer, max_call_s: float | None = None, serves_as: str | None = None
 ) -> AsyncIterator[tuple[Server, str, grpc.aio.Channel]]:
-    server = Server("127.0.0.1:0", max_call_s=max_call_s)
+    server = Server("127.0.0.1:0", max_call_s=max_call_s, serves_as=serves_as)
     server.add(tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server, servicer, SERVICE)
     address = await server.start()
     async with open_channel(address) as channel:
@@ -184,6 +186,25 @@ async def test_a_lost_server_is_a_remote_error() -> None:
         with pytest.raises(RemoteError) as caught, translated():
             await encode(channel, "ok")
     assert caught.value.code == Code.UNAVAILABLE
+
+
+@pytest.mark.parametrize("serves_as", ["successor", None])
+async def test_a_call_for_a_process_that_was_here_before_is_refused(serves_as: str | None) -> None:
+    async with serving(servicer := FakeTokenizer(), serves_as=serves_as) as (_, _, channel):
+        stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
+        request = tokenizer_pb2.EncodeRequest(input=tokenizer_pb2.EncodeInput(text="ok"))
+        assert (await stub.Encode(request, metadata=addressed_to("successor"))).token_ids == [1]
+        meant_for_another = stub.Encode(request, metadata=addressed_to("killed"))
+        if serves_as is None:  # who has no name takes everything
+            assert (await meant_for_another).token_ids == [1]
+            return
+        with pytest.raises(WorkerLostError) as caught, translated():
+            await meant_for_another
+        assert caught.value.metadata["worker_id"] == "killed"
+        stream = stub.Detokenize(metadata=addressed_to("killed"))
+        with pytest.raises(WorkerLostError), translated():
+            await stream.read()
+        assert not servicer.started.is_set()
 
 
 async def test_a_taken_port_is_one_clear_line() -> None:

@@ -78,3 +78,27 @@ def test_the_roster_ends_equal_to_the_bucket(script: list) -> None:  # type: ign
     roster.expire(now_s + GRACE_S)
     assert set(roster.members) == bucket
     assert roster.next_expiry_s is None
+
+
+def started(worker_id: str, incarnation: int, address: str = "127.0.0.1:1") -> Member:
+    return Member(worker_id, Role.DECODE, address, "n", incarnation=incarnation)
+
+
+def test_who_serves_at_an_address_since_ends_who_served_there_before() -> None:
+    roster = Roster(GRACE_S)
+    assert roster.put(started("killed", 1))
+    assert roster.put(started("elsewhere", 1, "127.0.0.1:2"))
+    assert roster.put(started("again", 2))
+    assert set(roster.members) == {"elsewhere", "again"}
+    assert not roster.put(started("killed", 1)), "its record is still there, and is read anew"
+    assert not roster.resync([started("again", 2), started("killed", 1), started("elsewhere", 1, "127.0.0.1:2")], 0.0)
+    assert set(roster.members) == {"elsewhere", "again"}
+    assert roster.next_expiry_s is None
+
+
+def test_of_unknown_age_or_another_role_both_stay() -> None:
+    roster = Roster(GRACE_S)
+    roster.put(member("old"))
+    roster.put(started("new", 2))
+    roster.put(Member("prefill", Role.PREFILL, "127.0.0.1:1", "n", incarnation=3))
+    assert set(roster.members) == {"old", "new", "prefill"}

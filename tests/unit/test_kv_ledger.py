@@ -13,8 +13,8 @@ from forebay.errors import (
     WriterActiveError,
 )
 from forebay.kv.attachments import WorkerProcess
-from forebay.kv.effects import OverdueFence, Revoked, Stored
-from forebay.kv.grant import Grant, SealEntry
+from forebay.kv.effects import CopyBlock, OverdueFence, Revoked, Stored
+from forebay.kv.grant import Grant, SealEntry, TakeOver
 from forebay.kv.lease import Right
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
@@ -72,7 +72,7 @@ def test_two_sequences_that_seal_the_same_content_keep_their_tables(story: Story
 def test_dead_owner_gives_way_at_once(story: Story) -> None:
     epoch = story.begin().epoch
     story.ledger.detach(story.first, 0.0, process_is_gone=True)
-    taken = story.ledger.take_over(story.second, "s", epoch, None, 1.0)
+    taken = story.ledger.take_over(story.second, "s", TakeOver(epoch), 1.0)
     assert taken.epoch > epoch
     with pytest.raises(NotAttachedError):
         story.ledger.extend(story.first, "s", epoch, 1, 1.0)
@@ -80,9 +80,9 @@ def test_dead_owner_gives_way_at_once(story: Story) -> None:
 
 def test_third_owner_comes_with_the_same_manifest(story: Story) -> None:
     manifest = story.ledger.seal(story.first, SealEntry("s", story.begin().epoch, 0, [], hand_over=True), 0.0).epoch
-    story.ledger.take_over(story.second, "s", manifest, None, 0.0)
+    story.ledger.take_over(story.second, "s", TakeOver(manifest), 0.0)
     story.ledger.detach(story.second, 0.0, process_is_gone=True)
-    assert story.ledger.take_over(story.first, "s", manifest, None, 0.0).epoch > manifest
+    assert story.ledger.take_over(story.first, "s", TakeOver(manifest), 0.0).epoch > manifest
 
 
 def test_owner_that_lives_is_fenced_however_long_that_takes(story: Story) -> None:
@@ -90,7 +90,7 @@ def test_owner_that_lives_is_fenced_however_long_that_takes(story: Story) -> Non
     story.ledger.detach(story.first, 0.0, process_is_gone=False)
     story.ledger.expire(LEASE_S)
     with pytest.raises(WriterActiveError):
-        story.ledger.take_over(story.second, "s", epoch, None, LEASE_S)
+        story.ledger.take_over(story.second, "s", TakeOver(epoch), LEASE_S)
     with pytest.raises(WriterActiveError):
         story.ledger.begin(story.second, "s", [], 1, LEASE_S)
     assert story.ledger.expire(LEASE_S + GRACE_S - 0.1).overdue == ()
@@ -147,14 +147,14 @@ def test_fence_falls_when_the_process_is_seen_to_be_gone(story: Story) -> None:
     epoch = story.begin().epoch
     story.ledger.detach(story.first, 0.0, process_is_gone=False)
     story.ledger.detach(story.first, 0.0, process_is_gone=True)
-    assert story.ledger.take_over(story.second, "s", epoch, None, 1.0).block_ids
+    assert story.ledger.take_over(story.second, "s", TakeOver(epoch), 1.0).block_ids
 
 
 def test_worker_that_attached_again_goes_on(story: Story) -> None:
     epoch = story.begin().epoch
     story.ledger.detach(story.first, 0.0, process_is_gone=False)
     again = story.ledger.attach(WorkerProcess("first", 7, 1))
-    assert story.ledger.take_over(again, "s", epoch, None, 1.0).epoch > epoch
+    assert story.ledger.take_over(again, "s", TakeOver(epoch), 1.0).epoch > epoch
     assert {attachment_id for attachment_id, _ in story.ledger.processes()} == {story.second, again}
 
 
@@ -192,7 +192,7 @@ def test_grant_whose_answer_was_lost_runs_out(story: Story) -> None:
 def test_what_is_taken_over_is_renewed_unnamed_as_if_it_had_just_begun(story: Story) -> None:
     epoch = story.begin().epoch
     offered = story.ledger.seal(story.first, SealEntry("s", epoch, 0, [], hand_over=True), 9.0).epoch
-    story.ledger.take_over(story.second, "s", offered, None, 9.2)
+    story.ledger.take_over(story.second, "s", TakeOver(offered), 9.2)
     story.ledger.renew(story.second, [], 18.0)
     story.ledger.expire(19.5)
     assert story.ledger.right_to("s") is Right.OWNED, "the answer to the take-over may still be on its way"
@@ -228,15 +228,36 @@ def test_offered_sequence_that_nobody_takes_is_released(story: Story) -> None:
     assert story.ledger.expire(5.0 + OFFER_S).revoked == ()
     assert story.leased() == 0
     with pytest.raises(UnknownSequenceError):
-        story.ledger.take_over(story.second, "s", offered, None, 6.0)
+        story.ledger.take_over(story.second, "s", TakeOver(offered), 6.0)
 
 
 def test_take_over_is_all_or_nothing(story: Story) -> None:
     offered = story.ledger.seal(story.first, SealEntry("s", story.begin().epoch, 0, [], hand_over=True), 0.0).epoch
     with pytest.raises(KvExhaustedError):
-        story.ledger.take_over(story.second, "s", offered, 9, 0.0)
-    assert len(story.ledger.take_over(story.second, "s", offered, 8, 0.0).block_ids) == 8
+        story.ledger.take_over(story.second, "s", TakeOver(offered, 9), 0.0)
+    assert len(story.ledger.take_over(story.second, "s", TakeOver(offered, 8), 0.0).block_ids) == 8
     assert story.ledger.stats().take_overs == 1
+
+
+def test_what_was_sealed_beyond_what_a_taker_knows_becomes_cache_and_it_writes_a_copy(story: Story) -> None:
+    grant = story.begin(4)
+    story.ledger.seal(story.first, SealEntry("s", grant.epoch, 0, HASHES[:3]), 0.0)
+    story.ledger.detach(story.first, 0.0, process_is_gone=True)
+    with pytest.raises(KvExhaustedError):
+        story.ledger.take_over(story.second, "s", TakeOver(grant.epoch, 7, sealed_count=1), 0.0)
+    asked = TakeOver(grant.epoch, 5, sealed_count=1)
+    taken = story.ledger.take_over(story.second, "s", asked, 0.0)
+    assert (taken.cached_block_count, len(taken.block_ids)) == (1, 5)
+    assert (taken.block_ids[0], taken.block_ids[3]) == (grant.block_ids[0], grant.block_ids[3])
+    assert not {*taken.block_ids[1:3], taken.block_ids[4]} & {*grant.block_ids}, "sealed blocks are never written"
+    assert taken.effects.copies == (CopyBlock(Tier.DEVICE, grant.block_ids[1], Tier.DEVICE, taken.block_ids[1]),)
+    assert story.store.find(HASHES[2]) is Tier.DEVICE, "it is cache"
+    story.ledger.seal(story.second, SealEntry("s", taken.epoch, 1, HASHES[1:3]), 0.0)
+    again = story.ledger.take_over(story.second, "s", asked, 0.0)
+    assert (again.epoch, again.cached_block_count, again.block_ids) == (taken.epoch, 3, taken.block_ids)
+    story.ledger.release(story.second, [("s", taken.epoch)])
+    assert story.leased() == 0
+    assert story.ledger.stats().tiers[0].sealed == 3, "each hash once"
 
 
 def test_refused_seal_does_nothing(story: Story) -> None:

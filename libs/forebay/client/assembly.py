@@ -112,6 +112,8 @@ class Assembly:
             plan=self.plan,
             request_id=self.started.request_id,
             trace_id=self.started.trace_id,
+            failover_count=finished.failover_count,
+            recomputed_tokens=finished.recomputed_tokens,
         )
 
 

@@ -117,6 +117,8 @@ class Completion:
     """A finished request.
 
     `logprobs` has one entry per token when asked for, else none. `stop_match` is the stop string that ended the text.
+    `failover_count` is how often another worker went on where one had failed, `recomputed_tokens` how many prompt
+    tokens were computed once more for that when the answer had begun; both at the router that ended the request.
     """
 
     text: str
@@ -129,3 +131,5 @@ class Completion:
     plan: Plan
     request_id: str
     trace_id: str
+    failover_count: int = 0
+    recomputed_tokens: int = 0

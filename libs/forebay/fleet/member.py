@@ -1,10 +1,16 @@
 """What the fleet knows of a service: plain values, no protobuf, no NATS."""
 
+import time
 from dataclasses import dataclass
 
 from forebay.kv.layout import KvLayout
 from forebay.role import Role
 from forebay.routing.cost import ChipRates, ModelSize
+
+
+def incarnation_now() -> int:
+    """Of a service that starts now: greater than that of any that was started before."""
+    return time.time_ns() // 1000
 
 
 @dataclass(frozen=True, slots=True)

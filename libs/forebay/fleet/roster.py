@@ -1,7 +1,8 @@
 """The members as one reader knows them, through resyncs. Pure: time is an argument.
 
-Invariant: a member leaves only when its record was deleted or ran out, or when it did not come back within the grace
-after a resync. An emptied bucket (NATS restarted) therefore does not empty the roster.
+Invariant: a member leaves only when its record was deleted or ran out, when another of its role serves at its address
+since, or when it did not come back within the grace after a resync. An emptied bucket (NATS restarted) therefore does
+not empty the roster, and a process that was killed and started again is not two members until the old record runs out.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,6 +34,11 @@ class Roster:
         self._unconfirmed.pop(member.worker_id, None)
         if self._members.get(member.worker_id) == member:
             return False
+        rivals = [other for other in self._members.values() if _serve_at_one_place(other, member)]
+        if any(other.incarnation > member.incarnation for other in rivals):
+            return False
+        for other in rivals:
+            self.delete(other.worker_id)
         self._members[member.worker_id] = member
         return True
 
@@ -58,3 +64,13 @@ class Roster:
         for worker_id in gone:
             self.delete(worker_id)
         return bool(gone)
+
+
+def _serve_at_one_place(one: Member, other: Member) -> bool:
+    """Whether these cannot both live: one process listens at an address. Of unknown age nothing is said."""
+    return (
+        one.worker_id != other.worker_id
+        and (one.role, one.address) == (other.role, other.address)
+        and one.incarnation > 0
+        and other.incarnation > 0
+    )

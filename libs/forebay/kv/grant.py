@@ -18,6 +18,20 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeOver:
+    """How a sequence is to be taken over.
+
+    epoch: the one of the hand-over, or of the lost owner's grant. block_count: blocks wanted at least; None: as many as
+    it has. sealed_count: most of its blocks that are to be sealed; what its last owner sealed beyond them becomes
+    cache, and the sequence has other blocks in their place, the first of them a copy; None: all that are sealed.
+    """
+
+    epoch: int
+    block_count: int | None = None
+    sealed_count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SealEntry:
     """Blocks of one sequence to seal, from `first_block_index` of its table on.
 

@@ -26,7 +26,7 @@ from forebay.kv.attachments import AttachmentRecord, Attachments, WorkerProcess
 from forebay.kv.departure import Departure
 from forebay.kv.effect_log import EffectLog
 from forebay.kv.effects import Effects, OverdueFence, Revoked
-from forebay.kv.grant import Grant, Renewal, Sealed, SealEntry
+from forebay.kv.grant import Grant, Renewal, Sealed, SealEntry, TakeOver
 from forebay.kv.lease import Right, SequenceLease
 from forebay.kv.ledger_stats import LedgerStats
 from forebay.kv.tenant_quota import TenantQuota
@@ -155,22 +155,27 @@ class BlockLedger:
         return self._grant(lease, log, reserved.promoted_count)
 
     def take_over(
-        self, attachment_id: int, sequence_id: str, epoch: int, block_count: int | None, now_s: float
+        self,
+        attachment_id: int,
+        sequence_id: str,
+        take_over: TakeOver,
+        now_s: float,
     ) -> Grant:
-        """Grants a sequence that was handed over, or whose owner's process is gone, with at least `block_count` blocks.
+        """Grants a sequence that was handed over, or whose owner's process is gone.
 
-        `epoch` is the one of the hand-over, or of the owner's grant. Idempotent for the same attachment and epoch.
+        Idempotent for the same attachment and epoch.
         Errors: NotAttachedError, UnknownSequenceError, StaleEpochError, WriterActiveError, KvExhaustedError.
         """
         attachment = self._attachments.open(attachment_id)
-        lease = self._known(sequence_id)
+        lease, epoch = self._known(sequence_id), take_over.epoch
         if not lease.is_known_as(epoch):
             raise StaleEpochError("the sequence has changed hands since", sequence_id=sequence_id)
         is_owner = lease.right is Right.OWNED and lease.attachment_id == attachment_id
         if not is_owner and self._has_other_writer(lease, attachment):
             raise _writer_active(lease)
         log = EffectLog()
-        self._lengthen(lease, (block_count or 0) - len(lease.block_ids), log)
+        sealed_count = None if is_owner else take_over.sealed_count  # asked again, what it has sealed since stays
+        self._renew_table(lease, take_over.block_count or 0, sealed_count, log)
         lease.ends_at_s = now_s + self._settings.lease_s
         if not is_owner:
             self._attachments.disown(lease.attachment_id, lease.sequence_id)
@@ -330,6 +335,24 @@ class BlockLedger:
         # A worker that attached again after a broken connection may go on with what it alone can write.
         is_own_fence = lease.right is Right.FENCED
         return not (is_own_fence and self._attachments.process(lease.attachment_id) == attachment.process)
+
+    def _renew_table(self, lease: SequenceLease, block_count: int, sealed_count: int | None, log: EffectLog) -> None:
+        """Lengthens the table to `block_count`, and puts other blocks in place of those sealed beyond `sealed_count`.
+
+        All or nothing. Errors: KvExhaustedError.
+        """
+        missing_count = max(0, block_count - len(lease.block_ids))
+        surplus = [] if sealed_count is None else lease.block_ids[sealed_count : len(lease.hashes)]
+        if not missing_count and not surplus:
+            return
+        fresh = self._store.lease(missing_count + len(surplus), log)
+        if surplus:
+            self._store.copy(surplus[0], fresh[0], log)
+            self._store.give_back(surplus, len(surplus))
+            lease.block_ids[sealed_count : len(lease.hashes)] = fresh[: len(surplus)]
+            del lease.hashes[sealed_count:]
+        lease.block_ids += fresh[len(surplus) :]
+        self._quota.take(lease.tenant, missing_count)
 
     def _lengthen(self, lease: SequenceLease, count: int, log: EffectLog) -> None:
         if count > 0:

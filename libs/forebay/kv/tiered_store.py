@@ -133,6 +133,10 @@ class TieredStore:
             if host_block is not None:
                 self._pools.settle(host_block, log)  # the same content has just been written where it is wanted
 
+    def copy(self, block: int, target: int, log: EffectLog) -> None:
+        """A leased DEVICE block is to begin with the bytes of a sealed one."""
+        log.copies.append(CopyBlock(Tier.DEVICE, block, Tier.DEVICE, target))
+
     def give_back(self, blocks: Sequence[int], sealed_count: int) -> None:
         """Takes a sequence's blocks back: the first `sealed_count` become cache, the others free."""
         # Last block first: a prefix is useless without its beginning, which must therefore be evicted last.

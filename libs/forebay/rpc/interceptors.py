@@ -16,7 +16,8 @@ import grpc
 from grpc_status import rpc_status
 from opentelemetry.trace import SpanKind
 
-from forebay.errors import Code, ForebayError
+from forebay.errors import Code, ForebayError, WorkerLostError
+from forebay.rpc.addressee import ADDRESSEE_KEY
 from forebay.rpc.deadline import ended_after, limited_to
 from forebay.rpc.status import located, to_status
 from forebay.telemetry import extract, span, spans
@@ -34,12 +35,19 @@ class ServerContext(grpc.aio.ServerInterceptor):
     Without `begins_traces` only calls that are part of a trace have spans: the front door begins traces, others join.
     Methods mapped to None get no span: long links, whose requests have spans of their own. Health and reflection, which
     grpcio brings, are left as they are.
-    A call that lasts `max_call_s` ends with DEADLINE_EXCEEDED, whatever deadline it came with.
+    A call that lasts `max_call_s` ends with DEADLINE_EXCEEDED, whatever deadline it came with. One that names in its
+    metadata another addressee than `serves_as` is refused: it means a process that was here before.
     """
 
     def __init__(
-        self, span_names: Mapping[str, str | None], *, begins_traces: bool, max_call_s: float | None = None
+        self,
+        span_names: Mapping[str, str | None],
+        *,
+        begins_traces: bool,
+        max_call_s: float | None = None,
+        serves_as: str | None = None,
     ) -> None:
+        self._serves_as = serves_as
         self._span_names = span_names
         self._begins_traces = begins_traces
         self._max_call_s = max_call_s
@@ -61,12 +69,17 @@ class ServerContext(grpc.aio.ServerInterceptor):
 
         @asynccontextmanager
         async def around(context: Any) -> AsyncIterator[None]:
+            self._check_addressee(metadata.get(ADDRESSEE_KEY))
             left_s = [limit_s for limit_s in (context.time_remaining(), self._max_call_s) if limit_s is not None]
             with limited_to(min(left_s, default=None)), _span(name, method, metadata):
                 async with ended_after(self._max_call_s, f"a call may take {self._max_call_s or 0:g} s here"):
                     yield
 
         return _wrapped(handler, around, service_name=method.split("/")[1])
+
+    def _check_addressee(self, addressee: str | None) -> None:
+        if addressee is not None and self._serves_as is not None and addressee != self._serves_as:
+            raise WorkerLostError(f"{self._serves_as} serves here now, not {addressee}", worker_id=addressee)
 
 
 def _wrapped(

@@ -33,6 +33,7 @@ class Server:
     `span_names` maps full methods ("/forebay.v1.RouterService/Generate") to span names, or to None for no span.
     `begins_traces`: calls that come without a trace begin one; for the front door.
     `max_call_s`: after so many seconds every call ends with DEADLINE_EXCEEDED; not for services with long links.
+    `serves_as`: its id in the fleet; calls that are meant for another are refused.
     Health is NOT_SERVING until `set_serving(True)`.
     """
 
@@ -43,9 +44,12 @@ class Server:
         *,
         begins_traces: bool = False,
         max_call_s: float | None = None,
+        serves_as: str | None = None,
     ) -> None:
         self._listen = listen
-        around_calls = ServerContext(span_names or {}, begins_traces=begins_traces, max_call_s=max_call_s)
+        around_calls = ServerContext(
+            span_names or {}, begins_traces=begins_traces, max_call_s=max_call_s, serves_as=serves_as
+        )
         self._server = grpc.aio.server(interceptors=[around_calls], options=_OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

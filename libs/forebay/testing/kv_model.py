@@ -12,7 +12,7 @@ from xxhash import xxh3_128_digest
 from forebay.errors import DuplicateWorkerError, ForebayError
 from forebay.kv.attachments import WorkerProcess
 from forebay.kv.effects import CopyBlock, Effects
-from forebay.kv.grant import Grant, Renewal, SealEntry
+from forebay.kv.grant import Grant, Renewal, SealEntry, TakeOver
 from forebay.kv.ledger import BlockLedger, LedgerSettings
 from forebay.kv.tier import Tier
 from forebay.testing.kv_content import GARBAGE, ModelContent, ServiceKilledError
@@ -73,12 +73,12 @@ class ModelNode:
     def take_over(self, a: int, b: int, c: int) -> None:
         worker, attachment_id = self.workers[a % 3], self.workers[a % 3].attachment_id
         sequence_id, epoch, prompt = self.manifests[-1 - b % min(len(self.manifests), 8)]
-        count = c % 8 or None
+        take_over = TakeOver(epoch, c % 8 or None, a % 4 if b % 3 == 0 else None)
         self.ask(
             worker,
             sequence_id,
             prompt,
-            lambda: self.ledger.take_over(attachment_id, sequence_id, epoch, count, self.now_s),
+            lambda: self.ledger.take_over(attachment_id, sequence_id, take_over, self.now_s),
             c,
         )
 

@@ -32,7 +32,7 @@ class Verdict(StrEnum):
 class Outcome:
     """One request. reason: of its error; None: it had none. Times are of `time.monotonic`.
 
-    resume_count: how often another router went on with it.
+    resume_count: how often another router went on with it. recomputed_tokens: see Completion.
     """
 
     began_s: float
@@ -40,6 +40,7 @@ class Outcome:
     verdict: Verdict
     reason: str | None = None
     resume_count: int = 0
+    recomputed_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -111,7 +112,8 @@ class SteadyLoad:
         finally:
             del self.requests[number]
             stream.close()
-        return Outcome(began_s, time.monotonic(), verdict, reason, stream.resume_count)
+        recomputed_tokens = stream.completion.recomputed_tokens if verdict is Verdict.GOOD else 0
+        return Outcome(began_s, time.monotonic(), verdict, reason, stream.resume_count, recomputed_tokens)
 
 
 async def _judged(request: OpenRequest) -> tuple[Verdict, str | None]:

@@ -5,7 +5,7 @@ from typing import Final
 
 from forebay.errors import InvalidFieldError
 from forebay.kv.attachments import WorkerProcess
-from forebay.kv.grant import SealEntry
+from forebay.kv.grant import SealEntry, TakeOver
 from forebay.kv.hashing import HASH_BYTES
 from forebay.kv.pool import TierCounts
 from forebay.kv.segment import MemorySegment
@@ -47,6 +47,12 @@ def checked_hashes(hashes: Sequence[bytes], field: str) -> list[bytes]:
             f"each hash must have {HASH_BYTES} bytes; number {wrong} (from 0) has {len(hashes[wrong])}", field=field
         )
     return list(hashes)
+
+
+def take_over_from_proto(message: kvcache_pb2.TakeOver) -> TakeOver:
+    """How a sequence is to be taken over."""
+    sealed_count = message.sealed_blocks if message.HasField("sealed_blocks") else None
+    return TakeOver(message.epoch, message.block_count or None, sealed_count)
 
 
 def seal_entry(entry: kvcache_pb2.SealEntry) -> SealEntry:

@@ -123,12 +123,14 @@ class BlockSupply:
         gone after `writer_s`; InvalidFieldError when it has fewer than the offer's tokens fill.
         """
 
+        sealed_count = offer.token_count // self._block_tokens if offer.is_left_behind else None
+
         async def take_over() -> BlockGrant:
             try:
                 block_count = wanted_blocks if self._line.is_empty else 0
-                return await self._rights.take_over(sequence_id, offer.epoch, block_count)
+                return await self._rights.take_over(sequence_id, offer.epoch, block_count, sealed_count)
             except KvExhaustedError:
-                return await self._rights.take_over(sequence_id, offer.epoch, 0)
+                return await self._rights.take_over(sequence_id, offer.epoch, 0, sealed_count)
 
         try:
             most_s = self._patience.writer_s

@@ -83,13 +83,17 @@ class KvRights:
         """Has blocks of another node brought to this one; the caller closes it."""
         return Bringing(self._link.stub, source, block_hashes)
 
-    async def take_over(self, sequence_id: str, epoch: int, block_count: int) -> BlockGrant:
+    async def take_over(
+        self, sequence_id: str, epoch: int, block_count: int, sealed_count: int | None = None
+    ) -> BlockGrant:
         """Takes a handed-over sequence, with at least so many blocks (0: as many as it has).
+
+        sealed_count: most of them that are to be sealed; None: all that are.
 
         Raises KvExhaustedError, StaleEpochError, UnknownSequenceError, WriterActiveError, DrainingError and
         WorkerLostError.
         """
-        take_over = kvcache_pb2.TakeOver(epoch=epoch, block_count=block_count)
+        take_over = kvcache_pb2.TakeOver(epoch=epoch, block_count=block_count, sealed_blocks=sealed_count)
         return await self._begin(kvcache_pb2.AcquireBlocksRequest(sequence_id=sequence_id, take_over=take_over))
 
     async def extend(self, sequence_id: str, block_count: int) -> BlockGrant:

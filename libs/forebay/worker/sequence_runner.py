@@ -132,6 +132,8 @@ class SequenceRunner:
         if self.is_draining:
             raise DrainingError("the worker is draining", retry_after_s=RETRY_AFTER_S)
         if spec.sequence_id in self._sequences:
+            if spec.offer is not None and spec.offer.is_left_behind:
+                raise lost()  # it was left by this very worker, whose connection was lost, and which is still ending it
             raise DuplicateRequestError("a request with this id is running", field="request_id")
         running = self._register(spec, on_token)
         try:
@@ -249,13 +251,9 @@ class SequenceRunner:
         return grant
 
     def _seal_what_is_left(self, running: RunningSequence, grant: BlockGrant, offer: Offer) -> None:
-        """A lost worker may not have come to seal what it had filled; what it sealed is never written again.
-
-        Raises WorkerLostError where it sealed more than is known of its tokens: these blocks must be found by hash.
-        """
+        """A lost worker may not have come to seal what it had filled."""
         full_blocks = offer.token_count // self.limits.block_tokens
-        if grant.cached_block_count > full_blocks:
-            raise WorkerLostError("a lost worker had sealed tokens that nobody has heard", retry_after_s=RETRY_AFTER_S)
+        assert grant.cached_block_count <= full_blocks, "what is written must not be sealed"
         if grant.cached_block_count < full_blocks:
             hashes = running.chain.hashes[grant.cached_block_count : full_blocks]
             self._rights.seal(running.sequence_id, grant.cached_block_count, hashes, at_once=False)

@@ -25,7 +25,7 @@ from forebay.errors import ForebayError
 from forebay.events.connection import connect
 from forebay.fleet.drain import drain
 from forebay.fleet.load import LoadPublisher
-from forebay.fleet.member import Load, Member
+from forebay.fleet.member import Load, Member, incarnation_now
 from forebay.fleet.registrar import Registrar
 from forebay.host.cores import usable_cores
 from forebay.host.shared_memory import CORES, segment_name, segment_path
@@ -95,7 +95,8 @@ async def serve_worker(kind: WorkerKind, settings: WorkerSettings, stop: asyncio
     """
     sys.setswitchinterval(THREAD_SWITCH_S)
     worker_id = f"{settings.node_id}-{kind.role.value}-{secrets.token_hex(4)}"
-    server = Server(settings.listen, {f"/{kind.service_name}/{kind.method}": kind.span_name})
+    span_names = {f"/{kind.service_name}/{kind.method}": kind.span_name}
+    server = Server(settings.listen, span_names, serves_as=worker_id)
     figures = read_fleet_file(settings.fleet_file).figures_of(chip_class_named(settings.chip_class))
     loader = await asyncio.to_thread(_open_model, settings)
     async with _running(kind, settings, worker_id, loader, stop) as worker:
@@ -240,5 +241,6 @@ def _member(kind: WorkerKind, settings: WorkerSettings, worker_id: str, address:
         layout=worker.model.layout,
         max_sequences=settings.max_sequences,
         version=version("forebay"),
+        incarnation=incarnation_now(),
         model_size=model_size(worker.meter.model, worker.model.layout),
     )

@@ -16,7 +16,7 @@ from forebay.errors import DiskFailedError, StartError
 from forebay.events.connection import connect
 from forebay.events.kv_publisher import KvEventPublisher
 from forebay.fleet.drain import drain
-from forebay.fleet.member import Member
+from forebay.fleet.member import Member, incarnation_now
 from forebay.fleet.registrar import Registrar
 from forebay.host.heap import keep_freed_memory
 from forebay.kv.block_transport import SealedBlocks
@@ -80,7 +80,7 @@ async def serve(settings: KvCacheSettings, stop: asyncio.Event) -> None:
     chip_class = chip_class_named(settings.chip_class)
     layout = layout_for(model.config, chip_class)
     # Also the first epoch and attachment id, so that no later run uses one of them again.
-    incarnation = time.time_ns() // 1000
+    incarnation = incarnation_now()
     async with AsyncExitStack() as stack:
         key = content_key(model.digest, chip_class.arithmetic, layout)
         memory = open_memory(settings, stack, layout.block_bytes, key)

@@ -52,12 +52,13 @@ class BlockDigests:
             self._digests.pop(target, None)
             return True
         self._digests[target] = digest
-        return copy.to_tier is not Tier.DEVICE or digest == xxh3_128_digest(self._memory_of(*source))
+        is_promotion = (copy.from_tier, copy.to_tier) == (Tier.HOST, Tier.DEVICE)
+        return not is_promotion or digest == xxh3_128_digest(self._memory_of(*source))
 
     def settle(self, copies: Iterable[CopyBlock], records: Iterable[BlockRecord]) -> None:
-        """After the copies of an operation: what these places held before is forgotten."""
+        """After the copies of an operation: forgets what these places held before, and what is not sealed there."""
         targets = {(copy.to_tier, copy.to_index) for copy in copies}
         last = {(record.tier, record.index): record.block_hash for record in records}
-        for place, block_hash in last.items():
-            if block_hash is None or place not in targets:
+        for place in targets | last.keys():
+            if place not in targets or last.get(place) is None:
                 self._digests.pop(place, None)

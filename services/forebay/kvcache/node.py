@@ -14,7 +14,7 @@ from forebay.errors import DrainingError, InvalidFieldError
 from forebay.kv.attachments import WorkerProcess
 from forebay.kv.effect_log import EffectLog
 from forebay.kv.effects import Effects, IndexEvent, Revoked
-from forebay.kv.grant import Grant, Renewal, Sealed, SealEntry
+from forebay.kv.grant import Grant, Renewal, Sealed, SealEntry, TakeOver
 from forebay.kv.lease import Right
 from forebay.kv.ledger import BlockLedger
 from forebay.kv.ledger_stats import LedgerStats
@@ -174,10 +174,10 @@ class KvNode:
         self.blocks.drop_damaged(damaged)
         return self.begin(attachment_id, sequence_id, prefix_hashes[:whole_count], block_count, tenant)
 
-    def take_over(self, attachment_id: int, sequence_id: str, epoch: int, block_count: int | None) -> Grant:
+    def take_over(self, attachment_id: int, sequence_id: str, take_over: TakeOver) -> Grant:
         """As BlockLedger.take_over."""
         self._look_at_writer(sequence_id)
-        grant = self._ledger.take_over(attachment_id, sequence_id, epoch, block_count, self._clock())
+        grant = self._ledger.take_over(attachment_id, sequence_id, take_over, self._clock())
         self._carry_out(grant.effects)
         return grant
 

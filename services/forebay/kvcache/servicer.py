@@ -282,8 +282,7 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
             case "new_sequence":
                 return await self._begun(attachment_id, sequence_id, request.new_sequence)
             case "take_over":
-                wanted = request.take_over.block_count or None
-                return self._node.take_over(attachment_id, sequence_id, request.take_over.epoch, wanted)
+                return self._node.take_over(attachment_id, sequence_id, wire.take_over_from_proto(request.take_over))
             case "extend":
                 get_current_span().update_name(spans.KV_EXTEND)
                 extend = request.extend

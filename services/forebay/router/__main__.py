@@ -12,7 +12,7 @@ from forebay.events.connection import connect
 from forebay.events.kv_follower import KvFollower
 from forebay.fleet.drain import drain
 from forebay.fleet.load import LoadView
-from forebay.fleet.member import Member
+from forebay.fleet.member import Member, incarnation_now
 from forebay.fleet.registrar import Registrar
 from forebay.fleet.view import FleetView
 from forebay.role import Role
@@ -98,6 +98,7 @@ def _member(settings: RouterSettings, address: str) -> Member:
         address=settings.advertise or address,
         node_id=settings.node_id,
         version=version("forebay"),
+        incarnation=incarnation_now(),
     )
 
 

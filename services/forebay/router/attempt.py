@@ -152,6 +152,7 @@ class Attempt:
 
     def on_manifest(self, manifest: common_pb2.Manifest) -> None:
         """The prefill worker handed over."""
+        self._kv_epoch = manifest.epoch  # whoever took the sequence over with it is known by it too
         self._decode = self._taker()
         self._decode.start(self._taking_over(manifest), self)
 

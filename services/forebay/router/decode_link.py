@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from forebay.errors import RETRY_AFTER_S, DrainingError, ForebayError, WorkerLostError
 from forebay.router.link import Link
+from forebay.rpc.addressee import addressed_to
 from forebay.v1 import decode_pb2, decode_pb2_grpc
 
 
@@ -36,7 +37,7 @@ class DecodeLink:
         self._sinks: dict[str, SequenceSink | None] = {}  # None: nobody listens any more
         self._is_retired = False
         self._link = Link[decode_pb2.DecodeRequest, decode_pb2.DecodeResponse](
-            f"decode-{worker_id}", stub.Decode, self, on_state
+            f"decode-{worker_id}", lambda: stub.Decode(metadata=addressed_to(worker_id)), self, on_state
         )
 
     @property

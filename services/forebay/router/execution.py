@@ -50,8 +50,14 @@ class Execution:
         self.first_token: prefill_pb2.FirstToken | None = None
         self.summary: decode_pb2.DecodeSummary | None = None
         self.failover_count = 0
+        self._has_begun_again = False  # after a token of the answer
         self.text_began_ns: int | None = None  # Unix time at which the first tokens went to the tokenizer
         self.text_ended_ns: int | None = None  # and at which its last text came
+
+    @property
+    def recomputed_tokens(self) -> int:
+        """Prompt tokens that the last worker computed once more, though the answer had begun; as far as it said."""
+        return self.summary.computed_prompt_tokens if self._has_begun_again and self.summary is not None else 0
 
     async def recall(self) -> None:
         """Makes text of the tokens that the caller has from another router, so that it goes on behind its own.
@@ -189,6 +195,7 @@ class Execution:
                     self._attempt_failure = nobody
             current.set_attribute(spans.OUTPUT_TOKENS, len(self.output.token_ids))
             self.failover_count += 1
+            self._has_begun_again = bool(self.output.token_ids)
             self._attempt.begin(self)
 
     async def _pause(self, seconds: float) -> None:

@@ -236,6 +236,7 @@ def _finished(prompt: Prompt, execution: Execution, clock: _Clock) -> router_pb2
     return router_pb2.Finished(
         finish_reason=execution.finish_reason,
         failover_count=execution.failover_count,
+        recomputed_tokens=execution.recomputed_tokens,
         stop_match=execution.output.stop_match,
         usage=common_pb2.Usage(
             prompt_tokens=len(prompt.token_ids),

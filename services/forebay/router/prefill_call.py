@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from forebay.errors import RETRY_AFTER_S, Code, ForebayError, RemoteError, WorkerLostError
+from forebay.rpc.addressee import addressed_to
 from forebay.rpc.status import translated
 from forebay.v1 import common_pb2, prefill_pb2, prefill_pb2_grpc
 
@@ -80,7 +81,7 @@ class PrefillCall:
         self._cancelling = asyncio.get_running_loop().call_later(seconds, self._task.cancel)
 
     async def _run(self, request: prefill_pb2.PrefillRequest) -> None:
-        call: Any = self._stub.Prefill(request)
+        call: Any = self._stub.Prefill(request, metadata=addressed_to(self._worker_id))
         try:
             with translated():
                 async for response in call:

@@ -2,14 +2,13 @@
 
 import asyncio
 import os
-import time
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from typing import Final
 
 from forebay.events.connection import connect
 from forebay.fleet.drain import drain
-from forebay.fleet.member import Member
+from forebay.fleet.member import Member, incarnation_now
 from forebay.fleet.registrar import Registrar
 from forebay.models.default_model import resolve_model
 from forebay.models.model_file import ModelFile, open_model
@@ -79,14 +78,16 @@ def build_servicer(model: ModelFile) -> TokenizerServicer:
 
 def member_of(settings: TokenizerSettings, model: ModelFile, address: str) -> Member:
     """This service's record in the fleet."""
+    incarnation = incarnation_now()
     return Member(
-        worker_id=f"tokenizer-{settings.node_id}-{time.time_ns() // 1000:x}",
+        worker_id=f"tokenizer-{settings.node_id}-{incarnation:x}",
         role=Role.TOKENIZER,
         address=address,
         node_id=settings.node_id,
         model=model.name,
         model_digest=model.digest,
         version=version("forebay"),
+        incarnation=incarnation,
     )
 
 

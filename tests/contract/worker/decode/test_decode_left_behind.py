@@ -65,7 +65,7 @@ async def left_behind(rig: Rig, *, is_sealed: bool = True) -> AsyncIterator[Left
 
 
 @pytest.mark.parametrize("is_sealed", [True, False])
-@pytest.mark.parametrize("heard", [GENERATED, GENERATED - 2])
+@pytest.mark.parametrize("heard", [GENERATED, GENERATED - 2, GENERATED - 3, 1])  # the last two: less than is sealed
 async def test_it_goes_on_behind_the_last_token_that_was_heard(start: Start, is_sealed: bool, heard: int) -> None:
     async with start() as rig, left_behind(rig, is_sealed=is_sealed) as left:
         assert left.worker.link.attachment is not None
@@ -82,20 +82,6 @@ async def test_it_goes_on_behind_the_last_token_that_was_heard(start: Start, is_
         assert again.tokens[:10] == ANSWER[10:]
         assert again.last.summary.cached_tokens == 28
         await until(rig.kvcache.is_all_released)
-
-
-async def test_what_was_sealed_beyond_what_was_heard_is_left_alone(start: Start) -> None:
-    async with start() as rig, left_behind(rig) as left:
-        assert left.worker.link.attachment is not None
-        rig.kvcache.bury(left.worker.link.attachment.attachment_id)
-        told = await rig.link.generate(**left.fields(GENERATED - 3))  # 27 positions, of 28 that are sealed
-        assert told.last.error.reason == "WORKER_LOST"
-        await until(rig.kvcache.is_all_released)
-        fields = left.fields(GENERATED - 3)
-        del fields["left_behind_epoch"]
-        told = await rig.link.generate("anew", **fields)
-        assert told.tokens == ANSWER[GENERATED - 3 :]
-        assert told.last.summary.computed_prompt_tokens == 0
 
 
 async def test_of_a_worker_that_lives_nothing_is_taken(start: Start) -> None:
