@@ -33,6 +33,22 @@ _EXAMPLES: Final = """\
   forebay up --model ~/models/Qwen2.5-0.5B-Instruct
   forebay up --prefill 2 --decode 2 --port-base 7500"""
 _MAX_TOKENS: Final = 256
+_KEPT: Final = {
+    "model": "model_path",
+    "port_base": "port_base",
+    "prefill": "prefill_count",
+    "decode": "decode_count",
+    "routers": "router_count",
+    "tokenizers": "tokenizer_count",
+    "chip_class": "chip_class",
+    "threads": "threads",
+    "device_bytes": "device_bytes",
+    "host_bytes": "host_bytes",
+    "disk_bytes": "disk_bytes",
+    "eviction_policy": "eviction_policy",
+    "fleet": "fleet_file",
+}
+"""What a running mesh keeps: arguments, and where its record has them."""
 DEVICE_BYTES_HELP: Final = "KV memory that workers compute in, such as 512M or 2G (default: 512M)"
 HOST_BYTES_HELP: Final = "memory for KV that must leave it and was used twice; 0: none (default: 256M)"
 _CHIP_CLASS_HELP: Final = (
@@ -76,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--prefill", type=int, metavar="N", help="prefill workers (default: 1)")
     parser.add_argument("--decode", type=int, metavar="N", help="decode workers (default: 1)")
+    parser.add_argument("--routers", type=int, metavar="N", help="routers, of which a caller may ask any (default: 1)")
+    parser.add_argument("--tokenizers", type=int, metavar="N", help="tokenizer services (default: 1)")
     parser.add_argument("--chip-class", metavar="NAME", help=_CHIP_CLASS_HELP)
     parser.add_argument(
         "--threads", type=int, metavar="N", help="most cores of a step (default: all, shared by the busy)"
@@ -142,45 +160,18 @@ def _can_be_mended(ill: Sequence[ServiceStatus]) -> bool:
 
 def _asked(given: argparse.Namespace, record: MeshRecord) -> list[tuple[str, Any, Any]]:
     """What can be asked for and must match a running mesh: flag, asked (None: not asked), running."""
-    model = None if given.model is None else resolve_model(given.model).resolve()
-    return [
-        ("--model", model, record.model_path),
-        ("--port-base", given.port_base, record.port_base),
-        ("--prefill", given.prefill, record.prefill_count),
-        ("--decode", given.decode, record.decode_count),
-        ("--chip-class", given.chip_class, record.chip_class),
-        ("--threads", given.threads, record.threads),
-        ("--device-bytes", given.device_bytes, record.device_bytes),
-        ("--host-bytes", given.host_bytes, record.host_bytes),
-        ("--disk-bytes", given.disk_bytes, record.disk_bytes),
-        ("--eviction-policy", given.eviction_policy, record.eviction_policy),
-        ("--fleet", given.fleet, record.fleet_file),
-    ]
+    asked = {**vars(given), "model": None if given.model is None else resolve_model(given.model).resolve()}
+    return [(f"--{name.replace('_', '-')}", asked[name], getattr(record, known)) for name, known in _KEPT.items()]
 
 
 def _ask_as_before(given: argparse.Namespace, record: MeshRecord) -> None:
     """What is not said now is as it was when the mesh was started."""
-    before = {
-        "model": str(record.model_path),
-        "port_base": record.port_base,
-        "prefill": record.prefill_count,
-        "decode": record.decode_count,
-        "chip_class": record.chip_class,
-        "threads": record.threads,
-        "device_bytes": record.device_bytes,
-        "host_bytes": record.host_bytes,
-        "disk_bytes": record.disk_bytes,
-        "eviction_policy": record.eviction_policy,
-        "fleet": record.fleet_file,
-    }
-    for name, value in before.items():
+    for name, known in _KEPT.items():
         if getattr(given, name) is None:
-            setattr(given, name, value)
+            setattr(given, name, str(record.model_path) if name == "model" else getattr(record, known))
 
 
 def _spec(state_dir: Path, given: argparse.Namespace) -> MeshSpec:
-    prefill_count = 1 if given.prefill is None else given.prefill
-    decode_count = 1 if given.decode is None else given.decode
     model_path = resolve_model(given.model, _say).resolve()
     chip_class = given.chip_class or _default_chip_class(model_path)
     spec = MeshSpec(
@@ -188,8 +179,10 @@ def _spec(state_dir: Path, given: argparse.Namespace) -> MeshSpec:
         state_dir=state_dir,
         threads=given.threads,
         port_base=DEFAULT_PORT_BASE if given.port_base is None else given.port_base,
-        prefill_count=prefill_count,
-        decode_count=decode_count,
+        prefill_count=_count(given.prefill),
+        decode_count=_count(given.decode),
+        router_count=_count(given.routers),
+        tokenizer_count=_count(given.tokenizers),
         chip_class=chip_class,
         device_bytes=given.device_bytes,
         host_bytes=given.host_bytes,
@@ -200,6 +193,10 @@ def _spec(state_dir: Path, given: argparse.Namespace) -> MeshSpec:
     layout = layout_for(open_model(model_path).config, chip_class_named(chip_class or DECODE_DEFAULT))
     check_block_room(spec, layout.block_bytes)
     return spec
+
+
+def _count(asked: int | None) -> int:
+    return 1 if asked is None else asked
 
 
 def _default_chip_class(model_path: Path) -> str | None:

@@ -48,6 +48,8 @@ class MeshRecord:
     services: tuple[ServiceRecord, ...]
     is_complete: bool
     fleet_file: Path | None = None
+    router_count: int = 1
+    tokenizer_count: int = 1
 
     @property
     def router_addresses(self) -> tuple[str, ...]:
@@ -74,6 +76,8 @@ class MeshRecord:
             services=services,
             is_complete=is_complete,
             fleet_file=spec.fleet_file,
+            router_count=spec.router_count,
+            tokenizer_count=spec.tokenizer_count,
         )
 
 

@@ -54,7 +54,7 @@ class MeshSpec:
             raise StartError(f"--decode must be in 1..{_MOST_WORKERS}")
         for name, count in (("routers", self.router_count), ("tokenizers", self.tokenizer_count)):
             if not 1 <= count <= _MOST_REPLICAS:
-                raise StartError(f"a mesh on one machine has 1..{_MOST_REPLICAS} {name}")
+                raise StartError(f"--{name} must be in 1..{_MOST_REPLICAS}")
         if self.threads is not None and self.threads < 1:
             raise StartError("--threads must be at least 1")
         if self.device_bytes is not None and self.device_bytes < 1:

@@ -85,7 +85,7 @@ class Generations:
                         yield router_pb2.GenerateResponse(chunk=chunk)
                 if chosen is not None and not request.has_begun and execution.failover_count == 0:
                     self._planner.learn(chosen, _outcome(prompt, execution, clock))
-                yield router_pb2.GenerateResponse(finished=_finished(prompt, execution, clock))
+                yield router_pb2.GenerateResponse(finished=_finished(prompt, chosen, execution, clock))
 
     def explain(self, request_id: str) -> Plan:
         """The last plan of a recent request. Raises UnknownRequestError when it is not known any more."""
@@ -207,10 +207,13 @@ def _outcome(prompt: Prompt, execution: Execution, clock: _Clock) -> Outcome:
     )
 
 
-def _finished(prompt: Prompt, execution: Execution, clock: _Clock) -> router_pb2.Finished:
+def _finished(prompt: Prompt, chosen: Plan | None, execution: Execution, clock: _Clock) -> router_pb2.Finished:
     first, summary = execution.first_token, execution.summary
     # In SPLIT the decode worker finds in its cache what the prefill worker has just put there: that is no reuse.
     cached_tokens = first.cached_tokens if first else summary.cached_tokens if summary else 0
+    if chosen is not None and first is None and execution.failover_count:
+        # The last worker also found what the first had computed; what that had found only the plan still knows.
+        cached_tokens = min(cached_tokens, chosen.matched_tokens)
     timings = common_pb2.Timings(
         queue_s=(first.queue_s if first else 0.0) + (summary.queue_s if summary else 0.0),
         tokenize_s=clock.tokenize_s,
