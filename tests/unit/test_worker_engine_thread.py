@@ -317,3 +317,15 @@ async def test_without_an_engine_sequences_fail_until_there_is_another() -> None
         rig.thread.submit(Add(sequence(), 0))
         await until(lambda: rig.outcomes(Finished))
         assert (rig.engine.steps, other.steps) == (0, 3)
+
+
+async def test_which_step_is_under_way_is_known_outside() -> None:
+    async with started() as rig:
+        rig.engine.gate.clear()
+        rig.thread.submit(Add(sequence(), 0))
+        await until(lambda: rig.thread.step_under_way == 1)
+        rig.engine.gate.set()
+        await until(lambda: rig.thread.step_under_way is None and rig.engine.steps > 1)
+        rig.engine.gate.clear()
+        rig.thread.submit(Add(sequence("b"), 0))
+        await until(lambda: rig.thread.step_under_way == rig.engine.steps)

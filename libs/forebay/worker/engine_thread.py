@@ -117,6 +117,8 @@ class EngineThread:
         self._commands: deque[Command] = deque()
         self._news = threading.Condition()
         self._is_stopping = False
+        self._step_count = 0
+        self.step_under_way: int | None = None  # its number; read by other threads
         self._thread: threading.Thread | None = None
 
     def measure_with(self, meter: StepMeter) -> None:
@@ -253,6 +255,8 @@ class EngineThread:
         cores = self._cores.enter(StepWork(self._scheduler.most_urgent(slices), step_slo_s))
         engine.use_threads(cores)
         began_s = self._clock()
+        self._step_count += 1
+        self.step_under_way = self._step_count
         try:
             sampled = engine.step(slices)
             busy_s = self._clock() - began_s
@@ -262,6 +266,8 @@ class EngineThread:
         except Exception:
             _log.exception("a step of %d sequences failed", len(slices))
             return self._scheduler.fail(slices, internal())
+        finally:
+            self.step_under_way = None
 
     def _measure(self, slices: list[Slice], cores: int, busy_s: float) -> None:
         if self._meter is None:

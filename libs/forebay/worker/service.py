@@ -33,7 +33,7 @@ from forebay.kv.hashing import root_hash
 from forebay.role import Role
 from forebay.routing.cost import ChipRates
 from forebay.rpc.server import Server
-from forebay.tasks import within
+from forebay.tasks import end_task, within
 from forebay.worker.attachment import Attachment, KvLink, attach_request
 from forebay.worker.block_supply import Patience
 from forebay.worker.calibration import Calibration, NativePeaks
@@ -49,6 +49,7 @@ from forebay.worker.sequence_runner import SequenceRunner
 from forebay.worker.settings import WorkerSettings
 from forebay.worker.step_meter import StepMeter
 from forebay.worker.step_metrics import offer_step_metrics
+from forebay.worker.step_watch import end_when_stuck
 
 _log = logging.getLogger(__name__)
 
@@ -164,6 +165,9 @@ async def _running(
         del engine
         thread.measure_with(meter)
         runner.connect(rights, thread, on_broken=stop.set)
+        watching = asyncio.create_task(
+            end_when_stuck(lambda: thread.step_under_way, settings.stuck_step_s), name="step-watch"
+        )
         try:
             await _warm_up(runner, model)
             gc.collect()
@@ -176,6 +180,7 @@ async def _running(
             await calibration.close()
             await rights.close()
             await thread.stop()
+            await end_task(watching)
             cores.close()
     finally:
         await link.close()

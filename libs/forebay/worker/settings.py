@@ -38,6 +38,9 @@ class WorkerSettings(ServiceSettings):
         le=3_600_000,
         description="milliseconds a step that generates should take at most; smaller prompt chunks keep it so",
     )
+    stuck_step_s: float = Field(
+        30.0, gt=0, le=3600, description="seconds after which a step that has not ended ends the worker"
+    )
     threads: int | None = Field(None, ge=1, le=1024, description="most cores a step may use; default: all")
     gather_ms: float = Field(
         DEFAULT_GATHER_S * 1e3,
