@@ -260,6 +260,24 @@ def test_what_was_sealed_beyond_what_a_taker_knows_becomes_cache_and_it_writes_a
     assert story.ledger.stats().tiers[0].sealed == 3, "each hash once"
 
 
+def test_what_was_granted_by_a_request_that_was_not_answered_is_given_up_by_its_number(story: Story) -> None:
+    story.ledger.note_request("s", story.begin().epoch, 7)
+    assert story.ledger.release_unheard(story.second, [("s", 7)]) == 0, "it was another worker's request"
+    assert story.ledger.release_unheard(story.first, [("s", 6), ("s", 0), ("t", 7)]) == 0
+    assert story.ledger.release_unheard(story.first, [("s", 7)]) == 1
+    assert story.leased() == 0
+    again = story.begin()
+    story.ledger.note_request("s", again.epoch - 1, 7)
+    assert story.ledger.release_unheard(story.first, [("s", 7)]) == 0, "it was another grant"
+    story.ledger.note_request("s", again.epoch, 8)
+    offered = story.ledger.seal(story.first, SealEntry("s", again.epoch, 0, [], hand_over=True), 0.0).epoch
+    assert story.ledger.release_unheard(story.first, [("s", 8)]) == 0, "who handed over has heard"
+    taken = story.ledger.take_over(story.second, "s", TakeOver(offered), 0.0)
+    assert story.ledger.release_unheard(story.second, [("s", 8)]) == 0, "nothing is known of this one's"
+    story.ledger.note_request("s", taken.epoch, 1)
+    assert story.ledger.release_unheard(story.second, [("s", 1)]) == 1
+
+
 def test_refused_seal_does_nothing(story: Story) -> None:
     epoch = story.begin().epoch
     story.ledger.seal(story.first, SealEntry("s", epoch, 0, HASHES[:1]), 0.0)

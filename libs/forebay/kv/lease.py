@@ -35,6 +35,7 @@ class SequenceLease:
     handed_over_epoch: int | None = None  # OFFERED: epoch the last owner had
     fence_number: int = 0  # FENCED: whoever knows a greater number of this ledger wrote after the fence was raised
     is_overdue: bool = False  # FENCED: its age has been reported
+    request_number: int | None = None  # with which its owner asked for it; 0: with several, of which it has heard some
 
     def is_known_as(self, epoch: int) -> bool:
         """Whether a caller with this epoch, or with the manifest the owner came with, means this grant."""

@@ -180,7 +180,7 @@ class BlockLedger:
         if not is_owner:
             self._attachments.disown(lease.attachment_id, lease.sequence_id)
             lease.attachment_id, lease.right, lease.is_overdue = attachment_id, Right.OWNED, False
-            lease.taken_with_epoch, lease.handed_over_epoch = epoch, None
+            lease.taken_with_epoch, lease.handed_over_epoch, lease.request_number = epoch, None, None
             lease.epoch = self._next_number()
             lease.granted_at_s = now_s
             attachment.sequence_ids.add(sequence_id)
@@ -248,6 +248,32 @@ class BlockLedger:
         for sequence_id, epoch in sequences:
             lease = self._leases.get(sequence_id)
             if lease is not None and lease.epoch == epoch and not self._has_other_writer(lease, attachment):
+                self._release(lease)
+                released_count += 1
+        return released_count
+
+    def note_request(self, sequence_id: str, epoch: int, request_number: int) -> None:
+        """By which request the right of this epoch was granted: its owner's number, unique within the attachment."""
+        lease = self._leases.get(sequence_id)
+        if lease is not None and lease.epoch == epoch:
+            is_first = lease.request_number in (None, request_number)
+            lease.request_number = request_number if is_first else 0
+
+    def release_unheard(self, attachment_id: int, requests: Iterable[tuple[str, int]]) -> int:
+        """Gives up what was granted by these requests, whose answers their sender has not heard; returns how much.
+
+        By request and not by sequence: what was granted since is not meant. Errors: NotAttachedError.
+        """
+        self._attachments.open(attachment_id)
+        released_count = 0
+        for sequence_id, request_number in requests:
+            lease = self._leases.get(sequence_id)
+            if (
+                lease is not None
+                and (lease.attachment_id, lease.request_number) == (attachment_id, request_number)
+                and request_number
+                and lease.right in (Right.OWNED, Right.FENCED)
+            ):
                 self._release(lease)
                 released_count += 1
         return released_count

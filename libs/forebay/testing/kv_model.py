@@ -40,6 +40,7 @@ class ModelNode:
         self.ledger = ledger_type(tiers.store, LedgerSettings(LEASE_S, GRACE_S))
         self.messages: list[Message] = []
         self.answers: list[Answer] = []  # late ones
+        self.request_count = 0
         self.manifests: list[tuple[str, int, int]] = [("s0", 77, 0)]  # sequence, epoch, prompt
         self.epoch_owner: dict[int, tuple[str, WorkerProcess]] = {}
         self.workers = [Worker(WorkerProcess(f"w{number}", 100 + number, 0)) for number in range(3)]
@@ -251,6 +252,12 @@ class ModelNode:
 
         return deliver
 
+    def releasing_unheard(self, attachment_id: int, sequence_id: str, number: int) -> Callable[[], None]:
+        def deliver() -> None:
+            self.ledger.release_unheard(attachment_id, [(sequence_id, number)])
+
+        return deliver
+
     def send(self, worker: Worker, deliver: Callable[[], Grant | None], is_lost: bool) -> Grant | None:
         if not worker.speaks:
             return None
@@ -267,21 +274,27 @@ class ModelNode:
         return grant
 
     def ask(self, worker: Worker, sequence_id: str, prompt: int, ledger_call: Callable[[], Grant], c: int) -> None:
-        is_lost, is_late = c % 11 == 0, c % 11 == 1
+        is_lost, is_late, is_unheard = c % 11 == 0, c % 11 in (1, 2), c % 11 in (0, 2)
+        self.request_count += 1
+        number = self.request_count
 
         def deliver() -> Grant:
             grant = ledger_call()
             self.check_grant(worker, sequence_id, prompt, grant)
+            self.ledger.note_request(sequence_id, grant.epoch, number)
             return grant
 
         attachment_id, asked_s = worker.attachment_id, self.now_s
         grant = self.send(worker, deliver, is_lost)
         if grant is not None:
-            answer = Answer(worker, attachment_id, asked_s, sequence_id, prompt, grant)
+            answer = Answer(worker, attachment_id, asked_s, sequence_id, prompt, grant, number)
             if is_late:
                 self.answers.append(answer)
             else:
                 self.take_in(answer)
+        if is_unheard and sequence_id not in worker.held:  # the worker waits no longer, and writes to no such sequence
+            worker.given_up_requests.add(number)
+            self.send(worker, self.releasing_unheard(attachment_id, sequence_id, number), is_lost=False)
 
     def take_in(self, answer: Answer) -> None:
         if answer.worker.take_in(answer, self.now_s, LEASE_S):

@@ -28,6 +28,7 @@ class Answer:
     sequence_id: str
     prompt: int
     grant: Grant
+    request_number: int
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Worker:
     last_answer: int | None = None  # number of the last heartbeat's answer on this attachment
     held: dict[str, Held] = field(default_factory=dict)
     given_up: set[int] = field(default_factory=set)  # epochs it has released or handed over: it keeps its word
+    given_up_requests: set[int] = field(default_factory=set)  # whose answers it will not use
 
     def give_up(self, sequence_id: str) -> None:
         """It writes to this sequence no more."""
@@ -61,6 +63,7 @@ class Worker:
         """Uses a grant of the present attachment, unless its answer took a lease or longer; says whether it did."""
         grant, old = answer.grant, self.held.get(answer.sequence_id)
         is_too_late = now_s >= answer.asked_s + lease_s or answer.attachment_id != self.attachment_id
+        is_too_late |= answer.request_number in self.given_up_requests
         if is_too_late or grant.epoch in self.given_up or (old is not None and old.epoch > grant.epoch):
             return False
         cached = grant.cached_block_count

@@ -39,6 +39,7 @@ class KvOutbox:
         self._link = link
         self._seals: dict[str, _Seal] = {}  # by sequence id; later blocks join those that still wait
         self._releases: set[tuple[str, int]] = set()  # sequence id and epoch
+        self._unheard: set[tuple[str, int]] = set()  # sequence id and number of the request
         self._wake = asyncio.Event()
         self._is_empty = asyncio.Event()
         self._is_empty.set()
@@ -70,6 +71,12 @@ class KvOutbox:
         self._is_empty.clear()
         self._wake.set()
 
+    def release_unheard(self, sequence_id: str, request_number: int) -> None:
+        """Releases soon what a request was granted whose answer did not come, if it was granted anything."""
+        self._unheard.add((sequence_id, request_number))
+        self._is_empty.clear()
+        self._wake.set()
+
     async def close(self) -> None:
         """Waits a moment for what is still to be sent, then stops."""
         self._wake.set()
@@ -88,7 +95,7 @@ class KvOutbox:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            while self._seals or self._releases:
+            while self._seals or self._releases or self._unheard:
                 if not await self._send():
                     await asyncio.sleep(RETRY_INTERVAL_S)
             self._is_empty.set()
@@ -97,17 +104,24 @@ class KvOutbox:
         """One round: seals, then releases. Returns whether everything that waited was answered."""
         if self._link.attachment is None:
             self._seals.clear()  # their sequences are lost
+            self._unheard.clear()  # whatever was granted, was granted to an attachment that is no more
             return not self._releases
         attachment_id = self._link.attachment.attachment_id
         releases, self._releases = self._releases, set()
+        unheard, self._unheard = self._unheard, set()
         seals, self._seals = self._seals, {}
         try:
             with translated():
                 if seals:
                     await self._send_seals(attachment_id, seals)
-                if releases:
+                if releases or unheard:
                     request = kvcache_pb2.ReleaseSequenceRequest(
-                        attachment_id=attachment_id, sequences=sequence_epochs(releases)
+                        attachment_id=attachment_id,
+                        sequences=sequence_epochs(releases),
+                        unheard=[
+                            kvcache_pb2.UnheardRequest(sequence_id=sequence_id, request_number=number)
+                            for sequence_id, number in unheard
+                        ],
                     )
                     await self._link.stub.ReleaseSequence(request, timeout=CALL_TIMEOUT_S)
         except ForebayError as error:
@@ -117,6 +131,7 @@ class KvOutbox:
                 _log.warning("%d releases wait: %s", len(releases), error.message)
             self._is_failing = True
             self._releases = releases | self._releases
+            self._unheard = unheard | self._unheard
             if error.code in _UNANSWERED:
                 self._keep(seals)
             return False

@@ -5,6 +5,7 @@ back. Sealing and releasing wait for nobody: they are collected, sent at once, a
 """
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ class KvRights:
         self._link = link
         self._outbox = KvOutbox(link)
         self._calls: set[asyncio.Task[BlockGrant]] = set()
+        self._request_numbers = itertools.count(1)
         self._hand_overs: dict[str, tuple[int, asyncio.Task[int]]] = {}  # by sequence id: epoch before, answer
 
     def start(self) -> None:
@@ -186,7 +188,13 @@ class KvRights:
     async def _acquire(self, request: kvcache_pb2.AcquireBlocksRequest) -> BlockGrant:
         """Makes a sequence this worker's."""
         attachment, asked_s = self._attachment(), self._link.clock()
-        grant = await self._ask(request, attachment)
+        request.request_number = next(self._request_numbers)
+        try:
+            grant = await self._ask(request, attachment)
+        except WorkerLostError:  # nobody knows whether it was granted
+            if not self._may_be_writing(request.sequence_id):
+                self._outbox.release_unheard(request.sequence_id, request.request_number)
+            raise
         if self._link.attachment is not attachment:
             raise lost()
         if self._link.clock() - asked_s >= attachment.lease_s:
@@ -195,6 +203,9 @@ class KvRights:
             raise lost()
         self._link.owned_epochs[request.sequence_id] = grant.epoch
         return grant
+
+    def _may_be_writing(self, sequence_id: str) -> bool:
+        return sequence_id in self._link.owned_epochs or sequence_id in self._link.lost_epochs
 
     async def _ask(self, request: kvcache_pb2.AcquireBlocksRequest, attachment: Attachment) -> BlockGrant:
         request.attachment_id = attachment.attachment_id

@@ -194,9 +194,16 @@ class KvNode:
         self.followers.tell(entry.sequence_id)
         return sealed
 
-    def release(self, attachment_id: int, sequences: Iterable[tuple[str, int]]) -> int:
-        """As BlockLedger.release."""
+    def note_request(self, sequence_id: str, epoch: int, request_number: int) -> None:
+        """As BlockLedger.note_request."""
+        self._ledger.note_request(sequence_id, epoch, request_number)
+
+    def release(
+        self, attachment_id: int, sequences: Iterable[tuple[str, int]], unheard: Iterable[tuple[str, int]] = ()
+    ) -> int:
+        """As BlockLedger.release, and release_unheard."""
         released_count = self._ledger.release(attachment_id, sequences)
+        released_count += self._ledger.release_unheard(attachment_id, unheard)
         self.followers.tell_all()
         return released_count
 

@@ -96,6 +96,8 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
     ) -> kvcache_pb2.AcquireBlocksResponse:
         wire.check_id(request.sequence_id, "sequence_id")
         grant = await self._granted(request)
+        if request.request_number and request.WhichOneof("grant") != "extend":
+            self._node.note_request(request.sequence_id, grant.epoch, request.request_number)
         copied_bytes = grant.promoted_block_count * self._identity.layout.block_bytes
         get_current_span().set_attributes(
             {
@@ -137,7 +139,8 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
     async def ReleaseSequence(
         self, request: kvcache_pb2.ReleaseSequenceRequest, context: ServicerContext[Any, Any]
     ) -> kvcache_pb2.ReleaseSequenceResponse:
-        count = self._node.release(request.attachment_id, wire.sequence_epochs(request.sequences))
+        unheard = [(one.sequence_id, one.request_number) for one in request.unheard]
+        count = self._node.release(request.attachment_id, wire.sequence_epochs(request.sequences), unheard)
         return kvcache_pb2.ReleaseSequenceResponse(released_count=count)
 
     async def RenewLease(

@@ -14,6 +14,7 @@ from forebay.testing.attached_worker import MODEL, attached_worker
 from forebay.testing.fake_engine import LAYOUT
 from forebay.testing.waiting import until
 from forebay.v1 import kvcache_pb2
+from forebay.worker import kv_rights
 from forebay.worker.arena_map import map_segment
 from forebay.worker.attachment import KvLink, attach_request
 from forebay.worker.kv_rights import KvRights
@@ -245,3 +246,23 @@ async def test_what_is_handed_over_is_not_taken_for_lost(start_kvcache: Start) -
         assert not worker.link.lost_epochs
         worker.rights.release("s")
         await until(kvcache.is_all_released)
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+async def test_what_was_granted_without_an_answer_is_given_back_at_once(
+    start_kvcache: Start, monkeypatch: pytest.MonkeyPatch, is_held: bool
+) -> None:
+    """A worker that was frozen finds the deadline of its call gone by, and its answer with it."""
+    monkeypatch.setattr(kv_rights, "CALL_TIMEOUT_S", 0.2)
+    async with start_kvcache(lease_s=60) as kvcache, attached_worker(kvcache.address) as worker:
+        if is_held:  # by this very worker, which may be writing to it
+            epoch = (await worker.rights.acquire("s", [], 2)).epoch
+        kvcache.servicer.acquire_gate.clear()
+        asked = worker.rights.take_over("s", epoch, 0) if is_held else worker.rights.acquire("s", [], 2)
+        with pytest.raises(WorkerLostError):
+            await asked
+        if is_held:
+            assert kvcache.stats().sequences == 1
+            worker.rights.release("s")
+        await until(kvcache.is_all_released, timeout_s=5)
+        kvcache.servicer.acquire_gate.set()
