@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 
 from forebay.errors import DeadlineExceededError
 
@@ -23,11 +23,21 @@ def remaining_s() -> float | None:
 @contextmanager
 def limited_to(seconds: float | None) -> Iterator[None]:
     """Inside the block the request has so many seconds left."""
-    token = _deadline_s.set(None if seconds is None else time.monotonic() + seconds)
+    token = set_limit(seconds)
     try:
         yield
     finally:
-        _deadline_s.reset(token)
+        reset_limit(token)
+
+
+def set_limit(seconds: float | None) -> Token[float | None]:
+    """From now on the request has so many seconds left, until `reset_limit`."""
+    return _deadline_s.set(None if seconds is None else time.monotonic() + seconds)
+
+
+def reset_limit(token: Token[float | None]) -> None:
+    """As it was before `set_limit`, in the same context."""
+    _deadline_s.reset(token)
 
 
 @asynccontextmanager

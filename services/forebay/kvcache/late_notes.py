@@ -5,6 +5,8 @@ waits for the call needs its digest. A service that is killed before has lost wh
 """
 
 import asyncio
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -65,7 +67,7 @@ class LateNotes:
     async def run(self) -> None:
         """Until it is cancelled."""
         loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, "kv-digests") as thread:
+        with ThreadPoolExecutor(1, "kv-digests", _give_way) as thread:
             while True:
                 await self._has_wishes.wait()
                 batch = list(islice(self._wishes.items(), _BATCH))
@@ -85,6 +87,11 @@ class LateNotes:
     def _note(self, place: Place, block_hash: bytes, digest: bytes) -> None:
         tier, index = place
         self._checkpoints[tier].note(NotedBlock(index, block_hash, digest))
+
+
+def _give_way() -> None:
+    """Of this thread alone: whoever answers a call, or computes, has the core first."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def _digests(blocks: Sequence[memoryview]) -> list[bytes]:
