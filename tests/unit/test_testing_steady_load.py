@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ class ScriptedStream:
 
     plan = None
     resume_count = 1
+    completion = SimpleNamespace(recomputed_tokens=3)
 
     def __init__(self, chunks: Sequence[tuple[int, ...]], error: Exception | None) -> None:
         self._chunks, self._error = chunks, error

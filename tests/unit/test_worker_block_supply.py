@@ -29,7 +29,9 @@ class FakeRights:
     async def extend(self, sequence_id: str, block_count: int) -> BlockGrant:
         return self._give(sequence_id, block_count)
 
-    async def take_over(self, sequence_id: str, epoch: int, block_count: int) -> BlockGrant:
+    async def take_over(
+        self, sequence_id: str, epoch: int, block_count: int, sealed_count: int | None = None
+    ) -> BlockGrant:
         return self._give(sequence_id, block_count)
 
     def _give(self, sequence_id: str, block_count: int) -> BlockGrant:

@@ -35,7 +35,9 @@ class FakeRights:
         self.owned.add(sequence_id)
         return BlockGrant(1, tuple(range(block_count)), 0, 0)
 
-    async def take_over(self, sequence_id: str, epoch: int, block_count: int) -> BlockGrant:
+    async def take_over(
+        self, sequence_id: str, epoch: int, block_count: int, sealed_count: int | None = None
+    ) -> BlockGrant:
         return await self.acquire(sequence_id, [], block_count)
 
     def owns(self, sequence_id: str) -> bool:

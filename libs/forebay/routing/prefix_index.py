@@ -90,7 +90,7 @@ class PrefixIndex:
     def match(self, hashes: Sequence[bytes]) -> Mapping[str, PrefixMatch]:
         """For each node that holds the first block, how far it holds the run of `hashes` without a hole."""
         found = list(map(self._holders.get, hashes))
-        held = found[: found.index(None)] if None in found else found
+        held = found if all(found) else found[: found.index(None)]  # a hash that is known has holders
         tiers: dict[str, list[Tier]] = {}
         depth = 0
         for holders, length in _runs(held):

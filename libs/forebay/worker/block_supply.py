@@ -120,7 +120,8 @@ class BlockSupply:
         """Blocks of an offered sequence: when no further ones can be had now, or others wait for some, those it has.
 
         Raises UnknownSequenceError; WorkerLostError when the offer went to another worker, or its last writer is not
-        gone after `writer_s`; InvalidFieldError when it has fewer than the offer's tokens fill.
+        gone after `writer_s`; InvalidFieldError when it has fewer than the offer's tokens fill, or more are sealed,
+        which must not be written.
         """
 
         sealed_count = offer.token_count // self._block_tokens if offer.is_left_behind else None
@@ -141,6 +142,8 @@ class BlockSupply:
             ) from None
         if len(grant.block_ids) * self._block_tokens < offer.token_count:
             raise InvalidFieldError("the sequence has fewer blocks than its tokens fill", field="manifest.token_count")
+        if grant.cached_block_count * self._block_tokens > offer.token_count:
+            raise InvalidFieldError("the sequence has more tokens than are named", field="manifest.token_count")
         return grant
 
     async def _in_turn(self, rank: Rank, ask: Callable[[], Awaitable[BlockGrant]]) -> BlockGrant:

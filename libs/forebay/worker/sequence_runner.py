@@ -221,7 +221,8 @@ class SequenceRunner:
             self._on_change()
             if spec.offer is not None and grant is not None:
                 sequence.computed_tokens = spec.offer.token_count
-                self._seal_what_is_left(running, grant, spec.offer)
+                if spec.offer.is_left_behind:
+                    self._seal_what_is_left(running, grant, spec.offer)
             else:
                 if bringing is not None:
                     running.cost.note_transfer(await bringing.ended())
@@ -253,7 +254,6 @@ class SequenceRunner:
     def _seal_what_is_left(self, running: RunningSequence, grant: BlockGrant, offer: Offer) -> None:
         """A lost worker may not have come to seal what it had filled."""
         full_blocks = offer.token_count // self.limits.block_tokens
-        assert grant.cached_block_count <= full_blocks, "what is written must not be sealed"
         if grant.cached_block_count < full_blocks:
             hashes = running.chain.hashes[grant.cached_block_count : full_blocks]
             self._rights.seal(running.sequence_id, grant.cached_block_count, hashes, at_once=False)
