@@ -13,9 +13,10 @@ import pytest
 from xxhash import xxh3_128_digest
 
 from forebay.errors import DiskFailedError, InvalidFieldError, KvExhaustedError, TenantQuotaError
-from forebay.host.shared_memory import segment_name, segment_path
+from forebay.host.shared_memory import index_name, segment_name, segment_path
 from forebay.kv.eviction.policies import POLICIES
 from forebay.kv.tier import Tier
+from forebay.kvcache.checkpoint import RECORD_BYTES
 from forebay.rpc.channel import open_channel
 from forebay.rpc.status import translated
 from forebay.testing.kvcache_process import KvCacheProcess, WritingWorker, attach_writer
@@ -53,6 +54,20 @@ class Running:
         async with asyncio.timeout(30):
             while not condition(await self.stats()):
                 pass
+
+    async def kill(self) -> None:
+        """With -9, once all that is sealed is noted, which takes a moment."""
+        tiers = (Tier.DEVICE, Tier.HOST)
+        await self.until(
+            lambda stats: [one.sealed_blocks for one in stats.tiers[:2]] == list(map(self._noted_count, tiers))
+        )
+        self.process.kill()
+
+    def _noted_count(self, tier: Tier) -> int:
+        """Blocks of a tier of memory that a service which follows this one would find."""
+        records = segment_path(index_name(segment_name(self.process.node_id, tier.value))).read_bytes()
+        places = range(0, len(records), RECORD_BYTES)
+        return sum(any(records[start : start + RECORD_BYTES]) for start in places)
 
 
 class Scene:
@@ -143,7 +158,7 @@ async def test_a_block_damaged_before_a_restart_is_not_taken_over(scene: Scene, 
     await fill(running, 5)
     before = await running.index()
     name = next(one for one, its_tier in before.items() if its_tier == tier_to_proto(tier))
-    running.process.kill()
+    await running.kill()
     damage(scene, running.writer.expected(name), segment_path(segment_name(running.process.node_id, tier.value)))
     del before[name]
     assert await (await scene.start()).index() == before
@@ -157,7 +172,7 @@ async def test_a_second_service_of_the_node_takes_nothing_from_the_first(scene: 
     second = KvCacheProcess(scene.model, scene.nats_url, *FEW, node_id=running.process.node_id)
     code, errors = await asyncio.to_thread(second.finish)
     assert (code, "another KV-cache service of node" in errors) == (2, True)
-    running.process.kill()
+    await running.kill()
     assert await (await scene.start()).index() == before
 
 
@@ -167,7 +182,7 @@ async def test_all_tiers_outlive_a_kill(scene: Scene) -> None:
     await running.writer.worker.begin("open", 3)
     before = await running.index()
     assert {*before.values()} == {common_pb2.KV_TIER_DEVICE, common_pb2.KV_TIER_HOST, common_pb2.KV_TIER_DISK}
-    running.process.kill()
+    await running.kill()
     again = await scene.start(*scene.disk)
     assert await again.index() == before
     assert (await again.stats()).active_sequences == (await again.stats()).tiers[0].leased_blocks == 0
@@ -183,7 +198,7 @@ async def test_memory_of_a_killed_service_is_never_written_through_old_mappings(
     await running.writer.compute("one", prompt(1))
     old = running.writer
     open_grant = await old.worker.begin("open", 4)
-    running.process.kill()
+    await running.kill()
     again = await scene.start()
     for block in open_grant.block_ids:  # a worker in the middle of a step goes on
         start = block * BLOCK_BYTES
@@ -196,7 +211,7 @@ async def test_memory_of_a_killed_service_is_never_written_through_old_mappings(
 async def test_a_service_of_another_arithmetic_takes_nothing_over(scene: Scene) -> None:
     running = await scene.start(*scene.disk)
     await fill(running, 10)
-    running.process.kill()
+    await running.kill()
     again = await scene.start(*scene.disk, "--chip-class", "cpu-bf16")
     assert await again.index() == {}
 
@@ -329,7 +344,7 @@ async def test_what_was_flushed_does_not_come_back(scene: Scene) -> None:
         await running.writer.compute(f"later-{number}", prompt(number))
     await running.until(lambda stats: stats.tiers[2].sealed_blocks > 0 and not stats.tiers[2].leased_blocks)
     before = await running.index()
-    running.process.kill()
+    await running.kill()
     assert await (await scene.start(*scene.disk)).index() == before
 
 

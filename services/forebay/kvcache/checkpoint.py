@@ -20,8 +20,8 @@ from forebay.kv.hashing import HASH_BYTES
 _CHECK_BYTES: Final = 8
 _DIGEST_BYTES: Final = 16
 _BODY_BYTES: Final = HASH_BYTES + _DIGEST_BYTES
-_RECORD_BYTES: Final = _BODY_BYTES + _CHECK_BYTES
-_NOTHING: Final = bytes(_RECORD_BYTES)
+RECORD_BYTES: Final = _BODY_BYTES + _CHECK_BYTES
+_NOTHING: Final = bytes(RECORD_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class Checkpoint:
             path.unlink(missing_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                os.posix_fallocate(file, 0, block_count * _RECORD_BYTES)
-                self._memory = mmap.mmap(file, block_count * _RECORD_BYTES)
+                os.posix_fallocate(file, 0, block_count * RECORD_BYTES)
+                self._memory = mmap.mmap(file, block_count * RECORD_BYTES)
             finally:
                 os.close(file)
         except OSError as error:
@@ -65,8 +65,8 @@ class Checkpoint:
         self._memory.close()
 
     def _write(self, index: int, record: bytes) -> None:
-        start = index * _RECORD_BYTES
-        self._memory[start : start + _RECORD_BYTES] = record
+        start = index * RECORD_BYTES
+        self._memory[start : start + RECORD_BYTES] = record
 
 
 def read_checkpoint(path: Path, key: bytes) -> list[NotedBlock]:
@@ -75,8 +75,8 @@ def read_checkpoint(path: Path, key: bytes) -> list[NotedBlock]:
         records = path.read_bytes()
     except OSError:
         return []
-    places = range(0, len(records) - _RECORD_BYTES + 1, _RECORD_BYTES)
-    noted = ((start // _RECORD_BYTES, records[start : start + _RECORD_BYTES]) for start in places)
+    places = range(0, len(records) - RECORD_BYTES + 1, RECORD_BYTES)
+    noted = ((start // RECORD_BYTES, records[start : start + RECORD_BYTES]) for start in places)
     return [
         NotedBlock(index, record[:HASH_BYTES], record[HASH_BYTES:_BODY_BYTES])
         for index, record in noted
