@@ -167,6 +167,14 @@ class TenantQuotaError(ForebayError):
     code, reason = Code.RESOURCE_EXHAUSTED, "TENANT_QUOTA"
 
 
+class IsolatedError(ForebayError):
+    code, reason = Code.UNAVAILABLE, "ISOLATED"
+
+
+class SloUnattainableError(ForebayError):
+    code, reason = Code.FAILED_PRECONDITION, "SLO_UNATTAINABLE"
+
+
 class UnknownBlockError(ForebayError):
     code, reason = Code.NOT_FOUND, "UNKNOWN_BLOCK"
 

@@ -14,10 +14,12 @@ from forebay.errors import NoWorkerError
 from forebay.events.connection import Connection
 from forebay.fleet.load import LoadView
 from forebay.fleet.view import FleetView
+from forebay.router.admission_gate import AdmissionGate
 from forebay.router.fleet_links import FleetLinks
 from forebay.router.generation import Generations
 from forebay.router.planner import Planner
 from forebay.router.servicer import RouterServicer
+from forebay.routing.admission import AdmissionLimits
 from forebay.routing.failover import FailoverLimits
 from forebay.routing.prefix_index import PrefixIndex
 from forebay.rpc.channel import open_channel
@@ -35,6 +37,7 @@ class RouterUnderTest:
     links: FleetLinks
     index: PrefixIndex
     generations: Generations
+    gate: AdmissionGate
     stub: "router_pb2_grpc.RouterServiceAsyncStub"
     address: str
     kill: Callable[[], Awaitable[None]]
@@ -45,13 +48,18 @@ RouterFor = Callable[..., AbstractAsyncContextManager[RouterUnderTest]]
 
 @asynccontextmanager
 async def _router_for(
-    fleet: ScriptedFleet, max_request_s: float = 3600.0, failover_s: float = 0.0
+    fleet: ScriptedFleet,
+    max_request_s: float = 3600.0,
+    failover_s: float = 0.0,
+    admission_limits: AdmissionLimits | None = None,
 ) -> AsyncIterator[RouterUnderTest]:
     connection = Connection()  # never opened: members come from the fleet directly
     links, index, loads = FleetLinks(), PrefixIndex(), LoadView(connection)
     links.update(fleet.members)
     planner = Planner(index, loads, lambda: links.snapshot, alone_tokens=0)
-    generations = Generations(links, planner, FailoverLimits(failover_s))
+    gate = AdmissionGate(admission_limits or AdmissionLimits(), planner.room, planner.want_idle)
+    planner.on_load(gate.update)
+    generations = Generations(links, planner, FailoverLimits(failover_s), gate)
     servicer = RouterServicer(generations, FleetView(connection), loads)
     server = Server("127.0.0.1:0", max_call_s=max_request_s)
     server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, "forebay.v1.RouterService")
@@ -60,7 +68,7 @@ async def _router_for(
         if any(member.role.value == "tokenizer" for member in fleet.members.values()):
             await until(lambda: _knows_model(links))
         stub = router_pb2_grpc.RouterServiceStub(channel)
-        yield RouterUnderTest(links, index, generations, stub, address, lambda: server.stop(0))
+        yield RouterUnderTest(links, index, generations, gate, stub, address, lambda: server.stop(0))
     await server.stop(0)
     await links.close()
 

@@ -9,6 +9,7 @@ from forebay.errors import ForebayError, KvExhaustedError, NoWorkerError, Reques
 from forebay.role import Role
 from forebay.rpc.status import translated
 from forebay.telemetry import spans
+from forebay.testing.read_answer import ReadAnswer
 from forebay.testing.scripted_fleet import ScriptedFleet
 from forebay.testing.scripted_workers import FakeDecode, FakePrefill, Script
 from forebay.testing.waiting import until
@@ -18,29 +19,9 @@ SPLIT, LOCAL = common_pb2.EXECUTION_MODE_SPLIT, common_pb2.EXECUTION_MODE_LOCAL
 OUTPUT = "hello world"
 
 
-class Answer:
+def answer_of(router, **fields) -> ReadAnswer:  # type: ignore[no-untyped-def]
     """A call that is read while the fleet changes."""
-
-    def __init__(self, router, **fields) -> None:  # type: ignore[no-untyped-def]
-        self.call = router.stub.Generate(router_pb2.GenerateRequest(**({"text": "a prompt"} | fields)), timeout=20)
-        self.started = router_pb2.Started()
-        self.finished = router_pb2.Finished()
-        self.text = self.token_text = ""
-        self._reading = asyncio.create_task(self._read())
-
-    async def _read(self) -> None:
-        with translated():
-            async for response in self.call:
-                self.text += response.chunk.text
-                self.token_text += "".join(map(chr, response.chunk.token_ids))
-                if response.HasField("started"):
-                    self.started = response.started
-                if response.HasField("finished"):
-                    self.finished = response.finished
-
-    async def complete(self) -> None:
-        """Returns at its good end; raises ForebayError."""
-        await self._reading
+    return ReadAnswer(router.stub, router_pb2.GenerateRequest(**({"text": "a prompt"} | fields)))
 
 
 @pytest.fixture
@@ -51,7 +32,7 @@ def script() -> Script:
 
 async def test_another_decode_worker_goes_on_behind_the_tokens_there_are(router_for, script) -> None:  # type: ignore[no-untyped-def]
     async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=5) as router:
-        answer = Answer(router, mode=LOCAL, sampling=common_pb2.SamplingParams(logprobs=0, temperature=1))
+        answer = answer_of(router, mode=LOCAL, sampling=common_pb2.SamplingParams(logprobs=0, temperature=1))
         await until(lambda: answer.token_text == OUTPUT[:5])
         await fleet.add(Role.DECODE, "decode-2", second := FakeDecode(script, fleet.prefill))
         router.links.update(fleet.members)
@@ -75,7 +56,7 @@ async def test_another_prefill_worker_computes_the_prompt(router_for, script) ->
     script.has_token.clear()
     script.held_after = None
     async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=5) as router:
-        answer = Answer(router, mode=SPLIT)
+        answer = answer_of(router, mode=SPLIT)
         await until(lambda: fleet.prefill.running)
         await fleet.add(Role.PREFILL, "prefill-2", second := FakePrefill(script))
         router.links.update(fleet.members)
@@ -91,10 +72,10 @@ async def test_another_prefill_worker_computes_the_prompt(router_for, script) ->
 async def test_a_prefill_worker_that_cannot_be_reached_is_not_planned(router_for, script) -> None:  # type: ignore[no-untyped-def]
     script.held_after = None
     async with ScriptedFleet(script) as fleet, router_for(fleet) as router:
-        await Answer(router, mode=SPLIT).complete()
+        await answer_of(router, mode=SPLIT).complete()
         await fleet.kill("prefill-1")
         await until(lambda: not router.links.snapshot.prefill)
-        answer = Answer(router)
+        answer = answer_of(router)
         await answer.complete()
         assert answer.started.plan.mode == LOCAL
         await fleet.add(Role.PREFILL, "prefill-1", fleet.prefill, listen=fleet.members["prefill-1"].address)
@@ -103,7 +84,7 @@ async def test_a_prefill_worker_that_cannot_be_reached_is_not_planned(router_for
 
 async def test_it_waits_for_a_worker_to_come(router_for, script) -> None:  # type: ignore[no-untyped-def]
     async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=10) as router:
-        answer = Answer(router, mode=LOCAL)
+        answer = answer_of(router, mode=LOCAL)
         await until(lambda: answer.token_text == OUTPUT[:5])
         await fleet.kill("decode-1")
         await until(lambda: not router.links.snapshot.decode)
@@ -119,7 +100,7 @@ async def test_a_new_request_waits_where_a_worker_was_lost_just_now(router_for, 
         script.goes_on.set()
         await fleet.kill("decode-1")
         await until(lambda: not router.links.snapshot.decode)
-        answer = Answer(router, mode=LOCAL)
+        answer = answer_of(router, mode=LOCAL)
         await until(lambda: len(router.generations.running))
         await fleet.add(Role.DECODE, "decode-2", FakeDecode(script, fleet.prefill))
         router.links.update(fleet.members)
@@ -129,7 +110,7 @@ async def test_a_new_request_waits_where_a_worker_was_lost_just_now(router_for, 
 
 async def test_a_span_tells_what_failed_and_who_goes_on(router_for, script, exporter) -> None:  # type: ignore[no-untyped-def]
     async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=5) as router:
-        answer = Answer(router, mode=LOCAL)
+        answer = answer_of(router, mode=LOCAL)
         await until(lambda: answer.token_text == OUTPUT[:5])
         await fleet.add(Role.DECODE, "decode-2", FakeDecode(script, fleet.prefill))
         router.links.update(fleet.members)
@@ -153,7 +134,7 @@ async def test_another_worker_of_the_node_takes_over_what_a_lost_one_left(
 ) -> None:  # type: ignore[no-untyped-def]
     script.kv_epoch = told_epoch
     async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=5) as router:
-        answer = Answer(router, mode=mode)
+        answer = answer_of(router, mode=mode)
         await until(lambda: answer.token_text == OUTPUT[:5])
         await fleet.add(Role.DECODE, "decode-2", second := FakeDecode(script, fleet.prefill))
         router.links.update(fleet.members)
@@ -171,7 +152,7 @@ async def test_another_worker_of_the_node_takes_over_what_a_lost_one_left(
 async def test_what_a_lost_worker_left_and_cannot_be_had_is_computed(router_for, script) -> None:  # type: ignore[no-untyped-def]
     script.kv_epoch, script.left_behind_error = 7, WorkerLostError("it has run out")
     async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=5) as router:
-        answer = Answer(router, mode=LOCAL)
+        answer = answer_of(router, mode=LOCAL)
         await until(lambda: answer.token_text == OUTPUT[:5])
         await fleet.add(Role.DECODE, "decode-2", second := FakeDecode(script, fleet.prefill))
         router.links.update(fleet.members)
@@ -190,14 +171,14 @@ async def test_what_another_worker_would_say_too_is_no_failover(router_for, expo
     script = Script(OUTPUT, prefill_error=KvExhaustedError("full"))
     async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=5) as router:
         with pytest.raises(KvExhaustedError):
-            await Answer(router, mode=SPLIT).complete()
+            await answer_of(router, mode=SPLIT).complete()
     assert len(fleet.prefill.requests) == 1
     assert not [one for one in exporter.get_finished_spans() if one.name == spans.FAILOVER]
 
 
 async def test_when_none_comes_the_caller_hears_what_is_missing(router_for, script) -> None:  # type: ignore[no-untyped-def]
     async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=0.3) as router:
-        answer = Answer(router, mode=LOCAL)
+        answer = answer_of(router, mode=LOCAL)
         await until(lambda: answer.token_text == OUTPUT[:5])
         await fleet.kill("decode-1")
         with pytest.raises(NoWorkerError) as caught:
@@ -210,7 +191,7 @@ async def test_when_none_comes_the_caller_hears_what_is_missing(router_for, scri
 async def test_last_words_of_a_worker_count_once(router_for) -> None:  # type: ignore[no-untyped-def]
     script = Script(OUTPUT, decode_error=WorkerLostError("its blocks are gone"), last_words=OUTPUT[:3])
     async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=5) as router:
-        answer = Answer(router, mode=LOCAL)
+        answer = answer_of(router, mode=LOCAL)
         await until(lambda: len(fleet.decode.starts) > 1)  # then the first has said its last words
         script.decode_error = None
         await answer.complete()
@@ -220,7 +201,7 @@ async def test_last_words_of_a_worker_count_once(router_for) -> None:  # type: i
 
 async def test_a_request_that_ends_its_workers_is_ended(router_for, script) -> None:  # type: ignore[no-untyped-def]
     async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=10) as router:
-        answer, workers = Answer(router, mode=LOCAL), {"decode-1": fleet.decode}
+        answer, workers = answer_of(router, mode=LOCAL), {"decode-1": fleet.decode}
         for number in (2, 3, 4):
             last = f"decode-{number - 1}"
             await until(lambda worker=workers[last]: worker.running)  # type: ignore[misc]
@@ -233,11 +214,11 @@ async def test_a_request_that_ends_its_workers_is_ended(router_for, script) -> N
     assert not workers["decode-4"].starts, "the fourth lives"
 
 
-async def cancelled_by_its_caller(router, answer: Answer) -> None:  # type: ignore[no-untyped-def]
+async def cancelled_by_its_caller(router, answer: ReadAnswer) -> None:  # type: ignore[no-untyped-def]
     answer.call.cancel()
 
 
-async def cancelled_by_id(router, answer: Answer) -> None:  # type: ignore[no-untyped-def]
+async def cancelled_by_id(router, answer: ReadAnswer) -> None:  # type: ignore[no-untyped-def]
     await router.stub.Cancel(router_pb2.CancelRequest(request_id="r"))
 
 
@@ -245,10 +226,10 @@ async def cancelled_by_id(router, answer: Answer) -> None:  # type: ignore[no-un
 async def test_a_cancel_ends_the_waiting(
     router_for: Callable[..., object],
     script: Script,
-    cancel: Callable[[object, Answer], Awaitable[None]],
+    cancel: Callable[[object, ReadAnswer], Awaitable[None]],
 ) -> None:
     async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=60) as router:  # type: ignore[attr-defined]
-        answer = Answer(router, request_id="r", mode=LOCAL)
+        answer = answer_of(router, request_id="r", mode=LOCAL)
         await until(lambda: answer.token_text == OUTPUT[:5])
         await fleet.kill("decode-1")
         await until(lambda: not router.links.snapshot.decode)
@@ -260,7 +241,7 @@ async def test_a_cancel_ends_the_waiting(
 
 async def test_a_stop_string_may_lie_across_the_failure(router_for, script) -> None:  # type: ignore[no-untyped-def]
     async with ScriptedFleet(script) as fleet, router_for(fleet, failover_s=5) as router:
-        answer = Answer(router, mode=LOCAL, sampling=common_pb2.SamplingParams(stop=["o w"]))
+        answer = answer_of(router, mode=LOCAL, sampling=common_pb2.SamplingParams(stop=["o w"]))
         await until(lambda: fleet.tokenizer.open_stream_ids and len(answer.text) >= 3)
         await fleet.add(Role.DECODE, "decode-2", FakeDecode(script, fleet.prefill))
         router.links.update(fleet.members)

@@ -16,7 +16,6 @@ from forebay.errors import (
     InvalidFieldError,
     KvExhaustedError,
     ModelMismatchError,
-    NotServedYetError,
     NoWorkerError,
     NumericFailureError,
     QueueFullError,
@@ -96,12 +95,20 @@ BAD_REQUESTS = {
     "long cache salt": ({"text": "x", "cache_salt": "a" * 129}, InvalidFieldError, "cache_salt"),
     "gather_ms 60001": ({"text": "x", "gather_ms": 60_001}, InvalidFieldError, "gather_ms"),
     "QoS tier": ({"text": "x", "qos_tier": 9}, InvalidFieldError, "qos_tier"),
-    "SLO": (
-        {"text": "x", "slo": common_pb2.ServiceLevelObjective(time_to_first_token_ms=500)},
-        NotServedYetError,
+    "SLO of BATCH": (
+        {
+            "text": "x",
+            "qos_tier": common_pb2.QOS_TIER_BATCH,
+            "slo": common_pb2.ServiceLevelObjective(time_to_first_token_ms=500),
+        },
+        InvalidFieldError,
         "slo",
     ),
-    "BACKUP": ({"text": "x", "qos_tier": common_pb2.QOS_TIER_BACKUP}, NotServedYetError, "qos_tier"),
+    "SLO of no time": (
+        {"text": "x", "slo": common_pb2.ServiceLevelObjective(time_per_output_token_ms=0)},
+        InvalidFieldError,
+        "slo.time_per_output_token_ms",
+    ),
     "resumed without its id": (
         {"text": "x", "sampling": Sampling(seed=1), "resume": resume(5)},
         InvalidFieldError,

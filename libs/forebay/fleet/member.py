@@ -46,3 +46,4 @@ class Load:
     queued_sequences: int = 0
     queued_tokens: int = 0
     context_tokens: int = 0
+    is_isolated: bool = False

@@ -62,6 +62,7 @@ def load_to_proto(worker_id: str, load: Load) -> events_pb2.WorkerLoad:
         queued_sequences=load.queued_sequences,
         queued_tokens=load.queued_tokens,
         context_tokens=load.context_tokens,
+        is_isolated=load.is_isolated,
     )
 
 
@@ -72,6 +73,7 @@ def load_from_proto(message: events_pb2.WorkerLoad) -> Load:
         queued_sequences=message.queued_sequences,
         queued_tokens=message.queued_tokens,
         context_tokens=message.context_tokens,
+        is_isolated=message.is_isolated,
     )
 
 

@@ -26,7 +26,8 @@ class FailoverLimits:
 
     patience_s: seconds without a new token, from the first failure on, after which its last error is told; 0: nothing
     is tried again.
-    most_lost_workers: so many workers that ended with the request in their hands make it the probable cause.
+    most_lost_workers: so many workers that ended with the request in their hands make it the probable cause. One fewer
+    make it suspect: it is tried once more, on a worker of its own, as of the BACKUP tier.
     """
 
     patience_s: float = DEFAULT_PATIENCE_S
@@ -45,6 +46,11 @@ class Failover:
         self._failing_since_s: float | None = None
         self._tries = 0
         self._has_failed_over = has_begun
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the next worker must not have other requests that would be lost with it."""
+        return len(self._lost_worker_ids) >= max(1, self._limits.most_lost_workers - 1)
 
     def passes(self, error: ForebayError) -> bool:
         """Whether another worker, or the same one later, may do what this error kept one from doing.

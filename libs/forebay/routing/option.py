@@ -35,6 +35,7 @@ class QosTier(Enum):
 
     REALTIME = "REALTIME"
     BATCH = "BATCH"
+    BACKUP = "BACKUP"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ GenAI semantic conventions where they exist, `forebay.*` for the rest. Units sta
 # Spans.
 GENERATE = "generate"
 TOKENIZE = "tokenize"
+ADMIT = "admit"
 PLAN = "plan"
 FAILOVER = "failover"
 PREFILL = "prefill"

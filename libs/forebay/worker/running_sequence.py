@@ -37,7 +37,8 @@ class SequenceSpec:
 
     hash_root: parent hash of the first block. offer: where the KV lies already on this node; source: where on another,
     from which its blocks are brought. With neither, and where blocks do not come: compute what the cache lacks.
-    seals_as_filled: whether blocks are sealed one by one, instead of all at the end by `hand_over`.
+    seals_as_filled: whether blocks are sealed one by one, instead of all at the end by `hand_over`. is_alone: whether
+    the worker takes nothing else meanwhile.
     """
 
     sequence_id: str
@@ -50,6 +51,7 @@ class SequenceSpec:
     offer: Offer | None = None
     source: common_pb2.Manifest | None = None
     seals_as_filled: bool = True
+    is_alone: bool = False
 
     @property
     def known_token_ids(self) -> list[int]:

@@ -27,6 +27,7 @@ from forebay.errors import (
     DrainingError,
     DuplicateRequestError,
     ForebayError,
+    IsolatedError,
     KvExhaustedError,
     UnknownSequenceError,
     WorkerLostError,
@@ -105,6 +106,11 @@ class SequenceRunner:
         """Sequences before it, paused ones included."""
         return self._places.queued_count
 
+    @property
+    def is_isolated(self) -> bool:
+        """Whether a sequence has the worker to itself."""
+        return any(one.spec.is_alone for one in self._sequences.values())
+
     def on_change(self, listener: Callable[[], None]) -> None:
         """Calls `listener` on the loop whenever sequences came, went or got on."""
         self._on_change = listener
@@ -126,8 +132,8 @@ class SequenceRunner:
     async def open(self, spec: SequenceSpec, on_token: TokenSink) -> AsyncIterator[RunningSequence]:
         """Gets a place and blocks for a sequence and computes it while the block runs; at its exit all is given up.
 
-        Leaving early cancels the sequence. Raises DrainingError, DuplicateRequestError, QueueFullError and
-        KvExhaustedError; WorkerLostError; ForebayError itself when the worker is broken.
+        Leaving early cancels the sequence. Raises DrainingError, DuplicateRequestError, IsolatedError, QueueFullError
+        and KvExhaustedError; WorkerLostError; ForebayError itself when the worker is broken.
         """
         if self.is_draining:
             raise DrainingError("the worker is draining", retry_after_s=RETRY_AFTER_S)
@@ -135,6 +141,7 @@ class SequenceRunner:
             if spec.offer is not None and spec.offer.is_left_behind:
                 raise lost()  # it was left by this very worker, whose connection was lost, and which is still ending it
             raise DuplicateRequestError("a request with this id is running", field="request_id")
+        self._check_company(spec)
         running = self._register(spec, on_token)
         try:
             sequence = await self._prepare(running)
@@ -142,6 +149,16 @@ class SequenceRunner:
             yield running
         finally:
             self._close(running)
+
+    def _check_company(self, spec: SequenceSpec) -> None:
+        """What may take the worker down with it runs alone. Raises IsolatedError, and neither waits for the other."""
+        if self.is_isolated:
+            message = "a request of the BACKUP tier has this worker to itself"
+        elif spec.is_alone and self._sequences:
+            message = f"a request of the BACKUP tier needs a worker to itself, and this one runs {len(self._sequences)}"
+        else:
+            return
+        raise IsolatedError(message, retry_after_s=RETRY_AFTER_S)
 
     async def hand_over(self, running: RunningSequence) -> tuple[int, list[bytes]]:
         """Seals the full blocks of a sequence that has ended and offers it to its next owner.

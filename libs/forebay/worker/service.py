@@ -231,6 +231,7 @@ def load_of(runner: SequenceRunner) -> Load:
         queued_sequences=runner.queued_count,
         queued_tokens=sum(one.pending_tokens for one in sequences),
         context_tokens=sum(one.written_tokens for one in sequences),
+        is_isolated=runner.is_isolated,
     )
 
 

@@ -89,6 +89,7 @@ def _spec(start: decode_pb2.StartSequence, model: ServedModel, node_id: str) -> 
         tenant=start.tenant,
         offer=offer,
         source=source,
+        is_alone=start.qos_tier == common_pb2.QOS_TIER_BACKUP,
     )
 
 

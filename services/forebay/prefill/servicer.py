@@ -59,6 +59,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
             sampling=sampling_for(self._model, request.sampling, len(prompt)),
             hash_root=root_hash(self._model.digest, request.tenant, request.cache_salt),
             priority=priority_of(request.qos_tier),
+            is_alone=request.qos_tier == common_pb2.QOS_TIER_BACKUP,
             tenant=request.tenant,
             seals_as_filled=request.seals_as_filled,
         )

@@ -16,12 +16,14 @@ from forebay.fleet.member import Member, incarnation_now
 from forebay.fleet.registrar import Registrar
 from forebay.fleet.view import FleetView
 from forebay.role import Role
+from forebay.router.admission_gate import AdmissionGate
 from forebay.router.config import RouterSettings
 from forebay.router.fleet_links import FleetLinks
 from forebay.router.generation import Generations
 from forebay.router.kv_index import FollowedNodes, IndexFeed, KvCacheDumps
 from forebay.router.planner import Planner
 from forebay.router.servicer import RouterServicer
+from forebay.routing.admission import AdmissionLimits
 from forebay.routing.failover import FailoverLimits
 from forebay.routing.prefix_index import PrefixIndex
 from forebay.rpc.server import Server
@@ -66,7 +68,15 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
             closing.push_async_callback(close)
         closing.push_async_callback(links.close)
 
-        generations = Generations(links, planner, FailoverLimits(settings.failover_s, settings.most_lost_workers))
+        gate = AdmissionGate(
+            AdmissionLimits(settings.reserved_share, settings.queue_length, settings.shed_after_s),
+            planner.room,
+            planner.want_idle,
+        )
+        closing.callback(gate.close)
+        planner.on_load(gate.update)
+        failover_limits = FailoverLimits(settings.failover_s, settings.most_lost_workers)
+        generations = Generations(links, planner, failover_limits, gate)
         servicer = RouterServicer(generations, fleet, loads)
         server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, SERVICE)
         address = await server.start()

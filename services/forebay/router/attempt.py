@@ -40,7 +40,8 @@ class Workers:
     `taker`: who decodes a prefilled sequence now: `decode`, or another of its node's when that one leaves.
     `kvcache_address`: by node, where blocks can be pulled from. `early_bring`: brings the prompt's blocks to the decode
     worker's node while they are computed on another; None: on the same, or it cannot. `left_behind`: what the attempt
-    before left on the decode worker's node, which that takes over; None: nothing.
+    before left on the decode worker's node, which that takes over; None: nothing. is_alone: the decode worker takes
+    nothing else meanwhile.
     """
 
     decode: DecodeLink
@@ -49,6 +50,7 @@ class Workers:
     kvcache_address: Callable[[str], str | None]
     early_bring: EarlyBring | None = None
     left_behind: LeftBehind | None = None
+    is_alone: bool = False
 
 
 class AttemptSink(Protocol):
@@ -192,7 +194,7 @@ class Attempt:
             sampling=self._prompt.sampling,
             tenant=self._prompt.request.tenant,
             cache_salt=self._prompt.request.cache_salt,
-            qos_tier=self._prompt.request.qos_tier,
+            qos_tier=common_pb2.QOS_TIER_BACKUP if self._workers.is_alone else self._prompt.request.qos_tier,
             deadline_s=None if left_s is None else max(left_s, LEAST_DEADLINE_S),
             traceparent=self._traceparent.get("traceparent", ""),
             tracestate=self._traceparent.get("tracestate", ""),

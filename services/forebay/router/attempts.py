@@ -9,6 +9,8 @@ from forebay.router.early_bring import EarlyBring, bring_request
 from forebay.router.fleet_links import FleetLinks
 from forebay.router.planner import Planner
 from forebay.router.prompt import Prompt
+from forebay.routing.failover import Failover
+from forebay.routing.option import QosTier
 from forebay.routing.plan import Plan
 from forebay.telemetry import span, spans
 
@@ -16,10 +18,12 @@ from forebay.telemetry import span, spans
 class Attempts:
     """`next` plans; the attempt begins when its `begin` is called."""
 
-    def __init__(self, prompt: Prompt, links: FleetLinks, planner: Planner) -> None:
+    def __init__(self, prompt: Prompt, links: FleetLinks, planner: Planner, failover: Failover) -> None:
+        """failover: knows whether the request has to be alone by now."""
         self._prompt = prompt
         self._links = links
         self._planner = planner
+        self._failover = failover
         self._last: tuple[Attempt, str] | None = None  # with the node that decodes it
 
     def next(self, emitted_token_ids: Sequence[int] = ()) -> Attempt:
@@ -28,13 +32,17 @@ class Attempts:
         if emitted_token_ids:
             token_ids = [*token_ids, *emitted_token_ids]
         with span(spans.PLAN) as current:
-            chosen, on_disk = self._planner.plan(request, token_ids, is_begun=bool(emitted_token_ids))
+            is_alone = request.tier is QosTier.BACKUP or self._failover.is_suspect
+            is_begun = bool(emitted_token_ids)
+            chosen, on_disk = self._planner.plan(request, token_ids, is_begun=is_begun, is_alone=is_alone)
             current.set_attributes(_attributes(chosen))
         if on_disk is not None:
             self._links.hints.send(on_disk.node_id, on_disk.block_hashes)
         node_id = self._links.node_of(chosen.decode_worker_id)
-        workers = self._workers(chosen, node_id)
+        workers = self._workers(chosen, node_id, is_alone=is_alone)
         self._planner.charge(request.request_id, chosen, len(token_ids))
+        if is_alone:
+            self._planner.isolate(request.request_id, chosen)
         attempt = Attempt(
             self._prompt,
             workers,
@@ -56,7 +64,7 @@ class Attempts:
         is_at_hand = left is not None and node_id == last_node_id and chosen.decode_worker_id != left.worker_id
         return left if is_at_hand else None
 
-    def _workers(self, chosen: Plan, node_id: str) -> Workers:
+    def _workers(self, chosen: Plan, node_id: str, *, is_alone: bool) -> Workers:
         prefill_worker_id, decode_worker_id = chosen.prefill_worker_id, chosen.decode_worker_id
         return Workers(
             decode=self._links.decode(decode_worker_id),
@@ -65,6 +73,7 @@ class Attempts:
             kvcache_address=self._links.kvcache_address,
             early_bring=self._early_bring(chosen),
             left_behind=self._left_behind(chosen, node_id),
+            is_alone=is_alone,
         )
 
     def _early_bring(self, chosen: Plan) -> EarlyBring | None:

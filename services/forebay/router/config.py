@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from forebay import ports
+from forebay.routing.admission import DEFAULT_QUEUE_LENGTH, DEFAULT_RESERVED_SHARE, DEFAULT_SHED_AFTER_S
 from forebay.routing.failover import DEFAULT_MOST_LOST_WORKERS, DEFAULT_PATIENCE_S
 from forebay.routing.plan import DEFAULT_ALONE_TOKENS
 from forebay.routing.prefix_index import DEFAULT_CAPACITY
@@ -40,5 +41,21 @@ class RouterSettings(ServiceSettings):
     most_lost_workers: int = Field(
         DEFAULT_MOST_LOST_WORKERS,
         ge=1,
-        description="workers lost with a request in their hands that make it the probable cause, and end it",
+        description="workers lost with a request in their hands that make it the probable cause, and end it; with one"
+        " fewer it is tried on a worker of its own",
+    )
+    reserved_share: float = Field(
+        DEFAULT_RESERVED_SHARE,
+        ge=0,
+        lt=1,
+        description="share of the workers' places that BATCH leaves free for REALTIME to come",
+    )
+    queue_length: int = Field(
+        DEFAULT_QUEUE_LENGTH, ge=0, description="most requests that wait here for room; BATCH is turned away first"
+    )
+    shed_after_s: float = Field(
+        DEFAULT_SHED_AFTER_S,
+        ge=0,
+        le=3600,
+        description="a REALTIME request that would wait longer for others is refused at once, with a time to try again",
     )

@@ -1,19 +1,22 @@
-"""The life of one request: judged, encoded, planned, carried out, measured. One trace shows it.
+"""The life of one request: judged, encoded, admitted, planned, carried out, measured. One trace shows it.
 
 Knows the order of things; what each is lies with `request`, `prompt_limits`, `tokenizers`, `attempts` and `execution`.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from opentelemetry.trace import get_current_span
 
 from forebay.errors import ForebayError, NoWorkerError
+from forebay.router.admission_gate import AdmissionGate, Ticket
+from forebay.router.applicant import applicant_of
+from forebay.router.attempt import Attempt
 from forebay.router.attempts import Attempts
 from forebay.router.execution import Execution
 from forebay.router.fleet_links import FleetLinks
@@ -23,8 +26,10 @@ from forebay.router.prompt_limits import admit, check_model
 from forebay.router.request import Request, validate
 from forebay.router.running import RunningRequests
 from forebay.routing.failover import Failover, FailoverLimits
+from forebay.routing.option import QosTier
 from forebay.routing.outcome import Outcome
 from forebay.routing.plan import Plan
+from forebay.routing.service_level import refusal
 from forebay.telemetry import span, spans, tracer
 from forebay.v1 import common_pb2, decode_pb2, router_pb2
 from forebay.wire.plan import plan_to_proto
@@ -38,6 +43,7 @@ class _Clock:
 
     began_s: float
     tokenize_s: float = 0.0
+    admit_s: float = 0.0
     plan_s: float = 0.0
     planned_s: float = 0.0
     first_token_s: float | None = None
@@ -49,10 +55,13 @@ class _Clock:
 class Generations:
     """Serves requests of one router."""
 
-    def __init__(self, links: FleetLinks, planner: Planner, failover_limits: FailoverLimits) -> None:
+    def __init__(
+        self, links: FleetLinks, planner: Planner, failover_limits: FailoverLimits, gate: AdmissionGate
+    ) -> None:
         self._links = links
         self._planner = planner
         self._failover_limits = failover_limits
+        self._gate = gate
         self.running = RunningRequests()
 
     async def generate(self, message: router_pb2.GenerateRequest) -> AsyncGenerator[router_pb2.GenerateResponse, None]:
@@ -64,28 +73,32 @@ class Generations:
             failover = Failover(self._failover_limits, has_begun=request.has_begun)
             waiting = _Waiting(failover, partial(self._is_worth_waiting, request), ender)
             prompt = await self._prompt(request, waiting, clock)
-            attempts = Attempts(prompt, self._links, self._planner)
-            execution = Execution(prompt, self._links.tokenizers, attempts.next, failover)
-            ender.attach(execution)
-            with _released(execution):
-                await execution.recall()
-                chosen = None
-                if not execution.output.is_text_complete:
-                    began_s = time.perf_counter()
-                    first = await waiting.until_possible(partial(attempts.next, execution.output.token_ids))
-                    clock.plan_s = time.perf_counter() - began_s
-                    clock.planned_s = clock.since_begin_s()
-                    chosen = first.chosen
-                    execution.begin(first)
-                yield router_pb2.GenerateResponse(started=_started(prompt, chosen))
-                async with aclosing(execution.chunks()) as chunks:
-                    async for chunk in chunks:
-                        if clock.first_token_s is None and chunk.token_ids:
-                            clock.first_token_s = clock.since_begin_s()
-                        yield router_pb2.GenerateResponse(chunk=chunk)
-                if chosen is not None and not request.has_begun and execution.failover_count == 0:
-                    self._planner.learn(chosen, _outcome(prompt, execution, clock))
-                yield router_pb2.GenerateResponse(finished=_finished(prompt, chosen, execution, clock))
+            async with self._admitted(prompt, ender, clock) as ticket:
+                attempts = Attempts(prompt, self._links, self._planner, failover)
+                execution = Execution(prompt, self._links.tokenizers, attempts.next, failover)
+                ender.attach(execution)
+                with _released(execution):
+                    await execution.recall()
+                    chosen = None
+                    if not execution.output.is_text_complete:
+                        began_s = time.perf_counter()
+                        first = await waiting.until_possible(partial(attempts.next, execution.output.token_ids))
+                        clock.plan_s = time.perf_counter() - began_s
+                        clock.planned_s = clock.since_begin_s()
+                        chosen = first.chosen
+                        if ticket is not None:
+                            ticket.planned()
+                            self._check_promise(prompt, first)
+                        execution.begin(first)
+                    yield router_pb2.GenerateResponse(started=_started(prompt, chosen))
+                    async with aclosing(execution.chunks()) as chunks:
+                        async for chunk in chunks:
+                            if clock.first_token_s is None and chunk.token_ids:
+                                clock.first_token_s = clock.since_begin_s()
+                            yield router_pb2.GenerateResponse(chunk=chunk)
+                    if chosen is not None and not request.has_begun and execution.failover_count == 0:
+                        self._planner.learn(chosen, _outcome(prompt, execution, clock))
+                    yield router_pb2.GenerateResponse(finished=_finished(prompt, chosen, execution, clock))
 
     def explain(self, request_id: str) -> Plan:
         """The last plan of a recent request. Raises UnknownRequestError when it is not known any more."""
@@ -117,22 +130,68 @@ class Generations:
         )
         return Prompt(request, token_ids, sampling, model.vocabulary_size, model.digest)
 
+    @asynccontextmanager
+    async def _admitted(self, prompt: Prompt, ender: "_Ender", clock: _Clock) -> AsyncIterator[Ticket | None]:
+        """Inside the block the request may begin, and counts as one that runs. None: it was accepted once already."""
+        request = prompt.request
+        if request.has_begun:
+            yield None
+            return
+        least = self._planner.least(request, prompt.token_ids) if self._gate.is_tight else None
+        async with self._gate.applying(applicant_of(prompt, least)) as ticket:
+            ender.attach(ticket)
+            if ticket.is_waiting:
+                with span(spans.ADMIT):
+                    began_s = time.perf_counter()
+                    await ticket.admitted()
+                    clock.admit_s = time.perf_counter() - began_s
+            await ticket.admitted()  # or else it was refused at once
+            yield ticket
+
+    def _check_promise(self, prompt: Prompt, first: Attempt) -> None:
+        """Gives the attempt up and raises QueueFullError or SloUnattainableError where REALTIME would be too late."""
+        request, planned = prompt.request, first.chosen.prediction
+        if request.tier is not QosTier.REALTIME or planned is None:
+            return
+        asked = None if request.slo is None or request.slo.accepts_miss else request.slo.target
+        least = partial(self._planner.least, request, prompt.token_ids)
+        error = refusal(asked, self._gate.limits.shed_after_s, planned, least)
+        if error is not None:
+            first.release()
+            raise error
+
     def _is_worth_waiting(self, request: Request) -> bool:
-        """Where a worker was lost just now, another may take its place; and what has begun was accepted once."""
-        return request.has_begun or self._links.has_lost_worker_within(self._failover_limits.patience_s)
+        """Where a worker was lost just now, another may take its place; and what has begun was accepted once.
+
+        A request that is to have a worker to itself waits for one.
+        """
+        return (
+            request.has_begun
+            or request.tier is QosTier.BACKUP
+            or self._links.has_lost_worker_within(self._failover_limits.patience_s)
+        )
+
+
+class Endable(Protocol):
+    """What a request is at the moment."""
+
+    def end(self, error: ForebayError) -> None:
+        """Its caller is to hear this."""
+        ...
 
 
 class _Ender:
     """Ends a request from elsewhere, also before there is anything to end."""
 
     def __init__(self) -> None:
-        self._execution: Execution | None = None
+        self._endable: Endable | None = None
         self._error: ForebayError | None = None
 
-    def attach(self, execution: Execution) -> None:
-        self._execution = execution
+    def attach(self, endable: Endable) -> None:
+        """This is what there is to end, from now on."""
+        self._endable = endable
         if self._error is not None:
-            execution.end(self._error)
+            endable.end(self._error)
 
     def raise_if_ended(self) -> None:
         if self._error is not None:
@@ -140,8 +199,8 @@ class _Ender:
 
     def end(self, error: ForebayError) -> None:
         self._error = error
-        if self._execution is not None:
-            self._execution.end(error)
+        if self._endable is not None:
+            self._endable.end(error)
 
 
 class _Waiting:
@@ -215,7 +274,7 @@ def _finished(prompt: Prompt, chosen: Plan | None, execution: Execution, clock: 
         # The last worker also found what the first had computed; what that had found only the plan still knows.
         cached_tokens = min(cached_tokens, chosen.matched_tokens)
     timings = common_pb2.Timings(
-        queue_s=(first.queue_s if first else 0.0) + (summary.queue_s if summary else 0.0),
+        queue_s=clock.admit_s + (first.queue_s if first else 0.0) + (summary.queue_s if summary else 0.0),
         tokenize_s=clock.tokenize_s,
         plan_s=clock.plan_s,
         prefill_s=(first.prefill_s if first else 0.0) + (summary.prefill_s if summary else 0.0),

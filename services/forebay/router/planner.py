@@ -6,24 +6,27 @@ Feeds the pure `plan`, keeps the in-flight charges and what predictions were wro
 import math
 import random
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from forebay.errors import RETRY_AFTER_S, NoWorkerError
 from forebay.fleet.load import LoadView
 from forebay.fleet.member import Load
 from forebay.kv.hashing import block_hashes, reusable_block_count, root_hash
 from forebay.kv.tier import Tier
 from forebay.router.explanations import Explanations
 from forebay.router.request import Request
+from forebay.routing.admission import Room
 from forebay.routing.correction import Corrections
 from forebay.routing.cost import DEFAULT_LINK, LinkRates
 from forebay.routing.fleet import FleetSnapshot
-from forebay.routing.forecast import Conditions
+from forebay.routing.forecast import Conditions, Prediction
 from forebay.routing.in_flight import InFlight, WorkerLoad
+from forebay.routing.occupancy import Occupancy
+from forebay.routing.option import QosTier
 from forebay.routing.outcome import Outcome, learn
-from forebay.routing.plan import DEFAULT_ALONE_TOKENS, DEFAULT_OUTPUT_TOKENS, Plan, PlanRequest, QosTier, plan
+from forebay.routing.plan import DEFAULT_ALONE_TOKENS, Plan, PlanRequest, plan
 from forebay.routing.prefix_index import PrefixIndex, PrefixMatch
-from forebay.v1 import common_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,40 +67,55 @@ class Planner:
         self.explanations = Explanations()
         self._link = link
         self._reported_s: dict[str, float] = {}  # when workers last reported
+        self._occupancy = Occupancy()
+        self._on_load: Callable[[], None] = lambda: None
         loads.on_report(self._heard)
 
+    def on_load(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` whenever the fleet's room may have changed."""
+        self._on_load = listener
+
+    def room(self) -> Room:
+        """What the fleet has room for."""
+        self._occupancy.follow(self._snapshot())
+        return self._occupancy.room()
+
+    def want_idle(self) -> None:
+        """A request waits for a worker of its own."""
+        self._occupancy.want_idle(time.monotonic())
+
     def plan(
-        self, request: Request, token_ids: Sequence[int], is_begun: bool = False
+        self, request: Request, token_ids: Sequence[int], *, is_begun: bool = False, is_alone: bool = False
     ) -> tuple[Plan, DiskPrefix | None]:
-        """Where these tokens are computed and what follows them; `is_begun`: the last of them were generated.
+        """Where these tokens are computed and what follows them.
+
+        is_begun: the last of them were generated. is_alone: on a worker that runs nothing else.
 
         Returns also what is worth reading from disk meanwhile. Raises NoWorkerError when no worker can take it.
         """
-        fleet = self._snapshot()
+        self._occupancy.follow(self._snapshot())
+        fleet = self._idle_fleet() if is_alone else self._occupancy.open_fleet(time.monotonic())
         held = self._held(request, token_ids, fleet)
-        chosen = plan(
-            PlanRequest(
-                len(token_ids),
-                request.forced_mode,
-                self._alone_tokens,
-                is_begun,
-                QosTier.BATCH if request.qos_tier == common_pb2.QOS_TIER_BATCH else QosTier.REALTIME,
-                _expected_output_tokens(request.sampling),
-            ),
-            fleet,
-            held.matches,
-            self._loads,
-            self._random.random(),
-            Conditions(self._corrections, self._link, time.monotonic()),
-        )
+        asked = self._asked(request, len(token_ids), is_begun=is_begun, is_alone=is_alone)
+        chosen = plan(asked, fleet, held.matches, self._loads, self._random.random(), self._conditions())
         self.explanations.keep(request.request_id, chosen)
         return chosen, _disk_prefix(chosen, fleet, held)
+
+    def least(self, request: Request, token_ids: Sequence[int]) -> Prediction | None:
+        """What the request would take if all workers were idle; None where no rates are known, or nobody is there."""
+        fleet = self._snapshot()
+        held = self._held(request, token_ids, fleet)
+        try:
+            asked = self._asked(request, len(token_ids))
+            return plan(asked, fleet, held.matches, {}, 0.0, self._conditions()).prediction
+        except NoWorkerError:
+            return None
 
     def learn(self, chosen: Plan, outcome: Outcome) -> None:
         """The request that was planned so went so."""
         learn(self._corrections, chosen, outcome)
 
-    def keep(self, worker_ids: Container[str]) -> None:
+    def keep(self, worker_ids: Collection[str]) -> None:
         """Forgets every worker that is not one of these."""
         for worker_id in [known for known in self._loads if known not in worker_ids]:
             del self._loads[worker_id]
@@ -105,6 +123,12 @@ class Planner:
             del self._reported_s[worker_id]
             self._in_flight.forget(worker_id)
         self._corrections.keep(worker_ids)
+        self._occupancy.keep(worker_ids)
+        self._on_load()
+
+    def isolate(self, request_id: str, chosen: Plan) -> None:
+        """The planned worker takes no other request until this one is discharged."""
+        self._occupancy.isolate(request_id, chosen.decode_worker_id)
 
     def charge(self, request_id: str, chosen: Plan, prompt_tokens: int) -> None:
         """The request's work counts as its workers' load from now on."""
@@ -123,8 +147,34 @@ class Planner:
 
     def discharge(self, request_id: str, chosen: Plan) -> None:
         """It counts no more."""
+        self._occupancy.open_up(request_id)
         for worker_id in filter(None, (chosen.prefill_worker_id, chosen.decode_worker_id)):
             self._release(worker_id, request_id)
+
+    def _idle_fleet(self) -> FleetSnapshot:
+        fleet = self._occupancy.idle_fleet()
+        if not fleet.decode and self._snapshot().decode:
+            self.want_idle()
+            raise NoWorkerError(
+                "no decode worker is idle, and this request is to have one to itself", retry_after_s=RETRY_AFTER_S
+            )
+        return fleet
+
+    def _asked(
+        self, request: Request, token_count: int, *, is_begun: bool = False, is_alone: bool = False
+    ) -> PlanRequest:
+        return PlanRequest(
+            token_count,
+            None if is_alone else request.forced_mode,
+            self._alone_tokens,
+            is_begun,
+            QosTier.BACKUP if is_alone else request.tier,
+            request.expected_output_tokens,
+            request.target,
+        )
+
+    def _conditions(self) -> Conditions:
+        return Conditions(self._corrections, self._link, time.monotonic())
 
     def _held(self, request: Request, token_ids: Sequence[int], fleet: FleetSnapshot) -> _Held:
         """What nodes with workers hold of the prompt, in blocks of each node's size."""
@@ -162,6 +212,10 @@ class Planner:
             self._loads[worker_id] = load
         else:
             self._loads.pop(worker_id, None)
+        report = self._reports.loads.get(worker_id)
+        is_isolated = report is not None and report.is_isolated
+        self._occupancy.note(worker_id, load.sequences, is_isolated=is_isolated)
+        self._on_load()
 
 
 def _disk_prefix(chosen: Plan, fleet: FleetSnapshot, held: _Held) -> DiskPrefix | None:
@@ -181,9 +235,3 @@ def _worker_load(load: Load | None, seen_s: float) -> WorkerLoad:
     if load is None:
         return WorkerLoad()
     return WorkerLoad(load.running_sequences + load.queued_sequences, load.queued_tokens, load.context_tokens, seen_s)
-
-
-def _expected_output_tokens(sampling: common_pb2.SamplingParams) -> int:
-    if not sampling.HasField("max_tokens"):
-        return DEFAULT_OUTPUT_TOKENS
-    return sampling.max_tokens if sampling.ignore_eos else min(sampling.max_tokens, DEFAULT_OUTPUT_TOKENS)

@@ -8,8 +8,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
-from forebay.errors import EmptyPromptError, InvalidFieldError, NotServedYetError
-from forebay.routing.plan import Mode
+from forebay.errors import EmptyPromptError, InvalidFieldError
+from forebay.routing.option import DEFAULT_OUTPUT_TOKENS, Mode, QosTier, Target
 from forebay.v1 import common_pb2, router_pb2, tokenizer_pb2
 from forebay.wire import sampling
 from forebay.wire.mode import forced_mode_from_proto
@@ -18,6 +18,11 @@ MAX_NAME_CHARACTERS: Final = 128
 MAX_INPUT_BYTES: Final = 4 * 1024 * 1024
 MAX_GATHER_MS: Final = 60_000
 
+_TIERS: Final = {
+    common_pb2.QOS_TIER_REALTIME: QosTier.REALTIME,
+    common_pb2.QOS_TIER_BATCH: QosTier.BATCH,
+    common_pb2.QOS_TIER_BACKUP: QosTier.BACKUP,
+}
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -31,6 +36,14 @@ class Received:
 
 
 NOTHING_RECEIVED: Final = Received((), 0, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What the caller hopes for; accepts_miss: and takes less."""
+
+    target: Target
+    accepts_miss: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +62,25 @@ class Request:
     forced_mode: Mode | None
     gather_ms: int
     received: Received | None  # None: nobody has tried before
+    slo: Slo | None  # None: the tier's own target
+
+    @property
+    def tier(self) -> QosTier:
+        """The QoS tier as the planner knows it."""
+        return _TIERS[self.qos_tier]
+
+    @property
+    def target(self) -> Target:
+        """What it should meet."""
+        return Target() if self.slo is None else self.slo.target
+
+    @property
+    def expected_output_tokens(self) -> int:
+        """Tokens it is expected to generate."""
+        if not self.sampling.HasField("max_tokens"):
+            return DEFAULT_OUTPUT_TOKENS
+        most_tokens = self.sampling.max_tokens
+        return most_tokens if self.sampling.ignore_eos else min(most_tokens, DEFAULT_OUTPUT_TOKENS)
 
     @property
     def has_begun(self) -> bool:
@@ -61,12 +93,9 @@ def validate(message: router_pb2.GenerateRequest) -> Request:
 
     Raises:
         InvalidFieldError, EmptyPromptError: a field is missing, malformed or out of range.
-        NotServedYetError: it asks for an objective, or for the BACKUP tier.
     """
     if message.request_id and not _REQUEST_ID.fullmatch(message.request_id):
         raise InvalidFieldError("request_id must be 1..128 characters of [A-Za-z0-9._-]", field="request_id")
-    if message.HasField("slo"):
-        raise NotServedYetError("service level objectives are not served yet; leave slo out", field="slo")
     encode_input, token_ids, input_field = _input(message)
     if encode_input is not None and encode_input.ByteSize() > MAX_INPUT_BYTES:
         raise InvalidFieldError(f"{input_field} has at most {MAX_INPUT_BYTES} bytes of UTF-8", field=input_field)
@@ -90,6 +119,7 @@ def validate(message: router_pb2.GenerateRequest) -> Request:
         # What is generated behind a stop string, before the router has seen it, is for nothing.
         gather_ms=0 if message.sampling.stop else message.gather_ms,
         received=_received(message) if message.HasField("resume") else None,
+        slo=_slo(message) if message.HasField("slo") else None,
     )
 
 
@@ -104,6 +134,20 @@ def _received(message: router_pb2.GenerateRequest) -> Received:
             f"no tokens have no text, not {resume.text_characters} characters", field="resume.text_characters"
         )
     return Received(tuple(resume.emitted_token_ids), resume.text_characters, resume.model_digest)
+
+
+def _slo(message: router_pb2.GenerateRequest) -> Slo:
+    slo, default = message.slo, Target()
+    if _qos_tier(message) != common_pb2.QOS_TIER_REALTIME:
+        raise InvalidFieldError(
+            "only REALTIME has an objective; BATCH and BACKUP have the call's deadline", field="slo"
+        )
+    for name in ("time_to_first_token_ms", "time_per_output_token_ms"):
+        if slo.HasField(name) and getattr(slo, name) == 0:
+            raise InvalidFieldError(f"{name} is > 0 milliseconds", field=f"slo.{name}")
+    first_s, token_s = slo.time_to_first_token_ms / 1e3, slo.time_per_output_token_ms / 1e3
+    target = Target(first_s or default.time_to_first_token_s, token_s or default.time_per_output_token_s)
+    return Slo(target, slo.accepts_miss)
 
 
 def _input(
@@ -127,6 +171,4 @@ def _input(
 def _qos_tier(message: router_pb2.GenerateRequest) -> common_pb2.QosTier.ValueType:
     if message.qos_tier not in common_pb2.QosTier.values():
         raise InvalidFieldError(f"{message.qos_tier} is not a QoS tier", field="qos_tier")
-    if message.qos_tier == common_pb2.QOS_TIER_BACKUP:
-        raise NotServedYetError("the BACKUP tier is not served yet; choose REALTIME or BATCH", field="qos_tier")
     return message.qos_tier or common_pb2.QOS_TIER_REALTIME
