@@ -7,7 +7,6 @@ import pytest
 
 from forebay.errors import ForebayError, KvExhaustedError, NoWorkerError, RequestCancelledError, WorkerLostError
 from forebay.role import Role
-from forebay.rpc.status import translated
 from forebay.telemetry import spans
 from forebay.testing.read_answer import ReadAnswer
 from forebay.testing.scripted_fleet import ScriptedFleet

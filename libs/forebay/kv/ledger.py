@@ -236,19 +236,19 @@ class BlockLedger:
             lease.ends_at_s = now_s + self._settings.offer_s
         return Sealed(lease.epoch, log.effects())
 
-    def release(self, attachment_id: int, sequences: Iterable[tuple[str, int]]) -> int:
+    def release(self, attachment_id: int, sequences: Iterable[tuple[str, int]], *, is_parked: bool = False) -> int:
         """Gives up sequences, named with their epochs; returns how many. Unknown ones and stale epochs are ignored.
 
         A sequence that nobody may write (handed over, or its owner gone) can be released by any attachment that knows
         its epoch: so a request cancelled between hand-over and take-over holds nothing.
-        Errors: NotAttachedError.
+        is_parked: see TieredStore.give_back. Errors: NotAttachedError.
         """
         attachment = self._attachments.open(attachment_id)
         released_count = 0
         for sequence_id, epoch in sequences:
             lease = self._leases.get(sequence_id)
             if lease is not None and lease.epoch == epoch and not self._has_other_writer(lease, attachment):
-                self._release(lease)
+                self._release(lease, is_parked=is_parked)
                 released_count += 1
         return released_count
 
@@ -410,9 +410,9 @@ class BlockLedger:
         else:
             raise DuplicateRequestError("a sequence with this id is active", sequence_id=lease.sequence_id)
 
-    def _release(self, lease: SequenceLease) -> None:
+    def _release(self, lease: SequenceLease, *, is_parked: bool = False) -> None:
         del self._leases[lease.sequence_id]
-        self._store.give_back(lease.block_ids, len(lease.hashes))
+        self._store.give_back(lease.block_ids, len(lease.hashes), is_parked=is_parked)
         self._quota.give_back(lease.tenant, len(lease.block_ids))
         self._attachments.disown(lease.attachment_id, lease.sequence_id)
 

@@ -137,8 +137,14 @@ class TieredStore:
         """A leased DEVICE block is to begin with the bytes of a sealed one."""
         log.copies.append(CopyBlock(Tier.DEVICE, block, Tier.DEVICE, target))
 
-    def give_back(self, blocks: Sequence[int], sealed_count: int) -> None:
-        """Takes a sequence's blocks back: the first `sealed_count` become cache, the others free."""
+    def give_back(self, blocks: Sequence[int], sealed_count: int, *, is_parked: bool = False) -> None:
+        """Takes a sequence's blocks back: the first `sealed_count` become cache, the others free.
+
+        is_parked: they will be wanted again, so they are worth keeping below.
+        """
+        if is_parked:
+            for block in blocks[:sealed_count]:
+                self._pools.count_uses(block, max(0, self._kept_after_uses - self._pools.uses(block)))
         # Last block first: a prefix is useless without its beginning, which must therefore be evicted last.
         self._device.unreference(blocks[:sealed_count][::-1])
         self._device.free(list(blocks[sealed_count:]))

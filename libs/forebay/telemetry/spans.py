@@ -58,6 +58,7 @@ COMPUTED_TOKENS = "forebay.computed_tokens"
 DECODE_STEPS = "forebay.decode_steps"
 CHUNKS = "forebay.prefill.chunks"
 PAUSES = "forebay.pauses"
+PARKS = "forebay.parks"
 
 # Seconds.
 QUEUE_S = "forebay.queue_s"

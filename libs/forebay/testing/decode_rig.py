@@ -35,6 +35,7 @@ class Link:
     def __init__(self, call: Any) -> None:
         self.call = call
         self.heard: dict[str, Heard] = {}
+        self.epochs: dict[str, list[int]] = {}  # that were told
         self.messages = 0
         self.task = asyncio.create_task(self._read())
 
@@ -47,6 +48,8 @@ class Link:
                     heard = self.heard.setdefault(output.request_id, Heard())
                     assert heard.last is None or output.HasField("error")
                     heard.tokens += output.token_ids
+                    if output.kv_epoch:
+                        self.epochs.setdefault(output.request_id, []).append(output.kv_epoch)
                     heard.messages += 1
                     heard.logprobs += len(output.logprobs)
                     if output.finish_reason or output.HasField("error"):

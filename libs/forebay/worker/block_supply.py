@@ -48,7 +48,10 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Blocks a sequence would begin with: `wanted` if it can be had, never less than `needed`."""
+    """Blocks a sequence would begin with: `wanted` if it can be had, never less than `needed`.
+
+    is_patient: it waits for them as long as its caller does.
+    """
 
     sequence_id: str
     rank: Rank
@@ -56,6 +59,7 @@ class Wish:
     wanted_blocks: int
     needed_blocks: int
     tenant: str = ""
+    is_patient: bool = False
 
 
 class BlockSupply:
@@ -77,12 +81,17 @@ class BlockSupply:
         """Whether a wish of this one was refused, or is not even asked for because of those before it."""
         return self._line.is_standing(rank)
 
+    @property
+    def first_waiting(self) -> Rank | None:
+        """Who comes next when there are blocks again; None: nobody waits."""
+        return self._line.first
+
     async def begin(self, wish: Wish) -> BlockGrant:
         """Blocks of a new sequence.
 
-        Raises KvExhaustedError after `blocks_s`, or at once if the node can never give them; TenantQuotaError at once,
-        so that nobody waits behind a tenant that has enough; WorkerLostError when a sequence of this id is still being
-        written after `writer_s`.
+        Raises KvExhaustedError after `blocks_s` unless it is patient, at once if the node can never give them;
+        TenantQuotaError at once, so that nobody waits behind a tenant that has enough; WorkerLostError when a sequence
+        of this id is still being written after `writer_s`.
         """
         in_all = self._rights.device_block_count
         if wish.needed_blocks > in_all:
@@ -96,7 +105,7 @@ class BlockSupply:
             return await self._rights.acquire(wish.sequence_id, wish.prefix_hashes, block_count, wish.tenant)
 
         try:
-            async with asyncio.timeout(self._patience.blocks_s):
+            async with asyncio.timeout(None if wish.is_patient else self._patience.blocks_s):
                 return await self._in_turn(wish.rank, lambda: self._after_writer(acquire, self._patience.writer_s))
         except TimeoutError:
             raise KvExhaustedError(

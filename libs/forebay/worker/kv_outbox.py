@@ -39,6 +39,7 @@ class KvOutbox:
         self._link = link
         self._seals: dict[str, _Seal] = {}  # by sequence id; later blocks join those that still wait
         self._releases: set[tuple[str, int]] = set()  # sequence id and epoch
+        self._parked: dict[tuple[str, int], asyncio.Future[None]] = {}  # the same, of those that go on later
         self._unheard: set[tuple[str, int]] = set()  # sequence id and number of the request
         self._wake = asyncio.Event()
         self._is_empty = asyncio.Event()
@@ -71,6 +72,14 @@ class KvOutbox:
         self._is_empty.clear()
         self._wake.set()
 
+    async def park(self, sequence_id: str, epoch: int) -> None:
+        """Releases a sequence that goes on later; returns when that is answered. Cancelled, it is released too."""
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._parked[sequence_id, epoch] = answered
+        self._is_empty.clear()
+        self._wake.set()
+        await answered
+
     def release_unheard(self, sequence_id: str, request_number: int) -> None:
         """Releases soon what a request was granted whose answer did not come, if it was granted anything."""
         self._unheard.add((sequence_id, request_number))
@@ -95,7 +104,7 @@ class KvOutbox:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            while self._seals or self._releases or self._unheard:
+            while self._seals or self._releases or self._parked or self._unheard:
                 if not await self._send():
                     await asyncio.sleep(RETRY_INTERVAL_S)
             self._is_empty.set()
@@ -105,19 +114,21 @@ class KvOutbox:
         if self._link.attachment is None:
             self._seals.clear()  # their sequences are lost
             self._unheard.clear()  # whatever was granted, was granted to an attachment that is no more
-            return not self._releases
+            return not self._releases and not self._parked
         attachment_id = self._link.attachment.attachment_id
         releases, self._releases = self._releases, set()
+        parked, self._parked = self._parked, {}
         unheard, self._unheard = self._unheard, set()
         seals, self._seals = self._seals, {}
         try:
             with translated():
                 if seals:
                     await self._send_seals(attachment_id, seals)
-                if releases or unheard:
+                if releases or parked or unheard:
                     request = kvcache_pb2.ReleaseSequenceRequest(
                         attachment_id=attachment_id,
                         sequences=sequence_epochs(releases),
+                        parked=sequence_epochs(parked),
                         unheard=[
                             kvcache_pb2.UnheardRequest(sequence_id=sequence_id, request_number=number)
                             for sequence_id, number in unheard
@@ -128,14 +139,18 @@ class KvOutbox:
             if isinstance(error, NotAttachedError):
                 self._link.detach()
             if not self._is_failing:
-                _log.warning("%d releases wait: %s", len(releases), error.message)
+                _log.warning("%d releases wait: %s", len(releases) + len(parked), error.message)
             self._is_failing = True
             self._releases = releases | self._releases
+            self._parked = parked | self._parked
             self._unheard = unheard | self._unheard
             if error.code in _UNANSWERED:
                 self._keep(seals)
             return False
         self._is_failing = False
+        for answered in parked.values():
+            if not answered.done():
+                answered.set_result(None)
         return True
 
     def _keep(self, seals: dict[str, _Seal]) -> None:

@@ -147,6 +147,15 @@ class KvRights:
         if task is not None:
             task.add_done_callback(lambda done: self._release_offered(sequence_id, old_epoch, done))
 
+    async def park(self, sequence_id: str) -> None:
+        """Gives up a sequence that is to begin again later; its sealed blocks are kept as far as there is room.
+
+        Returns when it may begin again. Raises WorkerLostError when it was lost meanwhile.
+        """
+        epoch = self._epoch(sequence_id)
+        del self._link.owned_epochs[sequence_id]  # not renewed any more: the service would call it lost
+        await self._outbox.park(sequence_id, epoch)
+
     def give_away(self, sequence_id: str) -> None:
         """The sequence, handed over, is its next owner's to take."""
         self._hand_overs.pop(sequence_id, None)

@@ -20,6 +20,11 @@ class Line:
         """Whether nobody stands here."""
         return not self._standing
 
+    @property
+    def first(self) -> Rank | None:
+        """Who has its turn."""
+        return self._standing[0][0] if self._standing else None
+
     def is_first(self, rank: Rank) -> bool:
         """Whether nobody stands here who comes before."""
         return not self._standing or rank <= self._standing[0][0]

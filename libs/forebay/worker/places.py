@@ -43,11 +43,16 @@ class Places:
         """Waits for a place; `leave` with it must follow. Raises QueueFullError. A cancelled wait holds no place."""
         self._arrivals += 1
         rank = rank_of(self._arrivals, priority)
+        if not self._may_enter(rank) and len(self._waiting) >= self._queue_length:
+            raise QueueFullError(f"{len(self._waiting)} sequences wait for this worker", retry_after_s=RETRY_AFTER_S)
+        await self.come_back(rank)
+        return rank
+
+    async def come_back(self, rank: Rank) -> None:
+        """Waits for a place that it had, and has left, in the order in which it came first; else as `enter`."""
         if self._may_enter(rank):
             insort(self._inside, rank)
-            return rank
-        if len(self._waiting) >= self._queue_length:
-            raise QueueFullError(f"{len(self._waiting)} sequences wait for this worker", retry_after_s=RETRY_AFTER_S)
+            return
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (rank, place))
         try:
@@ -59,7 +64,6 @@ class Places:
                 self._waiting.remove((rank, place))
                 heapq.heapify(self._waiting)
             raise
-        return rank
 
     def leave(self, rank: Rank) -> None:
         """Gives a place to whoever waits first."""

@@ -75,6 +75,7 @@ class SequenceCost:
     chunks: int = 0
     prefill_s: float = 0.0
     decode_steps: int = 0
+    parks: int = 0  # how often it gave its blocks up for more urgent ones
     first_decode_s: float | None = None
     last_decode_s: float = 0.0
     pauses: Pauses = field(default_factory=Pauses)
@@ -136,8 +137,10 @@ class RunningSequence:
     place: Rank | None = None
     is_in_engine: bool = False
     is_cancel_sent: bool = False
+    is_parking: bool = False  # on its way out of the engine, to come back later
     is_closed: bool = False
     extension: "asyncio.Task[None] | None" = None
+    coming_back: "asyncio.Task[None] | None" = None  # of a parked one
     context: Context = field(default_factory=copy_context)  # of whoever opened it: what is done for it is in its trace
 
     @property

@@ -29,18 +29,16 @@ from forebay.errors import (
     ForebayError,
     IsolatedError,
     KvExhaustedError,
-    UnknownSequenceError,
-    WorkerLostError,
 )
-from forebay.kv.hashing import HashChain, reusable_block_count
+from forebay.kv.hashing import HashChain
 from forebay.worker.attachment import Attachment
-from forebay.worker.block_supply import BlockSupply, Patience, Wish
-from forebay.worker.bringing import Bringing, Transfer
+from forebay.worker.block_supply import BlockSupply, Patience
 from forebay.worker.engine_thread import Add, Cancel, DropEngine, EngineThread, MoreBlocks, UseEngine, internal
-from forebay.worker.kv_rights import BlockGrant, KvRights, lost
+from forebay.worker.kv_rights import KvRights, lost
 from forebay.worker.pauses import Pauses
 from forebay.worker.places import Places
-from forebay.worker.running_sequence import Offer, RunningSequence, SequenceCost, SequenceSpec, StepTime, TokenSink
+from forebay.worker.running_sequence import RunningSequence, SequenceCost, SequenceSpec, StepTime, TokenSink
+from forebay.worker.sequence_preparation import Preparation
 from forebay.worker.standstill import Standstill
 from forebay.worker.step_report import Report
 
@@ -82,6 +80,7 @@ class SequenceRunner:
         """
         self._rights = rights
         self._supply = BlockSupply(rights, self._patience, self.limits.block_tokens, self._relieve)
+        self._preparation = Preparation(self.limits, rights, self._supply, self._places, self._clock, self._tell_change)
         self._thread = thread
         self._is_connected = True
 
@@ -144,7 +143,7 @@ class SequenceRunner:
         self._check_company(spec)
         running = self._register(spec, on_token)
         try:
-            sequence = await self._prepare(running)
+            sequence = await self._preparation.first(running)
             self._enter_engine(running, sequence)
             yield running
         finally:
@@ -219,91 +218,9 @@ class SequenceRunner:
         self._on_change()
         return running
 
-    async def _prepare(self, running: RunningSequence) -> Sequence:
-        """The sequence with the blocks it begins with."""
-        spec = running.spec
-        sequence = Sequence(
-            sequence_id=spec.sequence_id,
-            prompt_token_ids=spec.prompt_token_ids,
-            sampling=spec.sampling,
-            block_table=[],
-            output_token_ids=list(spec.emitted_token_ids),
-        )
-        running.chain.extend(spec.known_token_ids)
-        wanted_blocks = self.limits.first_table_blocks(sequence)
-        # Before waiting for a place: an offer that nobody takes runs out, and what is brought takes time.
-        grant = await self._take_over(running, wanted_blocks)
-        with self._bringing(running, sequence) as bringing:
-            running.place = await self._places.enter(spec.priority)
-            self._on_change()
-            if spec.offer is not None and grant is not None:
-                sequence.computed_tokens = spec.offer.token_count
-                if spec.offer.is_left_behind:
-                    self._seal_what_is_left(running, grant, spec.offer)
-            else:
-                if bringing is not None:
-                    running.cost.note_transfer(await bringing.ended())
-                grant = await self._supply.begin(self._wish(running, running.place, sequence))
-                sequence.computed_tokens = grant.cached_block_count * self.limits.block_tokens
-        running.written_tokens = sequence.computed_tokens
-        running.found_blocks = grant.cached_block_count
-        running.table_blocks = len(grant.block_ids)
-        running.cost.cached_prompt_tokens = min(sequence.computed_tokens, len(spec.prompt_token_ids))
-        sequence.block_table.extend(grant.block_ids)
-        self._on_change()  # what was found need not be computed
-        return sequence
-
-    async def _take_over(self, running: RunningSequence, wanted_blocks: int) -> BlockGrant | None:
-        """Blocks of the offer the sequence came with; None without one, or when it has run out."""
-        spec, began_s = running.spec, self._clock()
-        if spec.offer is None:
-            return None
-        try:
-            grant = await self._supply.take_over(spec.sequence_id, spec.offer, wanted_blocks)
-        except UnknownSequenceError:
-            if spec.offer.is_left_behind:
-                raise WorkerLostError("what a lost worker had left has run out", retry_after_s=RETRY_AFTER_S) from None
-            _log.info("an offer ran out before it was taken; what is sealed of it is found in the cache")
-            return None
-        running.cost.note_transfer(Transfer(grant.copied_bytes, self._clock() - began_s))
-        return grant
-
-    def _seal_what_is_left(self, running: RunningSequence, grant: BlockGrant, offer: Offer) -> None:
-        """A lost worker may not have come to seal what it had filled."""
-        full_blocks = offer.token_count // self.limits.block_tokens
-        if grant.cached_block_count < full_blocks:
-            hashes = running.chain.hashes[grant.cached_block_count : full_blocks]
-            self._rights.seal(running.sequence_id, grant.cached_block_count, hashes, at_once=False)
-
-    @contextmanager
-    def _bringing(self, running: RunningSequence, sequence: Sequence) -> Iterator[Bringing | None]:
-        """While the block runs, blocks of another node are brought, if there are any, and kept."""
-        source, hashes = running.spec.source, self._reusable_hashes(running, sequence)
-        if source is None or not source.block_hashes or not hashes:
-            yield None
-            return
-        bringing = self._rights.bring(source, hashes)
-        try:
-            yield bringing
-        finally:
-            bringing.close()
-
-    def _reusable_hashes(self, running: RunningSequence, sequence: Sequence) -> list[bytes]:
-        return running.chain.hashes[: reusable_block_count(sequence.token_count, self.limits.block_tokens)]
-
     def _prompt_hashes(self, running: RunningSequence) -> list[bytes]:
         """Of the prompt's full blocks."""
         return running.chain.hashes[: len(running.spec.prompt_token_ids) // self.limits.block_tokens]
-
-    def _wish(self, running: RunningSequence, place: Rank, sequence: Sequence) -> Wish:
-        return Wish(
-            sequence_id=running.sequence_id,
-            rank=place,
-            prefix_hashes=self._reusable_hashes(running, sequence),
-            wanted_blocks=self.limits.first_table_blocks(sequence),
-            needed_blocks=self.limits.table_blocks(sequence, 0),
-            tenant=running.spec.tenant,
-        )
 
     def _enter_engine(self, running: RunningSequence, sequence: Sequence) -> None:
         if self.is_broken:
@@ -346,6 +263,9 @@ class SequenceRunner:
             if running.is_in_engine:
                 self._leave_engine(running)
 
+    def _tell_change(self) -> None:
+        self._on_change()
+
     def _tell_due(self) -> None:
         self._on_change()
         for listener in self._on_due:
@@ -360,7 +280,7 @@ class SequenceRunner:
                 hashes = running.chain.hashes[outcome.first_index : end]
                 is_prompt = end * self.limits.block_tokens <= len(running.spec.prompt_token_ids)
                 self._rights.seal(running.sequence_id, outcome.first_index, hashes, at_once=is_prompt)
-            case NeedsBlocks() if running.place is not None and not running.is_closed:
+            case NeedsBlocks() if running.place is not None and not (running.is_closed or running.is_parking):
                 extending = self._extend(running, running.place, outcome.block_count)
                 running.extension = asyncio.create_task(extending, context=running.context)
             case Finished():
@@ -381,20 +301,67 @@ class SequenceRunner:
         running.table_blocks = len(grant.block_ids)
 
     def _relieve(self) -> None:
-        """Somebody was refused blocks: when nobody gets on any more, one fails to make room."""
+        """Somebody was refused blocks: one less urgent is parked for it.
+
+        When nobody gets on any more, the last is parked; alone, it fails, since the node is too small for it.
+        """
+        if any(one.is_parking for one in self._sequences.values()):
+            return  # what it holds takes a moment to come back
         inside = {
-            one.place: one.sequence_id
+            one.place: one
             for one in self._sequences.values()
             if one.place is not None and one.is_in_engine and not one.is_cancel_sent
         }
-        last = self._standstill.who_gives_way(inside, self._supply.is_waiting, self._clock())
-        if last is not None:
+        first = self._first_waiting()
+        less_urgent = (
+            [] if first is None else [one for one in inside if inside[one].spec.priority > first.spec.priority]
+        )
+        if less_urgent:
+            self._park(inside[max(less_urgent)])
+            return
+        by_place = {place: one.sequence_id for place, one in inside.items()}
+        last = self._standstill.who_gives_way(by_place, self._supply.is_waiting, self._clock())
+        if last is not None and len(inside) > 1:
+            self._park(self._sequences[last])
+        elif last is not None:
             exhausted = KvExhaustedError(
                 "no KV blocks became free to go on; lower max_tokens, send fewer requests at once, or raise"
                 " --device-bytes of the KV-cache service",
                 retry_after_s=RETRY_AFTER_S,
             )
             self._abort(self._sequences[last], exhausted)
+
+    def _first_waiting(self) -> RunningSequence | None:
+        rank = self._supply.first_waiting
+        return next((one for one in self._sequences.values() if rank is not None and one.place == rank), None)
+
+    def _park(self, running: RunningSequence) -> None:
+        """Takes a sequence out of the engine, and lets it come back when there are blocks for it again."""
+        running.is_parking = True
+        self._cancel_in_engine(running)
+
+    def _begin_again(self, running: RunningSequence) -> None:
+        """It has left the engine: what it holds is given back, and it stands in line where it stood before."""
+        running.is_parking = running.is_cancel_sent = False
+        place, running.place = running.place, None
+        if place is None or running.end.done():
+            running.place = place
+            return
+        if running.extension is not None:
+            running.extension.cancel()
+        if not running.spec.seals_as_filled:
+            full_blocks = running.written_tokens // self.limits.block_tokens
+            hashes = running.chain.hashes[running.found_blocks : full_blocks]
+            self._rights.seal(running.sequence_id, running.found_blocks, hashes, at_once=False)
+        running.cost.parks += 1
+        self._places.leave(place)
+        running.coming_back = asyncio.create_task(self._come_back(running, place), context=running.context)
+
+    async def _come_back(self, running: RunningSequence, place: Rank) -> None:
+        try:
+            self._enter_engine(running, await self._preparation.again(running, place))
+        except ForebayError as error:
+            running.fail(error)
 
     def _abort(self, running: RunningSequence, error: ForebayError) -> None:
         """Takes a sequence out of the engine and fails it."""
@@ -416,13 +383,16 @@ class SequenceRunner:
         running.is_in_engine = False
         if running.is_closed:
             self._give_up(running)
+        elif running.is_parking:
+            self._begin_again(running)
 
     def _close(self, running: RunningSequence) -> None:
         """Its user is gone: everything it holds is given up as soon as the engine has let go of it."""
         running.is_closed = True
         running.end.cancel()
-        if running.extension is not None:
-            running.extension.cancel()
+        for task in (running.extension, running.coming_back):
+            if task is not None:
+                task.cancel()
         self._cancel_in_engine(running)
         if not running.is_in_engine:
             self._give_up(running)

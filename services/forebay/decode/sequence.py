@@ -114,6 +114,7 @@ def _describe(current: Span, running: RunningSequence) -> None:
             spans.COMPUTED_TOKENS: cost.computed_prompt_tokens,
             spans.CHUNKS: cost.chunks,
             spans.DECODE_STEPS: cost.decode_steps,
+            spans.PARKS: cost.parks,
             spans.QUEUE_S: cost.queue_s,
             **cost.pauses.attributes(),
             spans.PREFILL_S: cost.prefill_s,

@@ -135,14 +135,14 @@ class DecodeStream:
         """One sequence from its start to its last output."""
         request_id = start.request_id
 
-        is_first = True
+        told_epoch: int | None = None
 
         def on_token(token_id: int, logprobs: TokenLogprobs | None) -> None:
-            nonlocal is_first
-            output = self._output(request_id, is_urgent=is_first)
-            if is_first:
-                output.kv_epoch = self._runner.epoch_of(request_id)
-            is_first = False
+            nonlocal told_epoch
+            output = self._output(request_id, is_urgent=told_epoch is None)
+            epoch = self._runner.epoch_of(request_id)
+            if epoch != told_epoch:  # the first, or it was parked since
+                output.kv_epoch = told_epoch = epoch
             output.token_ids.append(token_id)
             if logprobs is not None:
                 output.logprobs.append(logprobs_to_proto(token_id, logprobs))

@@ -199,10 +199,15 @@ class KvNode:
         self._ledger.note_request(sequence_id, epoch, request_number)
 
     def release(
-        self, attachment_id: int, sequences: Iterable[tuple[str, int]], unheard: Iterable[tuple[str, int]] = ()
+        self,
+        attachment_id: int,
+        sequences: Iterable[tuple[str, int]],
+        unheard: Iterable[tuple[str, int]] = (),
+        parked: Iterable[tuple[str, int]] = (),
     ) -> int:
         """As BlockLedger.release, and release_unheard."""
         released_count = self._ledger.release(attachment_id, sequences)
+        released_count += self._ledger.release(attachment_id, parked, is_parked=True)
         released_count += self._ledger.release_unheard(attachment_id, unheard)
         self.followers.tell_all()
         return released_count

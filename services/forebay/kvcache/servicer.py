@@ -140,7 +140,8 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
         self, request: kvcache_pb2.ReleaseSequenceRequest, context: ServicerContext[Any, Any]
     ) -> kvcache_pb2.ReleaseSequenceResponse:
         unheard = [(one.sequence_id, one.request_number) for one in request.unheard]
-        count = self._node.release(request.attachment_id, wire.sequence_epochs(request.sequences), unheard)
+        sequences, parked = wire.sequence_epochs(request.sequences), wire.sequence_epochs(request.parked)
+        count = self._node.release(request.attachment_id, sequences, unheard, parked)
         return kvcache_pb2.ReleaseSequenceResponse(released_count=count)
 
     async def RenewLease(

@@ -91,6 +91,7 @@ class RunningKvCache:
 async def _start(
     *,
     blocks: int = 64,
+    host_blocks: int = 0,
     lease_s: float = 60.0,
     listen: str = "127.0.0.1:0",
     layout: KvLayout = LAYOUT,
@@ -100,11 +101,14 @@ async def _start(
 ) -> AsyncIterator[RunningKvCache]:
     node_id = f"test-{secrets.token_hex(4)}"
     stride_bytes = -(-layout.block_bytes // 64) * 64
-    with closing(Arena(node_id, Tier.DEVICE, stride_bytes * blocks, layout.block_bytes)) as arena:
+    with (
+        closing(Arena(node_id, Tier.DEVICE, stride_bytes * blocks, layout.block_bytes)) as arena,
+        closing(Arena(node_id, Tier.HOST, stride_bytes * max(1, host_blocks), layout.block_bytes)) as host,
+    ):
         first_number = time.time_ns() // 1000
-        store = TieredStore(StoreSettings(blocks))
+        store = TieredStore(StoreSettings(blocks, host_blocks))
         ledger = BlockLedger(store, LedgerSettings(lease_s, 0.5, first_number, tenant_block_count=tenant_blocks))
-        mover = BlockMover({Tier.DEVICE: arena}, layout.block_bytes)
+        mover = BlockMover({Tier.DEVICE: arena, Tier.HOST: host}, layout.block_bytes)
         carrier = Carrier(mover, {})
         node = KvNode(ledger, store, carrier, NobodyFollows(), time.monotonic, ProcessWatch().is_alive)
         identity = NodeIdentity(node_id, first_number, model_digest, layout, arithmetic, lease_s, (arena.segment,))

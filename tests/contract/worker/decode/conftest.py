@@ -18,9 +18,9 @@ Start = Callable[..., Any]
 @pytest.fixture
 def start(start_kvcache: Start) -> Start:
     @asynccontextmanager
-    async def _start(blocks: int = 64, lease_s: float = 60, **options: Any) -> AsyncIterator[Rig]:
+    async def _start(blocks: int = 64, host_blocks: int = 0, lease_s: float = 60, **options: Any) -> AsyncIterator[Rig]:
         async with (
-            start_kvcache(blocks=blocks, lease_s=lease_s) as kvcache,
+            start_kvcache(blocks=blocks, host_blocks=host_blocks, lease_s=lease_s) as kvcache,
             attached_worker(kvcache.address, **options) as worker,
         ):
             servicer = DecodeServicer(worker.runner, MODEL, kvcache.node_id)

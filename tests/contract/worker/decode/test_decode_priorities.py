@@ -16,8 +16,8 @@ from forebay.worker.block_supply import Patience
 Start = Callable[..., Any]
 
 
-async def test_when_all_are_stuck_the_youngest_makes_room(start: Start) -> None:
-    async with start(blocks=16, patience=Patience(stuck_s=0.3)) as rig:
+async def test_when_all_are_stuck_the_youngest_makes_room_and_comes_back(start: Start) -> None:
+    async with start(blocks=16, patience=Patience(stuck_s=0.3, blocks_s=60)) as rig:
         rig.worker.engine.gate.clear()
         for name in ("old", "young"):
             await rig.link.start(
@@ -25,8 +25,17 @@ async def test_when_all_are_stuck_the_youngest_makes_room(start: Start) -> None:
             )
             await until(lambda name=name: name in rig.worker.link.owned_epochs)
         rig.worker.engine.gate.set()
-        assert (await rig.link.end_of("young")).last.error.reason == "KV_EXHAUSTED"
         assert (await rig.link.end_of("old")).tokens == continuation([3], 60)
+        assert (await rig.link.end_of("young")).tokens == continuation([3], 60)
+        await until(rig.kvcache.is_all_released)
+
+
+async def test_one_that_is_stuck_alone_fails(start: Start) -> None:
+    async with start(blocks=16, patience=Patience(stuck_s=0.1)) as rig:
+        await rig.link.start(prompt_token_ids=[3], sampling=common_pb2.SamplingParams(max_tokens=80))
+        heard = await rig.link.end_of()
+        assert heard.last.error.reason == "KV_EXHAUSTED"
+        assert heard.tokens == continuation([3], 80)[: len(heard.tokens)]
         await until(rig.kvcache.is_all_released)
 
 

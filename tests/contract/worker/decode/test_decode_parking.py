@@ -1,0 +1,138 @@
+"""BATCH gives its blocks up to REALTIME, and goes on later from what is kept of them."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from forebay.rpc.status import from_failure
+from forebay.testing.decode_rig import PROMPT, Rig, StepwiseEngine
+from forebay.testing.fake_engine import LAYOUT, continuation
+from forebay.testing.waiting import until
+from forebay.v1 import common_pb2
+from forebay.worker.block_supply import Patience
+
+Start = Callable[..., Any]
+BATCH = common_pb2.QOS_TIER_BATCH
+LONG = common_pb2.SamplingParams(max_tokens=38)  # with the prompt 15 blocks
+BLOCK_TOKENS = LAYOUT.block_tokens
+URGENT_PROMPT = list(range(100, 140))
+
+
+def options(**more: Any) -> dict[str, Any]:
+    return {"blocks": 16, "make_engine": StepwiseEngine} | more
+
+
+async def batch_that_has_begun(rig: Rig, step_count: int = 20) -> StepwiseEngine:
+    """It holds most of the node's blocks, and the engine stands still."""
+    engine = rig.worker.engines[0]
+    engine.is_stepwise = True
+    await rig.link.start("batch", qos_tier=BATCH, sampling=LONG)
+    await until(lambda: engine.gate.set() or engine.step_count >= step_count)
+    return engine
+
+
+def computed_again(engine: StepwiseEngine) -> int:
+    """Tokens of the BATCH sequence whose KV was computed twice."""
+    return engine.computed_tokens["batch"] - (len(PROMPT) + 37)
+
+
+async def until_parked(rig: Rig) -> None:
+    """The engine has yet to let go of it."""
+    await until(lambda: any(one.is_parking for one in rig.worker.runner.sequences))
+
+
+def go_on(engine: StepwiseEngine) -> None:
+    engine.is_stepwise = False
+    engine.gate.set()
+
+
+async def test_batch_is_parked_for_realtime_and_computes_nothing_whole_again(start: Start) -> None:
+    async with start(**options(host_blocks=16)) as rig:
+        engine = await batch_that_has_begun(rig)
+        await rig.link.start("urgent", prompt_token_ids=URGENT_PROMPT)
+        await until_parked(rig)
+        go_on(engine)
+        assert (await rig.link.end_of("urgent")).tokens == continuation(URGENT_PROMPT, 10)
+        batch = await rig.link.end_of("batch")
+        assert batch.tokens == continuation(PROMPT, 38)
+        assert list(rig.link.heard) == ["batch", "urgent"]
+        assert batch.last.finish_reason == common_pb2.FINISH_REASON_LENGTH
+        assert batch.last.summary.computed_prompt_tokens == len(PROMPT)
+        assert 0 <= computed_again(engine) < BLOCK_TOKENS, "at most what a block was not full of"
+        await until(rig.kvcache.is_all_released)
+
+
+async def test_without_a_host_tier_it_computes_again_and_says_the_same(start: Start) -> None:
+    async with start(**options()) as rig:
+        engine = await batch_that_has_begun(rig)
+        await rig.link.start("urgent", prompt_token_ids=URGENT_PROMPT)
+        await until_parked(rig)
+        go_on(engine)
+        assert (await rig.link.end_of("urgent")).tokens == continuation(URGENT_PROMPT, 10)
+        assert (await rig.link.end_of("batch")).tokens == continuation(PROMPT, 38)
+        assert computed_again(engine) >= BLOCK_TOKENS, "so that the test above shows what HOST is for"
+        await until(rig.kvcache.is_all_released)
+
+
+async def test_equals_park_nobody(start: Start) -> None:
+    async with start(**options(patience=Patience(blocks_s=0.3))) as rig:
+        engine = rig.worker.engines[0]
+        engine.is_stepwise = True
+        await rig.link.start("first", sampling=LONG)
+        await until(lambda: engine.gate.set() or engine.step_count >= 20)
+        await rig.link.start("second", prompt_token_ids=URGENT_PROMPT)
+        failure = from_failure((await rig.link.end_of("second")).last.error)
+        assert failure.reason == "KV_EXHAUSTED"
+        go_on(engine)
+        assert (await rig.link.end_of("first")).tokens == continuation(PROMPT, 38)
+        assert engine.computed_tokens["first"] == len(PROMPT) + 37
+
+
+async def test_a_parked_sequence_can_be_cancelled(start: Start) -> None:
+    async with start(**options(host_blocks=16)) as rig:
+        engine = await batch_that_has_begun(rig)
+        await rig.link.start("urgent", prompt_token_ids=URGENT_PROMPT)
+        await until(lambda: engine.gate.set() or "urgent" in rig.worker.link.owned_epochs)
+        assert "batch" not in rig.worker.link.owned_epochs
+        await rig.link.cancel("batch")
+        go_on(engine)
+        assert (await rig.link.end_of("batch")).last.finish_reason == common_pb2.FINISH_REASON_CANCELLED
+        await rig.link.end_of("urgent")
+        await until(rig.kvcache.is_all_released)
+        await until(lambda: not rig.worker.runner.sequences)
+
+
+async def test_a_new_epoch_is_told(start: Start) -> None:
+    """So that another worker can take the sequence over if this one is lost after it was parked."""
+    epochs: list[int] = []
+    async with start(**options(host_blocks=16)) as rig:
+        engine = await batch_that_has_begun(rig)
+        epochs.append(rig.worker.link.owned_epochs["batch"])
+        told = rig.link.epochs
+        assert told["batch"] == epochs
+        await rig.link.start("urgent", prompt_token_ids=URGENT_PROMPT)
+        await until_parked(rig)
+        go_on(engine)
+        await rig.link.end_of("urgent")
+        await rig.link.end_of("batch")
+        assert len(told["batch"]) == 2
+        assert told["batch"][1] > told["batch"][0]
+
+
+@pytest.mark.parametrize("round_number", range(3))
+async def test_many_of_both_tiers_all_end_as_they_should(start: Start, round_number: int) -> None:
+    async with start(blocks=20, host_blocks=40, patience=Patience(blocks_s=60)) as rig:
+        prompts = {
+            f"{tier}-{number}": [number + 1, round_number + 1] * 9 for number in range(6) for tier in ("batch", "chat")
+        }
+        for name, prompt in prompts.items():
+            tier = BATCH if name.startswith("batch") else common_pb2.QOS_TIER_REALTIME
+            await rig.link.start(name, prompt_token_ids=prompt, qos_tier=tier, sampling=LONG, tenant=name)
+            await asyncio.sleep(0)
+        for name, prompt in prompts.items():
+            heard = await rig.link.end_of(name)
+            assert not heard.last.HasField("error"), heard.last.error
+            assert heard.tokens == continuation(prompt, 38)
+        await until(rig.kvcache.is_all_released)
