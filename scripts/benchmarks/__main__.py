@@ -12,6 +12,7 @@ from scripts.benchmarks import (  # noqa: E402
     convert,
     disk,
     engine,
+    goodput,
     kills,
     kv,
     kv_core,
@@ -42,9 +43,10 @@ BENCHMARKS = {
     "kv_core": kv_core,
     "hit_rates": kv_hit_rates,
     "kills": kills,
+    "goodput": goodput,
     "route": route,
 }
-_ROUNDS_OF = {"kills": 34}
+_ROUNDS_OF = {"kills": 34, "goodput": 3}
 _PEERS_OF = {"engine": tuple(PEERS), "accuracy": ("llama.cpp",)}
 
 

@@ -26,7 +26,7 @@ from forebay.testing.kill_rounds import SMALL_TIERS, TWO_OF_EACH, Fault, KillRou
 from forebay.testing.mesh import RunningMesh, running_mesh
 from forebay.testing.steady_load import Verdict
 from scripts.benchmarks.options import Options
-from scripts.benchmarks.report import Figure, report
+from scripts.benchmarks.report import Figure, percentile, report
 
 
 class _Kind(NamedTuple):
@@ -90,13 +90,8 @@ def _figures(kind: _Kind, all_rounds: Sequence[KillRound]) -> list[Figure]:
         Figure(f"{kind}: blocks leaked", sum(one.held_blocks for one in rounds), "", "<= 0"),
         Figure(f"{kind}: longest request", longest_s, "s"),
         *(
-            Figure(f"{kind}: {name} after, p{share}", _percentile(values, share), "s")
+            Figure(f"{kind}: {name} after, p{share}", percentile(values, share), "s")
             for name, values in times.items()
             for share in (50, 99)
         ),
     ]
-
-
-def _percentile(values: Sequence[float], share: int) -> float:
-    """The smallest value that so many per cent do not exceed."""
-    return sorted(values)[max(0, -(-len(values) * share // 100) - 1)]

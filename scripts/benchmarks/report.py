@@ -1,6 +1,7 @@
 """Figures of a benchmark: a table for people, JSON for machines, both with the machine they were measured on."""
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -42,6 +43,11 @@ class Figure:
 def median(values: Sequence[float]) -> float:
     """The middle of several measurements."""
     return statistics.median(values)
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The smallest value that so many per cent do not exceed; not a number of none."""
+    return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)] if values else math.nan
 
 
 def report(bench: str, figures: Sequence[Figure]) -> None:

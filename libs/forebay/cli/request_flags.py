@@ -53,7 +53,22 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
     treatment.add_argument(
         "--qos-tier",
         choices=("realtime", "batch", "backup"),
-        help="urgency; batch waits behind realtime, backup is not served yet (default: realtime)",
+        help="urgency; batch waits behind realtime, backup has a worker to itself (default: realtime)",
+    )
+    treatment.add_argument(
+        "--time-to-first-token-ms",
+        type=int,
+        metavar="N",
+        help="refuse it rather than miss this (default: 500, served)",
+    )
+    treatment.add_argument(
+        "--time-per-output-token-ms", type=int, metavar="N", help="likewise, for each further token (default: 50)"
+    )
+    treatment.add_argument(
+        "--accepts-miss",
+        action="store_const",
+        const=True,
+        help="serve it though these are predicted to be missed",
     )
     treatment.add_argument("--mode", choices=("local", "split"), help="force who computes the prompt; for tests")
     treatment.add_argument("--timeout-s", type=float, metavar="S", help="seconds the request may take (default: 600)")

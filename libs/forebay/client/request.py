@@ -62,13 +62,16 @@ class RequestOptions(SamplingOptions, total=False):
     mode: forces the plan; for tests and research.
     session: a hint that is not used yet.
     gather_ms: for how long text after the first token may be gathered into one chunk, 0..60000.
-    time_to_first_token_ms, time_per_output_token_ms, and the QoS tier "backup": refused with NotServedYetError as yet.
+    time_to_first_token_ms, time_per_output_token_ms: an objective, of the tier "realtime" alone. Where it is predicted
+    to be missed the request is refused, with QueueFullError if it could be met later, else with SloUnattainableError,
+    which tells the best there is; accepts_miss: it is served all the same.
     """
 
     model: str
     qos_tier: Literal["realtime", "batch", "backup"]
     time_to_first_token_ms: int
     time_per_output_token_ms: int
+    accepts_miss: bool
     tenant: str
     session: str
     cache_salt: str
@@ -79,13 +82,14 @@ class RequestOptions(SamplingOptions, total=False):
 
 
 _SAMPLING_FIELDS: Final = frozenset(SamplingOptions.__annotations__)
-_OBJECTIVE_FIELDS: Final = frozenset({"time_to_first_token_ms", "time_per_output_token_ms"})
+_OBJECTIVE_FIELDS: Final = frozenset({"time_to_first_token_ms", "time_per_output_token_ms", "accepts_miss"})
 _PLAIN_FIELDS: Final = frozenset({"model", "tenant", "session", "cache_salt", "request_id", "gather_ms"})
 _KNOWN_FIELDS: Final = frozenset(RequestOptions.__annotations__)
 _ALLOWED: Final = {
     **sampling.ALLOWED,
     **dict.fromkeys(_PLAIN_FIELDS, "a string of valid Unicode"),
     **dict.fromkeys(_OBJECTIVE_FIELDS, f"a whole number in 0..{2**32 - 1}"),
+    "accepts_miss": "true or false",
     "gather_ms": "a whole number in 0..60000",
 }
 _MOST_SHOWN_BITS: Final = 128

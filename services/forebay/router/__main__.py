@@ -24,6 +24,7 @@ from forebay.router.kv_index import FollowedNodes, IndexFeed, KvCacheDumps
 from forebay.router.planner import Planner
 from forebay.router.servicer import RouterServicer
 from forebay.routing.admission import AdmissionLimits
+from forebay.routing.baseline import planning_by
 from forebay.routing.failover import FailoverLimits
 from forebay.routing.prefix_index import PrefixIndex
 from forebay.rpc.server import Server
@@ -54,7 +55,8 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         index = PrefixIndex(settings.prefix_index_capacity)
         follower = KvFollower(connection, KvCacheDumps(links.kvcache), IndexFeed(index))
         nodes = FollowedNodes(follower)
-        planner = Planner(index, loads, lambda: links.snapshot, settings.alone_tokens, link)
+        planning = planning_by(settings.routing_policy)
+        planner = Planner(index, loads, lambda: links.snapshot, settings.alone_tokens, link, planning)
 
         def follow_fleet() -> None:
             links.update(fleet.members)

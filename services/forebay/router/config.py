@@ -6,6 +6,7 @@ from pydantic import Field
 
 from forebay import ports
 from forebay.routing.admission import DEFAULT_QUEUE_LENGTH, DEFAULT_RESERVED_SHARE, DEFAULT_SHED_AFTER_S
+from forebay.routing.baseline import Policy
 from forebay.routing.failover import DEFAULT_MOST_LOST_WORKERS, DEFAULT_PATIENCE_S
 from forebay.routing.plan import DEFAULT_ALONE_TOKENS
 from forebay.routing.prefix_index import DEFAULT_CAPACITY
@@ -28,6 +29,11 @@ class RouterSettings(ServiceSettings):
         DEFAULT_ALONE_TOKENS,
         ge=0,
         description="most prompt tokens that a decode worker computes alone although there is a prefill worker",
+    )
+    routing_policy: Policy = Field(
+        Policy.COST,
+        description="how workers are chosen: cost (seconds, joules and money), or to compare with it least-load,"
+        " round-robin, prefix, always-split, always-local",
     )
     fleet_file: Path | None = Field(
         None, description="YAML file with the rates of links between nodes; default: 10 Gbit/s"

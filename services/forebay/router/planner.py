@@ -17,6 +17,7 @@ from forebay.kv.tier import Tier
 from forebay.router.explanations import Explanations
 from forebay.router.request import Request
 from forebay.routing.admission import Room
+from forebay.routing.baseline import Planning
 from forebay.routing.correction import Corrections
 from forebay.routing.cost import DEFAULT_LINK, LinkRates
 from forebay.routing.fleet import FleetSnapshot
@@ -46,7 +47,10 @@ class _Held:
 
 
 class Planner:
-    """`loads`: what workers report; `snapshot`: the fleet when planning; `alone_tokens`: see PlanRequest."""
+    """`loads`: what workers report; `snapshot`: the fleet when planning; `alone_tokens`: see PlanRequest.
+
+    `planning`: what chooses.
+    """
 
     def __init__(
         self,
@@ -55,7 +59,9 @@ class Planner:
         snapshot: Callable[[], FleetSnapshot],
         alone_tokens: int = DEFAULT_ALONE_TOKENS,
         link: LinkRates = DEFAULT_LINK,
+        planning: Planning = plan,
     ) -> None:
+        self._plan = planning
         self._alone_tokens = alone_tokens
         self._index = index
         self._reports = loads
@@ -97,7 +103,7 @@ class Planner:
         fleet = self._idle_fleet() if is_alone else self._occupancy.open_fleet(time.monotonic())
         held = self._held(request, token_ids, fleet)
         asked = self._asked(request, len(token_ids), is_begun=is_begun, is_alone=is_alone)
-        chosen = plan(asked, fleet, held.matches, self._loads, self._random.random(), self._conditions())
+        chosen = self._plan(asked, fleet, held.matches, self._loads, self._random.random(), self._conditions())
         self.explanations.keep(request.request_id, chosen)
         return chosen, _disk_prefix(chosen, fleet, held)
 
