@@ -206,7 +206,7 @@ def test_a_busy_decode_worker_hands_the_prompt_over_when_it_would_be_late() -> N
 
 def test_a_queue_sends_the_request_elsewhere() -> None:
     fleet = FleetSnapshot((), (decode("d1", "n1"), decode("d2", "n2")))
-    loads = {"d1": WorkerLoad(1, 1_500, 1_500)}
+    loads = {"d1": WorkerLoad(1, 1_500, 1_500, queued_realtime_tokens=1_500)}
     chosen = made(PlanRequest(300), fleet, loads=loads)
     assert chosen.decode_worker_id == "d2"
     # and a cached prefix does not make up for it, since the target would be missed
@@ -216,11 +216,23 @@ def test_a_queue_sends_the_request_elsewhere() -> None:
     assert made(short, fleet, {"n1": held(8)}, {"d2": WorkerLoad(1, 0, 100)}).decode_worker_id == "d1"
 
 
+def test_realtime_waits_for_realtime_alone_and_batch_for_all() -> None:
+    fleet = FleetSnapshot((), (decode("d1"),))
+    loads = {"d1": WorkerLoad(2, 1_000, 1_000, queued_realtime_tokens=200)}
+    urgent, batch = (
+        made(PlanRequest(10, qos_tier=tier), fleet, loads=loads).prediction
+        for tier in (QosTier.REALTIME, QosTier.BATCH)
+    )
+    assert urgent is not None
+    assert batch is not None
+    assert 0 < urgent.queue_s < batch.queue_s / 4
+
+
 def test_a_queue_has_been_worked_on_since_it_was_seen() -> None:
     fleet = FleetSnapshot((), (decode("d1"),))
 
     def queue_s(now_s: float) -> float:
-        loads = {"d1": WorkerLoad(1, 1_000, 1_000, seen_s=7.0)}
+        loads = {"d1": WorkerLoad(1, 1_000, 1_000, seen_s=7.0, queued_realtime_tokens=1_000)}
         figures = made(PlanRequest(10), fleet, loads=loads, now_s=now_s).prediction
         assert figures is not None
         return figures.queue_s

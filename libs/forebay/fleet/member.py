@@ -47,3 +47,4 @@ class Load:
     queued_tokens: int = 0
     context_tokens: int = 0
     is_isolated: bool = False
+    queued_realtime_tokens: int = 0

@@ -63,6 +63,7 @@ def load_to_proto(worker_id: str, load: Load) -> events_pb2.WorkerLoad:
         queued_tokens=load.queued_tokens,
         context_tokens=load.context_tokens,
         is_isolated=load.is_isolated,
+        queued_realtime_tokens=load.queued_realtime_tokens,
     )
 
 
@@ -74,6 +75,7 @@ def load_from_proto(message: events_pb2.WorkerLoad) -> Load:
         queued_tokens=message.queued_tokens,
         context_tokens=message.context_tokens,
         is_isolated=message.is_isolated,
+        queued_realtime_tokens=message.queued_realtime_tokens,
     )
 
 

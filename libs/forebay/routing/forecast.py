@@ -230,7 +230,7 @@ class _Outlook:
         self._now_s = conditions.now_s
         self._alone_path_s = self._corrections.path_s(is_split=False)
         self._split_path_s = self._corrections.path_s(is_split=True)
-        is_realtime = request.qos_tier is QosTier.REALTIME
+        self._is_realtime = is_realtime = request.qos_tier is QosTier.REALTIME
         self._most_first_s = request.target.time_to_first_token_s if is_realtime else math.inf
         self._most_token_s = request.target.time_per_output_token_s if is_realtime else math.inf
         self._held: dict[tuple[str | None, int], Held] = {}
@@ -332,8 +332,9 @@ class _Outlook:
         busy_s = cost.prefill_s(prompt_tokens, held_tokens) * factor
         known = self._computing[key] = Computing(worker, cost, busy_s, factor)
         sharers = 1 + self._busy_others(worker, load)
-        if sharers > 1 or load.queued_tokens:
-            queue_s = cost.prefill_s(load.queued_tokens, 0) * factor * sharers - (self._now_s - load.seen_s)
+        ahead_tokens = load.queued_realtime_tokens if self._is_realtime else load.queued_tokens
+        if sharers > 1 or ahead_tokens:
+            queue_s = cost.prefill_s(ahead_tokens, 0) * factor * sharers - (self._now_s - load.seen_s)
             known.wait(max(0.0, queue_s), busy_s * sharers)
         return known
 

@@ -13,12 +13,16 @@ ON_ITS_WAY_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class WorkerLoad:
-    """How busy a worker is, as far as planning cares. seen_s: when its queue was; it has been worked on since."""
+    """How busy a worker is, as far as planning cares. seen_s: when its queue was; it has been worked on since.
+
+    queued_realtime_tokens: of the queued ones, those that come before any of the other tiers.
+    """
 
     sequences: int = 0  # running and waiting
     queued_tokens: int = 0  # prompt tokens still to be computed
     context_tokens: int = 0  # whose KV its sequences hold
     seen_s: float = 0.0
+    queued_realtime_tokens: int = 0
 
     def plus(self, other: "WorkerLoad") -> "WorkerLoad":
         """Both together, as if the queues had been seen when the later one was."""
@@ -27,6 +31,7 @@ class WorkerLoad:
             self.queued_tokens + other.queued_tokens,
             self.context_tokens + other.context_tokens,
             max(self.seen_s, other.seen_s),
+            self.queued_realtime_tokens + other.queued_realtime_tokens,
         )
 
 
@@ -98,6 +103,7 @@ def _less(load: WorkerLoad, ended: WorkerLoad) -> WorkerLoad:
         max(0, load.queued_tokens - ended.queued_tokens),
         max(0, load.context_tokens - ended.context_tokens),
         load.seen_s,
+        max(0, load.queued_realtime_tokens - ended.queued_realtime_tokens),
     )
 
 

@@ -52,7 +52,9 @@ class Occupancy:
 
     def open_up(self, request_id: str) -> None:
         """The request has ended there. Idempotent."""
-        if self._alone.pop(request_id, None) is not None:
+        worker_id = self._alone.pop(request_id, None)
+        if worker_id is not None:
+            self._isolated.discard(worker_id)  # as it said while the request ran
             self._count_all()
 
     def keep(self, worker_ids: Iterable[str]) -> None:

@@ -232,6 +232,7 @@ def load_of(runner: SequenceRunner) -> Load:
         queued_tokens=sum(one.pending_tokens for one in sequences),
         context_tokens=sum(one.written_tokens for one in sequences),
         is_isolated=runner.is_isolated,
+        queued_realtime_tokens=sum(one.pending_tokens for one in sequences if one.spec.priority == 0),
     )
 
 

@@ -40,7 +40,7 @@ class Attempts:
             self._links.hints.send(on_disk.node_id, on_disk.block_hashes)
         node_id = self._links.node_of(chosen.decode_worker_id)
         workers = self._workers(chosen, node_id, is_alone=is_alone)
-        self._planner.charge(request.request_id, chosen, len(token_ids))
+        self._planner.charge(request.request_id, chosen, len(token_ids), request.tier)
         if is_alone:
             self._planner.isolate(request.request_id, chosen)
         attempt = Attempt(

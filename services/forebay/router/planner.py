@@ -136,13 +136,14 @@ class Planner:
         """The planned worker takes no other request until this one is discharged."""
         self._occupancy.isolate(request_id, chosen.decode_worker_id)
 
-    def charge(self, request_id: str, chosen: Plan, prompt_tokens: int) -> None:
+    def charge(self, request_id: str, chosen: Plan, prompt_tokens: int, tier: QosTier) -> None:
         """The request's work counts as its workers' load from now on."""
         computing, now_s = chosen.prefill_worker_id or chosen.decode_worker_id, time.monotonic()
         rest_tokens = prompt_tokens - chosen.matched_tokens
         if computing != chosen.decode_worker_id:
             self._charge(chosen.decode_worker_id, request_id, WorkerLoad(1, 0, prompt_tokens, now_s))
-        self._charge(computing, request_id, WorkerLoad(1, rest_tokens, chosen.matched_tokens, now_s))
+        urgent_tokens = rest_tokens if tier is QosTier.REALTIME else 0
+        self._charge(computing, request_id, WorkerLoad(1, rest_tokens, chosen.matched_tokens, now_s, urgent_tokens))
 
     def prefilled(self, request_id: str, chosen: Plan, prompt_tokens: int) -> None:
         """The prompt is computed: a prefill worker is done with the request, a decode worker goes on with it."""
@@ -240,4 +241,10 @@ def _disk_prefix(chosen: Plan, fleet: FleetSnapshot, held: _Held) -> DiskPrefix 
 def _worker_load(load: Load | None, seen_s: float) -> WorkerLoad:
     if load is None:
         return WorkerLoad()
-    return WorkerLoad(load.running_sequences + load.queued_sequences, load.queued_tokens, load.context_tokens, seen_s)
+    return WorkerLoad(
+        load.running_sequences + load.queued_sequences,
+        load.queued_tokens,
+        load.context_tokens,
+        seen_s,
+        load.queued_realtime_tokens,
+    )

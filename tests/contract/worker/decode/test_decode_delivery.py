@@ -59,7 +59,9 @@ async def test_the_load_is_told_as_it_changes(start: Start) -> None:
         rig.worker.engine.gate.clear()
         await rig.link.start()
         await until(lambda: rig.worker.link.owned_epochs)
-        assert told[-1] == Load(running_sequences=1, queued_tokens=len(PROMPT)), "before its first step has ended"
+        assert told[-1] == Load(running_sequences=1, queued_tokens=len(PROMPT), queued_realtime_tokens=len(PROMPT)), (
+            "before its first step has ended"
+        )
         rig.worker.engine.gate.set()
         await rig.link.end_of()
         await until(lambda: told[-1] == Load())

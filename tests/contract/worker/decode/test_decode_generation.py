@@ -61,11 +61,13 @@ async def test_load_counts_what_is_held_and_what_is_still_to_compute(start: Star
         engine.gate.clear()
         await rig.link.start("second", prompt_token_ids=[*PROMPT, *range(20)])
         await until(lambda: load_of(runner).context_tokens)
-        assert load_of(runner) == Load(running_sequences=1, queued_tokens=22, context_tokens=20)
+        assert load_of(runner) == Load(
+            running_sequences=1, queued_tokens=22, context_tokens=20, queued_realtime_tokens=22
+        )
         for computed_tokens, queued_tokens in ((36, 6), (42, 0), (43, 0)):  # 16 tokens a chunk
             engine.gate.set()
             await until(lambda computed_tokens=computed_tokens: load_of(runner).context_tokens >= computed_tokens)
-            assert load_of(runner) == Load(1, 0, queued_tokens, computed_tokens)
+            assert load_of(runner) == Load(1, 0, queued_tokens, computed_tokens, queued_realtime_tokens=queued_tokens)
         engine.is_stepwise = False
         engine.gate.set()
         await rig.link.end_of("second")
