@@ -22,11 +22,11 @@ class FakeRights:
     asked: list[tuple[str, int]] = field(default_factory=list)
 
     async def acquire(
-        self, sequence_id: str, prefix_hashes: list[bytes], block_count: int, tenant: str = ""
+        self, sequence_id: str, prefix_hashes: list[bytes], block_count: int, tenant: str = "", priority: int = 0
     ) -> BlockGrant:
         return self._give(sequence_id, block_count)
 
-    async def extend(self, sequence_id: str, block_count: int) -> BlockGrant:
+    async def extend(self, sequence_id: str, block_count: int, priority: int = 0) -> BlockGrant:
         return self._give(sequence_id, block_count)
 
     async def take_over(

@@ -30,7 +30,7 @@ class FakeRights:
     device_block_count: int = 100
 
     async def acquire(
-        self, sequence_id: str, prefix_hashes: list[bytes], block_count: int, tenant: str = ""
+        self, sequence_id: str, prefix_hashes: list[bytes], block_count: int, tenant: str = "", priority: int = 0
     ) -> BlockGrant:
         self.owned.add(sequence_id)
         return BlockGrant(1, tuple(range(block_count)), 0, 0)

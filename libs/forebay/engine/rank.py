@@ -12,6 +12,11 @@ class Rank(NamedTuple):
     turn: int  # arrival number, moved back by priority
     arrival: int
 
+    @property
+    def priority(self) -> int:
+        """0 is the most urgent."""
+        return (self.turn - self.arrival) // OVERTAKEN_AT_MOST
+
 
 def rank_of(arrival: int, priority: int) -> Rank:
     """Args: arrival: a number that grows from one to the next; priority: 0 is the most urgent.

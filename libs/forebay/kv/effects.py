@@ -89,6 +89,13 @@ class Revoked:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortage:
+    """Something so urgent, 0 the most, waits for blocks: a worker should park what is less so."""
+
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
 class OverdueFence:
     """Blocks that nobody else can have, because this process lost them long ago and has not said that it stopped."""
 

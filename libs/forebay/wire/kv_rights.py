@@ -5,6 +5,7 @@ from typing import Final
 
 from forebay.errors import InvalidFieldError
 from forebay.kv.attachments import WorkerProcess
+from forebay.kv.effects import Revoked, Shortage
 from forebay.kv.grant import SealEntry, TakeOver
 from forebay.kv.hashing import HASH_BYTES
 from forebay.kv.pool import TierCounts
@@ -31,6 +32,13 @@ def checked_process(request: kvcache_pb2.AttachWorkerRequest) -> WorkerProcess:
     if request.role not in _WORKER_NUMBERS:
         raise InvalidFieldError("only PREFILL and DECODE workers attach", field="role")
     return WorkerProcess(request.worker_id, request.pid, request.process_start_ticks)
+
+
+def news_to_proto(news: Revoked | Shortage) -> kvcache_pb2.AttachWorkerResponse:
+    """What an attached worker is told."""
+    if isinstance(news, Shortage):
+        return kvcache_pb2.AttachWorkerResponse(shortage=kvcache_pb2.Shortage(priority=news.priority))
+    return kvcache_pb2.AttachWorkerResponse(revoked=kvcache_pb2.Revoked(sequence_ids=news.sequence_ids))
 
 
 def check_id(text: str, field: str) -> None:

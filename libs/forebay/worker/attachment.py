@@ -70,6 +70,10 @@ class AttachmentListener(Protocol):
         """These are not this worker's any more: it MUST NOT begin another step that writes to them."""
         ...
 
+    def on_short(self, priority: int) -> None:
+        """Another worker of the node was refused blocks for something so urgent, 0 the most."""
+        ...
+
 
 def attach_request(
     worker_id: str, role: Role, model_digest: str, layout: KvLayout, arithmetic: str
@@ -189,6 +193,9 @@ class KvLink:
                 async for response in call:
                     if response.HasField("revoked"):
                         self.lose(response.revoked.sequence_ids)
+                        continue
+                    if response.HasField("shortage"):
+                        self._listener.on_short(response.shortage.priority)
                         continue
                     attachment = _to_attachment(response.attached)
                     self._lease_ends_s = asked_s + attachment.lease_s

@@ -48,10 +48,7 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Blocks a sequence would begin with: `wanted` if it can be had, never less than `needed`.
-
-    is_patient: it waits for them as long as its caller does.
-    """
+    """Blocks a sequence would begin with: `wanted` if it can be had, never less than `needed`."""
 
     sequence_id: str
     rank: Rank
@@ -59,7 +56,6 @@ class Wish:
     wanted_blocks: int
     needed_blocks: int
     tenant: str = ""
-    is_patient: bool = False
 
 
 class BlockSupply:
@@ -89,7 +85,7 @@ class BlockSupply:
     async def begin(self, wish: Wish) -> BlockGrant:
         """Blocks of a new sequence.
 
-        Raises KvExhaustedError after `blocks_s` unless it is patient, at once if the node can never give them;
+        Raises KvExhaustedError after `blocks_s` if it is of the most urgent, at once if the node can never give them;
         TenantQuotaError at once, so that nobody waits behind a tenant that has enough; WorkerLostError when a sequence
         of this id is still being written after `writer_s`.
         """
@@ -102,10 +98,12 @@ class BlockSupply:
         block_count = min(wish.wanted_blocks, in_all)
 
         async def acquire() -> BlockGrant:
-            return await self._rights.acquire(wish.sequence_id, wish.prefix_hashes, block_count, wish.tenant)
+            return await self._rights.acquire(
+                wish.sequence_id, wish.prefix_hashes, block_count, wish.tenant, wish.rank.priority
+            )
 
         try:
-            async with asyncio.timeout(None if wish.is_patient else self._patience.blocks_s):
+            async with asyncio.timeout(self._patience.blocks_s if wish.rank.priority == 0 else None):
                 return await self._in_turn(wish.rank, lambda: self._after_writer(acquire, self._patience.writer_s))
         except TimeoutError:
             raise KvExhaustedError(
@@ -117,11 +115,11 @@ class BlockSupply:
 
         async def extend() -> BlockGrant:
             try:
-                return await self._rights.extend(sequence_id, block_count)
+                return await self._rights.extend(sequence_id, block_count, rank.priority)
             except KvExhaustedError:
                 if block_count == 1:
                     raise
-                return await self._rights.extend(sequence_id, 1)
+                return await self._rights.extend(sequence_id, 1, rank.priority)
 
         return await self._in_turn(rank, extend)
 

@@ -67,15 +67,17 @@ class KvRights:
         return self._attachment().device_block_count
 
     async def acquire(
-        self, sequence_id: str, prefix_hashes: list[bytes], block_count: int, tenant: str = ""
+        self, sequence_id: str, prefix_hashes: list[bytes], block_count: int, tenant: str = "", priority: int = 0
     ) -> BlockGrant:
         """Begins a sequence with so many blocks, those found by their hashes included.
 
+        priority: 0 the most urgent; where there are too few blocks, other workers are asked to park what is less so.
         Raises KvExhaustedError, TenantQuotaError, DuplicateRequestError, WriterActiveError, DrainingError,
         WorkerLostError.
         """
         new = kvcache_pb2.NewSequence(prefix_hashes=prefix_hashes, block_count=block_count, tenant=tenant)
-        return await self._begin(kvcache_pb2.AcquireBlocksRequest(sequence_id=sequence_id, new_sequence=new))
+        request = kvcache_pb2.AcquireBlocksRequest(sequence_id=sequence_id, new_sequence=new, priority=priority)
+        return await self._begin(request)
 
     def epoch_of(self, sequence_id: str) -> int:
         """Of the right to a sequence; 0: there is none."""
@@ -98,10 +100,10 @@ class KvRights:
         take_over = kvcache_pb2.TakeOver(epoch=epoch, block_count=block_count, sealed_blocks=sealed_count)
         return await self._begin(kvcache_pb2.AcquireBlocksRequest(sequence_id=sequence_id, take_over=take_over))
 
-    async def extend(self, sequence_id: str, block_count: int) -> BlockGrant:
+    async def extend(self, sequence_id: str, block_count: int, priority: int = 0) -> BlockGrant:
         """Adds so many blocks to a sequence of this worker. Raises KvExhaustedError, WorkerLostError."""
         extend = kvcache_pb2.Extend(epoch=self._epoch(sequence_id), block_count=block_count)
-        request = kvcache_pb2.AcquireBlocksRequest(sequence_id=sequence_id, extend=extend)
+        request = kvcache_pb2.AcquireBlocksRequest(sequence_id=sequence_id, extend=extend, priority=priority)
         try:
             grant = await self._ask(request, self._attachment())
         except (StaleEpochError, UnknownSequenceError):

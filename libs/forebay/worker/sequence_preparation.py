@@ -131,7 +131,6 @@ class Preparation:
             wanted_blocks=self._limits.first_table_blocks(sequence),
             needed_blocks=self._limits.table_blocks(sequence, 0),
             tenant=running.spec.tenant,
-            is_patient=running.spec.priority > 0,
         )
 
 

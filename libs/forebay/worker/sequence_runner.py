@@ -300,40 +300,53 @@ class SequenceRunner:
         self._thread.submit(MoreBlocks(running.sequence_id, grant.block_ids[running.table_blocks :]))
         running.table_blocks = len(grant.block_ids)
 
+    def on_short(self, priority: int) -> None:
+        """Another worker of the node waits for blocks, for something so urgent."""
+        if not self._is_parking():
+            self._park_less_urgent(priority)
+
     def _relieve(self) -> None:
         """Somebody was refused blocks: one less urgent is parked for it.
 
-        When nobody gets on any more, the last is parked; alone, it fails, since the node is too small for it.
+        When nobody gets on any more, the last is parked; with all blocks its own, it fails: the node is too small.
         """
-        if any(one.is_parking for one in self._sequences.values()):
+        if self._is_parking():
             return  # what it holds takes a moment to come back
-        inside = {
+        first = self._supply.first_waiting
+        if first is not None and self._park_less_urgent(first.priority):
+            return
+        inside = {place: one.sequence_id for place, one in self._inside().items()}
+        last = self._standstill.who_gives_way(inside, self._supply.is_waiting, self._clock())
+        if last is None:
+            return
+        running = self._sequences[last]
+        if running.table_blocks < self._rights.device_block_count:
+            self._park(running)
+            return
+        exhausted = KvExhaustedError(
+            "the sequence has all KV blocks of this node and needs more; lower max_tokens, or raise --device-bytes"
+            " of the KV-cache service",
+            retry_after_s=RETRY_AFTER_S,
+        )
+        self._abort(running, exhausted)
+
+    def _inside(self) -> dict[Rank, RunningSequence]:
+        """Those in the engine that are to stay there."""
+        return {
             one.place: one
             for one in self._sequences.values()
             if one.place is not None and one.is_in_engine and not one.is_cancel_sent
         }
-        first = self._first_waiting()
-        less_urgent = (
-            [] if first is None else [one for one in inside if inside[one].spec.priority > first.spec.priority]
-        )
-        if less_urgent:
-            self._park(inside[max(less_urgent)])
-            return
-        by_place = {place: one.sequence_id for place, one in inside.items()}
-        last = self._standstill.who_gives_way(by_place, self._supply.is_waiting, self._clock())
-        if last is not None and len(inside) > 1:
-            self._park(self._sequences[last])
-        elif last is not None:
-            exhausted = KvExhaustedError(
-                "no KV blocks became free to go on; lower max_tokens, send fewer requests at once, or raise"
-                " --device-bytes of the KV-cache service",
-                retry_after_s=RETRY_AFTER_S,
-            )
-            self._abort(self._sequences[last], exhausted)
 
-    def _first_waiting(self) -> RunningSequence | None:
-        rank = self._supply.first_waiting
-        return next((one for one in self._sequences.values() if rank is not None and one.place == rank), None)
+    def _is_parking(self) -> bool:
+        return any(one.is_parking for one in self._sequences.values())
+
+    def _park_less_urgent(self, priority: int) -> bool:
+        """Whether there was one: the last by rank leaves the engine."""
+        less_urgent = {place: one for place, one in self._inside().items() if one.spec.priority > priority}
+        if less_urgent:
+            self._park(less_urgent[max(less_urgent)])
+        return bool(less_urgent)
 
     def _park(self, running: RunningSequence) -> None:
         """Takes a sequence out of the engine, and lets it come back when there are blocks for it again."""

@@ -13,7 +13,7 @@ from typing import Protocol
 from forebay.errors import DrainingError, InvalidFieldError
 from forebay.kv.attachments import WorkerProcess
 from forebay.kv.effect_log import EffectLog
-from forebay.kv.effects import Effects, IndexEvent, Revoked
+from forebay.kv.effects import Effects, IndexEvent, Revoked, Shortage
 from forebay.kv.grant import Grant, Renewal, Sealed, SealEntry, TakeOver
 from forebay.kv.lease import Right
 from forebay.kv.ledger import BlockLedger
@@ -28,7 +28,7 @@ from forebay.kvcache.node_blocks import NodeBlocks
 
 _log = logging.getLogger(__name__)
 
-News = asyncio.Queue[Revoked | None]
+News = asyncio.Queue[Revoked | Shortage | None]
 """What an attachment is to be told; None: the service ends it."""
 
 
@@ -71,6 +71,7 @@ class KvNode:
         self._is_alive = is_alive
         self._pins = Pins(store.traffic, store.capacity)
         self._news: dict[int, News] = {}
+        self._next_asked = 0
         self.blocks = NodeBlocks(store, self._carry_out)
         self.followers = SequenceFollowers()
         self._last_event_number = 0
@@ -98,6 +99,15 @@ class KvNode:
         attachment_id = self._ledger.attach(process)
         news = self._news[attachment_id] = News()
         return attachment_id, news
+
+    def tell_short(self, attachment_id: int, priority: int) -> None:
+        """This worker was refused blocks for something so urgent: the next of the others hears of it."""
+        others = [other for other in self._news if other != attachment_id]
+        if others:
+            self._next_asked += 1
+            news = self._news[others[self._next_asked % len(others)]]
+            if news.empty():  # else it has not even heard the last
+                news.put_nowait(Shortage(priority))
 
     def detach(self, attachment_id: int, process: WorkerProcess) -> None:
         """The attachment's stream has ended, for whatever reason."""

@@ -14,6 +14,7 @@ from opentelemetry.trace import get_current_span
 from forebay.errors import (
     DiskFailedError,
     InvalidFieldError,
+    KvExhaustedError,
     LayoutMismatchError,
     ModelMismatchError,
     NotServedYetError,
@@ -86,8 +87,8 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
             attachment_id, news = self._node.attach(process)
         try:
             yield kvcache_pb2.AttachWorkerResponse(attached=self._attached(attachment_id))
-            while (revoked := await news.get()) is not None:
-                yield kvcache_pb2.AttachWorkerResponse(revoked=kvcache_pb2.Revoked(sequence_ids=revoked.sequence_ids))
+            while (one := await news.get()) is not None:
+                yield wire.news_to_proto(one)
         finally:
             self._node.detach(attachment_id, process)
 
@@ -95,7 +96,12 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
         self, request: kvcache_pb2.AcquireBlocksRequest, context: ServicerContext[Any, Any]
     ) -> kvcache_pb2.AcquireBlocksResponse:
         wire.check_id(request.sequence_id, "sequence_id")
-        grant = await self._granted(request)
+        try:
+            grant = await self._granted(request)
+        except KvExhaustedError:
+            if request.HasField("priority"):
+                self._node.tell_short(request.attachment_id, request.priority)
+            raise
         if request.request_number and request.WhichOneof("grant") != "extend":
             self._node.note_request(request.sequence_id, grant.epoch, request.request_number)
         copied_bytes = grant.promoted_block_count * self._identity.layout.block_bytes

@@ -28,6 +28,7 @@ class Listener:
     def __init__(self) -> None:
         self.attached: list[object] = []
         self.lost: list[str] = []
+        self.short: list[int] = []
         self.detached_count = 0
 
     def on_attached(self, attachment: object) -> None:
@@ -38,6 +39,9 @@ class Listener:
 
     def on_lost(self, sequence_ids: frozenset[str]) -> None:
         self.lost += sequence_ids
+
+    def on_short(self, priority: int) -> None:
+        self.short.append(priority)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 
+from forebay.engine.types import SamplingParams
+from forebay.kv.hashing import root_hash
 from forebay.rpc.status import from_failure
+from forebay.testing.attached_worker import MODEL, attached_worker
 from forebay.testing.decode_rig import PROMPT, Rig, StepwiseEngine
 from forebay.testing.fake_engine import LAYOUT, continuation
 from forebay.testing.waiting import until
 from forebay.v1 import common_pb2
 from forebay.worker.block_supply import Patience
+from forebay.worker.running_sequence import SequenceSpec
 
 Start = Callable[..., Any]
 BATCH = common_pb2.QOS_TIER_BATCH
@@ -61,6 +65,25 @@ async def test_batch_is_parked_for_realtime_and_computes_nothing_whole_again(sta
         assert batch.last.finish_reason == common_pb2.FINISH_REASON_LENGTH
         assert batch.last.summary.computed_prompt_tokens == len(PROMPT)
         assert 0 <= computed_again(engine) < BLOCK_TOKENS, "at most what a block was not full of"
+        await until(rig.kvcache.is_all_released)
+
+
+async def test_batch_is_parked_for_what_another_worker_of_the_node_needs(start: Start) -> None:
+    async with start(**options(host_blocks=16)) as rig, attached_worker(rig.kvcache.address) as prefill:
+        engine = await batch_that_has_begun(rig)
+        root = root_hash(MODEL.digest, "", "")
+        urgent = SequenceSpec("urgent", URGENT_PROMPT, SamplingParams(max_tokens=1, seed=0), root)
+
+        async def compute() -> list[int]:
+            async with prefill.runner.open(urgent, lambda token_id, logprobs: None) as running:
+                await running.ended()
+                return running.new_token_ids
+
+        computing = asyncio.create_task(compute())
+        await until_parked(rig)
+        go_on(engine)
+        assert await computing == continuation(URGENT_PROMPT, 1)
+        assert (await rig.link.end_of("batch")).tokens == continuation(PROMPT, 38)
         await until(rig.kvcache.is_all_released)
 
 
