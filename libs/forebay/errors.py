@@ -167,6 +167,18 @@ class TenantQuotaError(ForebayError):
     code, reason = Code.RESOURCE_EXHAUSTED, "TENANT_QUOTA"
 
 
+class UnknownWorkerError(ForebayError):
+    code, reason = Code.NOT_FOUND, "UNKNOWN_WORKER"
+
+
+class LastWorkerError(ForebayError):
+    code, reason = Code.FAILED_PRECONDITION, "LAST_WORKER"
+
+
+class NotDrainableError(ForebayError):
+    code, reason = Code.FAILED_PRECONDITION, "NOT_DRAINABLE"
+
+
 class UnknownBlockError(ForebayError):
     code, reason = Code.NOT_FOUND, "UNKNOWN_BLOCK"
 

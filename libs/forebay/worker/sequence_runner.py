@@ -35,8 +35,10 @@ from forebay.kv.hashing import HashChain, reusable_block_count
 from forebay.worker.attachment import Attachment
 from forebay.worker.block_supply import BlockSupply, Patience, Wish
 from forebay.worker.bringing import Bringing, Transfer
+from forebay.worker.departure import blocks_to_seal, can_be_taken_over
 from forebay.worker.engine_thread import Add, Cancel, DropEngine, EngineThread, MoreBlocks, UseEngine, internal
 from forebay.worker.kv_rights import BlockGrant, KvRights, lost
+from forebay.worker.moved_on import MovedOnError
 from forebay.worker.pauses import Pauses
 from forebay.worker.places import Places
 from forebay.worker.running_sequence import Offer, RunningSequence, SequenceCost, SequenceSpec, StepTime, TokenSink
@@ -58,6 +60,7 @@ class SequenceRunner:
     ) -> None:
         self.limits = limits
         self.is_draining = False
+        self._is_moving_on = False
         self.is_broken = False  # the engine's thread has ended: nothing can run any more
         self._is_connected = False
         self._patience = patience
@@ -118,6 +121,14 @@ class SequenceRunner:
         finally:
             self._on_due.remove(listener)
 
+    def move_on(self) -> None:
+        """From now on a sequence that another worker can go on with is handed over, and fails with MovedOnError here.
+
+        Others do as soon as they have a token, and end here if they end before. For a worker that drains.
+        """
+        self._is_moving_on = True
+        self._move_what_can()
+
     async def wait_idle(self) -> None:
         """Until no sequence holds anything."""
         await self._is_idle.wait()
@@ -129,7 +140,8 @@ class SequenceRunner:
         Leaving early cancels the sequence. Raises DrainingError, DuplicateRequestError, QueueFullError and
         KvExhaustedError; WorkerLostError; ForebayError itself when the worker is broken.
         """
-        if self.is_draining:
+        # What others computed is not refused: it would be computed again. It moves on from here.
+        if self.is_draining and not (self._is_moving_on and spec.offer is not None):
             raise DrainingError("the worker is draining", retry_after_s=RETRY_AFTER_S)
         if spec.sequence_id in self._sequences:
             if spec.offer is not None and spec.offer.is_left_behind:
@@ -299,6 +311,7 @@ class SequenceRunner:
             return
         running.is_in_engine = True
         self._thread.submit(Add(sequence, running.spec.priority))
+        self._move_what_can()
 
     def _on_report(self, report: Report) -> None:
         """Takes in one step's news; runs on the loop."""
@@ -320,6 +333,7 @@ class SequenceRunner:
             if running is not None:
                 self._leave_engine(running)
         self._standstill.note(report.stuck, self._clock())
+        self._move_what_can()
 
     def _fail_all(self) -> None:
         """The engine's thread is no more: nothing writes to any block, and no command is answered."""
@@ -399,6 +413,29 @@ class SequenceRunner:
         running.is_in_engine = False
         if running.is_closed:
             self._give_up(running)
+        elif running.is_moving and not running.end.done():
+            running.extension = asyncio.create_task(self._hand_on(running), context=running.context)
+
+    def _move_what_can(self) -> None:
+        if not self._is_moving_on:
+            return
+        for running in self._sequences.values():
+            is_at_work = running.is_in_engine and not running.is_cancel_sent and not running.end.done()
+            if is_at_work and can_be_taken_over(running.progress):
+                running.is_moving = True
+                self._cancel_in_engine(running)
+
+    async def _hand_on(self, running: RunningSequence) -> None:
+        """Offers a sequence that nobody computes any more to whoever takes it over."""
+        end = blocks_to_seal(running.progress, self.limits.block_tokens)
+        hashes = running.chain.hashes[running.found_blocks : end]
+        try:
+            epoch = await self._rights.hand_over(running.sequence_id, running.found_blocks, hashes)
+        except ForebayError:
+            running.fail(DrainingError("the worker is draining", retry_after_s=RETRY_AFTER_S))
+            return
+        self._rights.give_away(running.sequence_id)
+        running.fail(MovedOnError(epoch))
 
     def _close(self, running: RunningSequence) -> None:
         """Its user is gone: everything it holds is given up as soon as the engine has let go of it."""
