@@ -26,8 +26,8 @@ def check_drain(candidate: DrainCandidate, members: Iterable[DrainCandidate], *,
     """
     if candidate.role not in _WORKERS:
         raise NotDrainableError(
-            f"a {candidate.role.value} service is not drained by a router: only prefill and decode workers are; stop its"
-            " process with SIGTERM, and it lets running work finish",
+            f"a {candidate.role.value} service is not drained by a router: only prefill and decode workers are; stop"
+            " its process with SIGTERM, and it lets running work finish",
             worker_id=candidate.worker_id,
         )
     if candidate.is_leaving or is_forced or any(_can_replace(member, candidate) for member in members):

@@ -15,6 +15,8 @@ class WorkerControl(worker_pb2_grpc.WorkerServiceServicer):
         self._runner = runner
         self._stop = stop
 
-    async def Drain(self, request: worker_pb2.DrainRequest, context: object) -> worker_pb2.DrainResponse:
+    async def Drain(  # noqa: N802  # gRPC's name
+        self, request: worker_pb2.DrainRequest, context: object
+    ) -> worker_pb2.DrainResponse:
         self._stop.set()
         return worker_pb2.DrainResponse(running_sequences=len(self._runner.sequences))

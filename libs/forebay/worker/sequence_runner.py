@@ -32,6 +32,7 @@ from forebay.errors import (
     WorkerLostError,
 )
 from forebay.kv.hashing import HashChain, reusable_block_count
+from forebay.tasks import end_task
 from forebay.worker.attachment import Attachment
 from forebay.worker.block_supply import BlockSupply, Patience, Wish
 from forebay.worker.bringing import Bringing, Transfer
@@ -414,7 +415,8 @@ class SequenceRunner:
         if running.is_closed:
             self._give_up(running)
         elif running.is_moving and not running.end.done():
-            running.extension = asyncio.create_task(self._hand_on(running), context=running.context)
+            handing_on = self._hand_on(running, running.extension)
+            running.extension = asyncio.create_task(handing_on, context=running.context)
 
     def _move_what_can(self) -> None:
         if not self._is_moving_on:
@@ -425,8 +427,10 @@ class SequenceRunner:
                 running.is_moving = True
                 self._cancel_in_engine(running)
 
-    async def _hand_on(self, running: RunningSequence) -> None:
+    async def _hand_on(self, running: RunningSequence, extension: "asyncio.Task[None] | None") -> None:
         """Offers a sequence that nobody computes any more to whoever takes it over."""
+        if extension is not None:  # answered after the hand-over it would find the sequence lost
+            await end_task(extension)
         end = blocks_to_seal(running.progress, self.limits.block_tokens)
         hashes = running.chain.hashes[running.found_blocks : end]
         try:
