@@ -11,6 +11,7 @@ from scripts.benchmarks import (  # noqa: E402
     accuracy,
     convert,
     disk,
+    drain,
     engine,
     kills,
     kv,
@@ -42,6 +43,7 @@ BENCHMARKS = {
     "kv_core": kv_core,
     "hit_rates": kv_hit_rates,
     "kills": kills,
+    "drain": drain,
     "route": route,
 }
 _ROUNDS_OF = {"kills": 34}

@@ -63,6 +63,7 @@ class _Restart:
         self._write((*self.record.services, new))
         try:
             await self._until_member(new)
+            self._progress(f"  {name:<12} drains; its replacement serves at {address}")
             await self._drain(old)
         except BaseException:
             if old.process.is_running():
