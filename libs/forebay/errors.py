@@ -175,6 +175,18 @@ class SloUnattainableError(ForebayError):
     code, reason = Code.FAILED_PRECONDITION, "SLO_UNATTAINABLE"
 
 
+class UnknownWorkerError(ForebayError):
+    code, reason = Code.NOT_FOUND, "UNKNOWN_WORKER"
+
+
+class LastWorkerError(ForebayError):
+    code, reason = Code.FAILED_PRECONDITION, "LAST_WORKER"
+
+
+class NotDrainableError(ForebayError):
+    code, reason = Code.FAILED_PRECONDITION, "NOT_DRAINABLE"
+
+
 class UnknownBlockError(ForebayError):
     code, reason = Code.NOT_FOUND, "UNKNOWN_BLOCK"
 

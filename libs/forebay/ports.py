@@ -12,6 +12,8 @@ FURTHER_ROUTERS: Final = 3
 FURTHER_TOKENIZERS: Final = 6
 PREFILL: Final = 10
 DECODE: Final = 20
+REPLACEMENTS: Final = 30
+"""The first of ten for workers that replace others, which still listen at their own."""
 NATS: Final = 40
 
 

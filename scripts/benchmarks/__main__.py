@@ -11,6 +11,7 @@ from scripts.benchmarks import (  # noqa: E402
     accuracy,
     convert,
     disk,
+    drain,
     engine,
     goodput,
     kills,
@@ -44,6 +45,7 @@ BENCHMARKS = {
     "hit_rates": kv_hit_rates,
     "kills": kills,
     "goodput": goodput,
+    "drain": drain,
     "route": route,
 }
 _ROUNDS_OF = {"kills": 34, "goodput": 3}

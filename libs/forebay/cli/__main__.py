@@ -16,6 +16,8 @@ _SUMMARIES: Final = {
     "up": "start the mesh on this machine and, given a prompt, answer it",
     "down": "stop the mesh and leave nothing behind",
     "status": "show each service: health, memory, load",
+    "drain": "take a worker out of service without losing what it runs",
+    "restart": "replace the services of the mesh one by one while it serves",
     "generate": "continue a text",
     "chat": "talk with the model",
     "explain": "say why a request was planned as it was",

@@ -13,7 +13,7 @@ from forebay.client.persistence import is_lost
 from forebay.client.request import Message, Prompt, RequestOptions, build_request
 from forebay.client.routers import Routers
 from forebay.client.stream import CompletionStream
-from forebay.errors import ForebayError, UnknownRequestError
+from forebay.errors import ForebayError, UnknownRequestError, UnknownWorkerError
 from forebay.rpc.status import translated
 from forebay.v1 import router_pb2
 
@@ -95,6 +95,18 @@ class AsyncClient:
                 UnknownRequestError,
             )
         )
+
+    async def drain(self, worker_id: str, *, force: bool = False, timeout_s: float = 10.0) -> int:
+        """Has a prefill or decode worker drain, and returns how many sequences it has; see RouterService.DrainWorker.
+
+        It leaves the fleet when it has ended. force: also if it is the last of its role. Raises UnknownWorkerError,
+        LastWorkerError, NotDrainableError, WorkerLostError.
+        """
+        request = router_pb2.DrainWorkerRequest(worker_id=worker_id, force=force)
+        response = await self._of_any(
+            lambda target: self._routers.stub(target).DrainWorker(request, timeout=timeout_s), UnknownWorkerError
+        )
+        return response.running_sequences
 
     async def aclose(self) -> None:
         """Closes the connections; running streams end as cancelled. Idempotent."""

@@ -64,6 +64,10 @@ class Client:
         """See `AsyncClient.explain`."""
         return self._loop.run(lambda: self._client.explain(request_id, timeout_s=timeout_s))
 
+    def drain(self, worker_id: str, *, force: bool = False, timeout_s: float = 10.0) -> int:
+        """See `AsyncClient.drain`."""
+        return self._loop.run(lambda: self._client.drain(worker_id, force=force, timeout_s=timeout_s))
+
     def close(self) -> None:
         """Closes the connection and ends the thread; running streams end as cancelled. Idempotent."""
         if self._loop.is_running:

@@ -55,7 +55,7 @@ def start_mesh(spec: MeshSpec, progress: Progress, timeout_s: float = DEFAULT_ST
     try:
         services = _spawn_all(spec, logs)
         progress(f"starting {', '.join(service.name for service in services)}")
-        run(_until_ready(services, logs, progress, timeout_s))
+        run(until_ready(services, logs, progress, timeout_s))
     except BaseException:
         with _uninterrupted():
             stop_mesh(spec.state_dir, grace_s=_ABORT_GRACE_S)
@@ -83,12 +83,12 @@ def mend_mesh(
             log_path = logs / f"{one.name}.log"
             with suppress(FileNotFoundError):
                 log_path.replace(log_path.with_name(f"{one.name}-before.log"))  # it may say what it died of
-            begun.append(_spawn(by_name[one.name], logs))
+            begun.append(_spawn(by_name[one.name].at(one.address), logs))
             started = replace(one, process=begun[-1])
             services = tuple(started if other.name == one.name else other for other in record.services)
             record = replace(record, services=services)
             write_record(spec.state_dir, record)
-        run(_until_ready(record.services, logs, progress, timeout_s))
+        run(until_ready(record.services, logs, progress, timeout_s))
     except BaseException:
         with _uninterrupted():
             stop(begun, _ABORT_GRACE_S)
@@ -134,7 +134,8 @@ def _spawn(service: ServiceSpec, logs: Path) -> ProcessIdentity:
         raise StartError(f"cannot start {service.name}: {service.command[0]}: {error.strerror}") from error
 
 
-async def _until_ready(services: tuple[ServiceRecord, ...], logs: Path, progress: Progress, timeout_s: float) -> None:
+async def until_ready(services: tuple[ServiceRecord, ...], logs: Path, progress: Progress, timeout_s: float) -> None:
+    """Returns when all are healthy. Raises StartError when one ends, or is not in time."""
     began_s = monotonic()
     missing = [service.name for service in services]
 
@@ -162,7 +163,7 @@ async def _until_ready(services: tuple[ServiceRecord, ...], logs: Path, progress
 
 async def _ready_or_ended(service: ServiceRecord, logs: Path) -> None:
     ready = asyncio.create_task(wait_until_ready(service.role, service.address))
-    ended = asyncio.create_task(_ended(service.process))
+    ended = asyncio.create_task(until_ended(service.process))
     try:
         await asyncio.wait((ready, ended), return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
@@ -174,7 +175,7 @@ async def _ready_or_ended(service: ServiceRecord, logs: Path) -> None:
         ended.cancel()
 
 
-async def _ended(process: ProcessIdentity) -> None:
+async def until_ended(process: ProcessIdentity) -> None:
     """Returns when the process has ended."""
     pidfd = open_pidfd(process)
     if pidfd is None:

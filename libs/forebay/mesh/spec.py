@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -156,3 +156,8 @@ class ServiceSpec:
     role: str
     address: str
     command: tuple[str, ...]
+
+    def at(self, address: str) -> "ServiceSpec":
+        """The same service at another address."""
+        moved = tuple(address if part == self.address else part for part in self.command)
+        return replace(self, address=address, command=moved)

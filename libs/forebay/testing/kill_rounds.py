@@ -14,15 +14,13 @@ from enum import StrEnum
 from typing import Any, Final
 
 from forebay.client import AsyncClient
-from forebay.client.kv_operator import KvOperator
+from forebay.testing.held_blocks import RELEASED_S, held_blocks
 from forebay.testing.known_answers import learn_answers, varied_questions
 from forebay.testing.mesh import RunningMesh
 from forebay.testing.mortal_mesh import MortalMesh
 from forebay.testing.steady_load import OpenRequest, Outcome, SteadyLoad, Verdict
 from forebay.testing.waiting import eventually, until
 
-RELEASED_S: Final = 1.0
-"""Within this time after the last request nothing may be held."""
 _READY_S: Final = 60.0
 _GOOD_S: Final = 60.0
 _ASKED_EVERY_S: Final = 0.1
@@ -141,7 +139,7 @@ class KillRounds:
             late_error_count=sum(one.began_s >= healthy_s and one.verdict is Verdict.FAILED for one in outcomes),
             cut_count=cut_count,
             resume_count=sum(one.resume_count for one in outcomes),
-            held_blocks=await self._held_blocks(),
+            held_blocks=await held_blocks(self._mesh.address_of("kvcache"), RELEASED_S),
         )
 
     async def _freeze_until_missed(self, name: str) -> None:
@@ -180,19 +178,6 @@ class KillRounds:
         """For each open request in whose hands it is, if that may be killed: a worker id, or a router's address."""
         workers = (_worker_of(request, victim) for request in self._load.requests.values())
         return [worker for worker in workers if worker is not None]
-
-    async def _held_blocks(self) -> int:
-        """What is in use when nothing should be; zero as soon as it is zero."""
-        async with KvOperator(self._mesh.address_of("kvcache")) as operator:
-            ends_s = time.monotonic() + RELEASED_S
-            while True:
-                tiers = (await operator.stats()).tiers
-                for tier in tiers:
-                    assert tier.free_blocks + tier.leased_blocks + tier.sealed_blocks == tier.capacity_blocks
-                held = sum(tier.leased_blocks + tier.referenced_blocks for tier in tiers)
-                if held == 0 or time.monotonic() >= ends_s:
-                    return held
-                await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

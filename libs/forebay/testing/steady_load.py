@@ -1,6 +1,7 @@
 """Constant load of questions whose answers are known, and how each request ended. Knows nothing of what disturbs it."""
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -32,7 +33,8 @@ class Verdict(StrEnum):
 class Outcome:
     """One request. reason: of its error; None: it had none. Times are of `time.monotonic`.
 
-    resume_count: how often another router went on with it. recomputed_tokens: see Completion.
+    resume_count: how often another router went on with it. recomputed_tokens, failover_count: see Completion.
+    arrivals: when tokens came, and how many at once.
     """
 
     began_s: float
@@ -41,6 +43,14 @@ class Outcome:
     reason: str | None = None
     resume_count: int = 0
     recomputed_tokens: int = 0
+    failover_count: int = 0
+    arrivals: tuple[tuple[float, int], ...] = ()
+
+    @property
+    def longest_pause_s(self) -> float:
+        """Between two arrivals of tokens; 0: there were none."""
+        times_s = [at_s for at_s, _ in self.arrivals]
+        return max((after - before for before, after in itertools.pairwise(times_s)), default=0.0)
 
 
 @dataclass(slots=True)
@@ -51,6 +61,7 @@ class OpenRequest:
     stream: CompletionStream
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
+    arrivals: list[tuple[float, int]] = field(default_factory=list)
 
     @property
     def plan(self) -> Plan | None:
@@ -112,8 +123,17 @@ class SteadyLoad:
         finally:
             del self.requests[number]
             stream.close()
-        recomputed_tokens = stream.completion.recomputed_tokens if verdict is Verdict.GOOD else 0
-        return Outcome(began_s, time.monotonic(), verdict, reason, stream.resume_count, recomputed_tokens)
+        completion = stream.completion if verdict is Verdict.GOOD else None
+        return Outcome(
+            began_s,
+            time.monotonic(),
+            verdict,
+            reason,
+            stream.resume_count,
+            recomputed_tokens=0 if completion is None else completion.recomputed_tokens,
+            failover_count=0 if completion is None else completion.failover_count,
+            arrivals=tuple(request.arrivals),
+        )
 
 
 async def _judged(request: OpenRequest) -> tuple[Verdict, str | None]:
@@ -123,6 +143,8 @@ async def _judged(request: OpenRequest) -> tuple[Verdict, str | None]:
         async with asyncio.timeout(DEADLINE_S + _GRACE_S):
             async for chunk in request.stream:
                 request.token_ids += chunk.token_ids
+                if chunk.token_ids:
+                    request.arrivals.append((time.monotonic(), len(chunk.token_ids)))
                 request.text += chunk.text
     except (TimeoutError, DeadlineExceededError) as error:
         return Verdict.HUNG, type(error).__name__

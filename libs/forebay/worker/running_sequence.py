@@ -13,6 +13,7 @@ from forebay.errors import ForebayError
 from forebay.kv.hashing import HashChain
 from forebay.v1 import common_pb2
 from forebay.worker.bringing import Transfer
+from forebay.worker.departure import Progress
 from forebay.worker.pauses import Pauses
 
 TokenSink = Callable[[int, TokenLogprobs | None], None]
@@ -139,6 +140,7 @@ class RunningSequence:
     is_cancel_sent: bool = False
     is_parking: bool = False  # on its way out of the engine, to come back later
     is_closed: bool = False
+    is_moving: bool = False  # out of the engine, and on to another worker
     extension: "asyncio.Task[None] | None" = None
     coming_back: "asyncio.Task[None] | None" = None  # of a parked one
     context: Context = field(default_factory=copy_context)  # of whoever opened it: what is done for it is in its trace
@@ -168,6 +170,12 @@ class RunningSequence:
         self.chain.extend((token_id,))
         if not self.end.done():
             self.on_token(token_id, logprobs)
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is."""
+        answer_tokens = len(self.spec.emitted_token_ids) + len(self.new_token_ids)
+        return Progress(len(self.spec.prompt_token_ids), answer_tokens, self.written_tokens)
 
     @property
     def pending_tokens(self) -> int:

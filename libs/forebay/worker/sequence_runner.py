@@ -31,10 +31,13 @@ from forebay.errors import (
     KvExhaustedError,
 )
 from forebay.kv.hashing import HashChain
+from forebay.tasks import end_task
 from forebay.worker.attachment import Attachment
 from forebay.worker.block_supply import BlockSupply, Patience
+from forebay.worker.departure import blocks_to_seal, can_be_taken_over
 from forebay.worker.engine_thread import Add, Cancel, DropEngine, EngineThread, MoreBlocks, UseEngine, internal
 from forebay.worker.kv_rights import KvRights, lost
+from forebay.worker.moved_on import MovedOnError
 from forebay.worker.pauses import Pauses
 from forebay.worker.places import Places
 from forebay.worker.running_sequence import RunningSequence, SequenceCost, SequenceSpec, StepTime, TokenSink
@@ -57,6 +60,7 @@ class SequenceRunner:
     ) -> None:
         self.limits = limits
         self.is_draining = False
+        self._is_moving_on = False
         self.is_broken = False  # the engine's thread has ended: nothing can run any more
         self._is_connected = False
         self._patience = patience
@@ -123,6 +127,17 @@ class SequenceRunner:
         finally:
             self._on_due.remove(listener)
 
+    def move_on(self) -> None:
+        """From now on a sequence that another worker can go on with is handed over, and fails with MovedOnError here.
+
+        Others do as soon as they have a token, and end here if they end before. For a worker that drains.
+        """
+        self._is_moving_on = True
+        for running in self._sequences.values():
+            if running.coming_back is not None and not running.is_in_engine:
+                running.fail(_draining())
+        self._move_what_can()
+
     async def wait_idle(self) -> None:
         """Until no sequence holds anything."""
         await self._is_idle.wait()
@@ -134,8 +149,9 @@ class SequenceRunner:
         Leaving early cancels the sequence. Raises DrainingError, DuplicateRequestError, IsolatedError, QueueFullError
         and KvExhaustedError; WorkerLostError; ForebayError itself when the worker is broken.
         """
-        if self.is_draining:
-            raise DrainingError("the worker is draining", retry_after_s=RETRY_AFTER_S)
+        # What others computed is not refused: it would be computed again. It moves on from here.
+        if self.is_draining and not (self._is_moving_on and spec.offer is not None):
+            raise _draining()
         if spec.sequence_id in self._sequences:
             if spec.offer is not None and spec.offer.is_left_behind:
                 raise lost()  # it was left by this very worker, whose connection was lost, and which is still ending it
@@ -233,6 +249,7 @@ class SequenceRunner:
             return
         running.is_in_engine = True
         self._thread.submit(Add(sequence, running.spec.priority))
+        self._move_what_can()
 
     def _on_report(self, report: Report) -> None:
         """Takes in one step's news; runs on the loop."""
@@ -254,6 +271,7 @@ class SequenceRunner:
             if running is not None:
                 self._leave_engine(running)
         self._standstill.note(report.stuck, self._clock())
+        self._move_what_can()
 
     def _fail_all(self) -> None:
         """The engine's thread is no more: nothing writes to any block, and no command is answered."""
@@ -356,6 +374,9 @@ class SequenceRunner:
     def _begin_again(self, running: RunningSequence) -> None:
         """It has left the engine: what it holds is given back, and it stands in line where it stood before."""
         running.is_parking = running.is_cancel_sent = False
+        if self._is_moving_on:
+            running.fail(_draining())  # its full blocks are found by whoever goes on
+            return
         place, running.place = running.place, None
         if place is None or running.end.done():
             running.place = place
@@ -396,8 +417,34 @@ class SequenceRunner:
         running.is_in_engine = False
         if running.is_closed:
             self._give_up(running)
+        elif running.is_moving and not running.end.done():
+            handing_on = self._hand_on(running, running.extension)
+            running.extension = asyncio.create_task(handing_on, context=running.context)
         elif running.is_parking:
             self._begin_again(running)
+
+    def _move_what_can(self) -> None:
+        if not self._is_moving_on:
+            return
+        for running in self._sequences.values():
+            is_at_work = running.is_in_engine and not running.is_cancel_sent and not running.end.done()
+            if is_at_work and can_be_taken_over(running.progress):
+                running.is_moving = True
+                self._cancel_in_engine(running)
+
+    async def _hand_on(self, running: RunningSequence, extension: "asyncio.Task[None] | None") -> None:
+        """Offers a sequence that nobody computes any more to whoever takes it over."""
+        if extension is not None:  # answered after the hand-over it would find the sequence lost
+            await end_task(extension)
+        end = blocks_to_seal(running.progress, self.limits.block_tokens)
+        hashes = running.chain.hashes[running.found_blocks : end]
+        try:
+            epoch = await self._rights.hand_over(running.sequence_id, running.found_blocks, hashes)
+        except ForebayError:
+            running.fail(_draining())
+            return
+        self._rights.give_away(running.sequence_id)
+        running.fail(MovedOnError(epoch))
 
     def _close(self, running: RunningSequence) -> None:
         """Its user is gone: everything it holds is given up as soon as the engine has let go of it."""
@@ -418,3 +465,7 @@ class SequenceRunner:
         if not self._sequences:
             self._is_idle.set()
         self._on_change()
+
+
+def _draining() -> DrainingError:
+    return DrainingError("the worker is draining", retry_after_s=RETRY_AFTER_S)

@@ -22,11 +22,12 @@ from forebay.chips.fleet_file import read_fleet_file
 from forebay.engine.scheduler import Limits, Scheduler
 from forebay.engine.types import SamplingParams
 from forebay.errors import ForebayError
-from forebay.events.connection import connect
+from forebay.events.connection import Connection, connect
 from forebay.fleet.drain import drain
 from forebay.fleet.load import LoadPublisher
 from forebay.fleet.member import Load, Member, incarnation_now
 from forebay.fleet.registrar import Registrar
+from forebay.fleet.takers import has_taker
 from forebay.host.cores import usable_cores
 from forebay.host.shared_memory import CORES, segment_name, segment_path
 from forebay.kv.hashing import root_hash
@@ -34,9 +35,11 @@ from forebay.role import Role
 from forebay.routing.cost import ChipRates
 from forebay.rpc.server import Server
 from forebay.tasks import end_task, within
+from forebay.v1 import worker_pb2_grpc
 from forebay.worker.attachment import Attachment, KvLink, attach_request
 from forebay.worker.block_supply import Patience
 from forebay.worker.calibration import Calibration, NativePeaks
+from forebay.worker.control import SERVICE_NAME, WorkerControl
 from forebay.worker.core_share import CoreShare
 from forebay.worker.engine_loader import EngineLoader
 from forebay.worker.engine_thread import EngineThread
@@ -59,6 +62,10 @@ SWITCH_INTERVAL_S: Final = 0.0005
 for the loop's whole turn: 223 tokens/s instead of 244."""
 LAST_RELEASES_S: Final = 1.0
 """How long sequences cut off at the end may take to give up their blocks."""
+TAKER_KNOWN_S: Final = 2.0
+"""How long a decode worker that drains looks for another that can take its sequences over."""
+LAST_WORDS_S: Final = 0.5
+"""How long its last messages may take to be written: who does not hear that a sequence moved on computes it again."""
 THREAD_SWITCH_S: Final = 0.001
 """How long the engine's thread may keep the interpreter from the event loop, and the other way round."""
 
@@ -102,22 +109,33 @@ async def serve_worker(kind: WorkerKind, settings: WorkerSettings, stop: asyncio
     loader = await asyncio.to_thread(_open_model, settings)
     async with _running(kind, settings, worker_id, loader, stop) as worker:
         server.add(kind.register, kind.make_servicer(worker), kind.service_name)
+        control = WorkerControl(worker.runner, stop)
+        server.add(worker_pb2_grpc.add_WorkerServiceServicer_to_server, control, SERVICE_NAME)
         address = await server.start()
         try:
             member = _member(kind, settings, worker_id, settings.advertise or address, worker)
             rates = partial(chip_rates, figures, worker.meter.reached)
-            async with _in_fleet(settings, member, worker.runner, rates) as registrar:
+            async with _in_fleet(settings, member, worker.runner, rates) as (registrar, connection):
                 await server.set_serving(True)
                 if chip_class_named(settings.chip_class).kernels is KernelSet.NATIVE:
                     worker.calibration.start()
                 await stop.wait()
                 worker.runner.is_draining = True
-                await drain(server, registrar, worker.runner.wait_idle(), settings.drain_s)
+                empty = _emptied(kind, worker.runner, connection, member)
+                if await drain(server, registrar, empty, settings.drain_s):
+                    await server.stop(LAST_WORDS_S)
         finally:
             await server.stop(0)
             await within(LAST_RELEASES_S, worker.runner.wait_idle())
     if worker.runner.is_broken:
         raise RuntimeError("the engine's thread ended by itself")
+
+
+async def _emptied(kind: WorkerKind, runner: SequenceRunner, connection: Connection, member: Member) -> None:
+    """Until no sequence is here: of a decode worker they move on where another takes them."""
+    if kind.role is Role.DECODE and runner.sequences and await has_taker(connection, member, TAKER_KNOWN_S):
+        runner.move_on()
+    await runner.wait_idle()
 
 
 def _open_model(settings: WorkerSettings) -> EngineLoader:
@@ -204,7 +222,7 @@ async def _warm_up(runner: SequenceRunner, model: ServedModel) -> None:
 @asynccontextmanager
 async def _in_fleet(
     settings: WorkerSettings, member: Member, runner: SequenceRunner, rates: Callable[[], ChipRates | None]
-) -> AsyncIterator[Registrar]:
+) -> AsyncIterator[tuple[Registrar, Connection]]:
     """Known to the fleet, with its load and what it reaches."""
     connection = await connect(settings.nats_url, member.worker_id)
     registrar = Registrar(connection, member)
@@ -215,7 +233,7 @@ async def _in_fleet(
         publisher.start()
         await registrar.start()
         report.start()
-        yield registrar
+        yield registrar, connection
     finally:
         await report.close()
         await registrar.close()

@@ -14,10 +14,11 @@ from typing import Final
 
 from forebay.decode.sequence import generate
 from forebay.engine.types import TokenLogprobs
-from forebay.errors import DuplicateRequestError, ForebayError, InvalidFieldError
+from forebay.errors import DrainingError, DuplicateRequestError, ForebayError, InvalidFieldError
 from forebay.rpc.status import located, to_failure
 from forebay.v1 import common_pb2, decode_pb2
 from forebay.wire.tokens import logprobs_to_proto
+from forebay.worker.moved_on import MovedOnError
 from forebay.worker.request_check import ServedModel
 from forebay.worker.sequence_runner import SequenceRunner
 
@@ -162,6 +163,8 @@ class DecodeStream:
         output = self._output(request_id, is_urgent=True)
         output.finish_reason = reason
         output.summary.CopyFrom(summary)
+        if isinstance(failure, DrainingError):
+            output.kv_epoch = failure.epoch if isinstance(failure, MovedOnError) else 0
         if failure is not None:
             output.error.CopyFrom(to_failure(located(failure, SERVICE_NAME)))
 

@@ -18,6 +18,7 @@ from forebay.fleet.view import FleetView
 from forebay.role import Role
 from forebay.router.admission_gate import AdmissionGate
 from forebay.router.config import RouterSettings
+from forebay.router.draining import Draining
 from forebay.router.fleet_links import FleetLinks
 from forebay.router.generation import Generations
 from forebay.router.kv_index import FollowedNodes, IndexFeed, KvCacheDumps
@@ -39,6 +40,7 @@ SPAN_NAMES: Final = {
     f"/{SERVICE}/GetFleet": None,
     f"/{SERVICE}/Cancel": None,
     f"/{SERVICE}/ExplainRequest": None,
+    f"/{SERVICE}/DrainWorker": None,
 }
 STOP_GRACE_S: Final = 0.2
 """What is over may still write its last message or its error."""
@@ -79,7 +81,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         planner.on_load(gate.update)
         failover_limits = FailoverLimits(settings.failover_s, settings.most_lost_workers)
         generations = Generations(links, planner, failover_limits, gate)
-        servicer = RouterServicer(generations, fleet, loads)
+        servicer = RouterServicer(generations, fleet, loads, Draining(lambda: fleet.members, links))
         server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, SERVICE)
         address = await server.start()
         await _either(fleet.wait_loaded(), stop.wait())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from forebay.errors import ForebayError
+from forebay.errors import DrainingError, ForebayError
 from forebay.router.decode_link import DecodeLink
 from forebay.router.early_bring import EarlyBring
 from forebay.router.prefill_call import PrefillCall
@@ -26,7 +26,7 @@ MAX_SEQUENCE_ID_CHARACTERS: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class LeftBehind:
-    """A sequence that lies whole in a node's memory, though its worker was lost: another can take it over there."""
+    """A sequence that lies whole in a node's memory, though its worker is lost or drains: another can take it over."""
 
     worker_id: str
     sequence_id: str
@@ -165,6 +165,8 @@ class Attempt:
         self._kv_epoch = output.kv_epoch or self._kv_epoch
         if output.finish_reason or output.HasField("error"):
             self.is_over = True
+        if output.error.reason == DrainingError.reason and output.kv_epoch:
+            self.left_behind = LeftBehind(self._decode.worker_id, self._sequence_id, output.kv_epoch)
         if self._sink is not None:
             self._sink.on_output(output)
 

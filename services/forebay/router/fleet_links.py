@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 from forebay.chips.chip_class import BUILT_IN
+from forebay.errors import UnknownWorkerError
 from forebay.fleet.member import Member
 from forebay.role import Role
 from forebay.router.decode_link import DecodeLink
@@ -22,7 +23,7 @@ from forebay.router.tokenizers import Tokenizers
 from forebay.routing.fleet import FleetSnapshot, NodeCache, Refusal, Worker, select
 from forebay.rpc.channel import open_channel
 from forebay.tasks import end_task
-from forebay.v1 import kvcache_pb2_grpc
+from forebay.v1 import kvcache_pb2_grpc, worker_pb2_grpc
 
 _log = logging.getLogger(__name__)
 
@@ -113,6 +114,13 @@ class FleetLinks:
         link = self._connected[worker_id].prefill
         assert link is not None
         return link
+
+    def control(self, worker_id: str) -> "worker_pb2_grpc.WorkerServiceAsyncStub":
+        """The stub of a worker as such. Raises UnknownWorkerError when it has left."""
+        known = self._connected.get(worker_id)
+        if known is None:
+            raise UnknownWorkerError("the worker has left the fleet", field="worker_id", worker_id=worker_id)
+        return worker_pb2_grpc.WorkerServiceStub(known.channel)
 
     def kvcache(self, node_id: str) -> "kvcache_pb2_grpc.KvCacheServiceAsyncStub | None":
         """The stub of a node's KV-cache service; None when the node has none."""

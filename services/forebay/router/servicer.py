@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from forebay.errors import NotServedYetError
 from forebay.fleet.load import LoadView
 from forebay.fleet.messages import load_to_proto, member_to_proto
 from forebay.fleet.view import FleetView
+from forebay.router.draining import Draining
 from forebay.router.generation import Generations
 from forebay.v1 import router_pb2, router_pb2_grpc
 from forebay.wire.plan import plan_to_proto
@@ -16,8 +16,9 @@ from forebay.wire.plan import plan_to_proto
 class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     """Errors are raised as `forebay.errors`; the server's interceptor makes them a status."""
 
-    def __init__(self, generations: Generations, fleet: FleetView, loads: LoadView) -> None:
+    def __init__(self, generations: Generations, fleet: FleetView, loads: LoadView, draining: Draining) -> None:
         self._generations = generations
+        self._draining = draining
         self._fleet = fleet
         self._loads = loads
 
@@ -55,4 +56,5 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         )
 
     async def DrainWorker(self, request: router_pb2.DrainWorkerRequest, context: Any) -> router_pb2.DrainWorkerResponse:
-        raise NotServedYetError("draining a worker is not served yet")
+        running = await self._draining.drain(request.worker_id, is_forced=request.force)
+        return router_pb2.DrainWorkerResponse(running_sequences=running)
