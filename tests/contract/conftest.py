@@ -15,6 +15,7 @@ from forebay.events.connection import Connection
 from forebay.fleet.load import LoadView
 from forebay.fleet.view import FleetView
 from forebay.router.admission_gate import AdmissionGate
+from forebay.router.draining import Draining
 from forebay.router.fleet_links import FleetLinks
 from forebay.router.generation import Generations
 from forebay.router.planner import Planner
@@ -60,7 +61,7 @@ async def _router_for(
     gate = AdmissionGate(admission_limits or AdmissionLimits(), planner.room, planner.want_idle)
     planner.on_load(gate.update)
     generations = Generations(links, planner, FailoverLimits(failover_s), gate)
-    servicer = RouterServicer(generations, FleetView(connection), loads)
+    servicer = RouterServicer(generations, FleetView(connection), loads, Draining(lambda: fleet.members, links))
     server = Server("127.0.0.1:0", max_call_s=max_request_s)
     server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, "forebay.v1.RouterService")
     address = await server.start()

@@ -331,10 +331,3 @@ async def test_cancel_from_elsewhere(router_for) -> None:  # type: ignore[no-unt
                 pass
         assert caught.value.code is Code.CANCELLED
         await until(lambda: fleet.is_idle, timeout_s=1)
-
-
-async def test_what_is_not_served_yet_says_so(router_for) -> None:  # type: ignore[no-untyped-def]
-    async with ScriptedFleet() as fleet, router_for(fleet) as router:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await router.stub.DrainWorker(router_pb2.DrainWorkerRequest(worker_id="w"))
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

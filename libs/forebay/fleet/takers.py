@@ -21,8 +21,10 @@ def can_take_over(members: Iterable[Member], leaving: Member) -> bool:
 async def has_taker(connection: Connection, leaving: Member, timeout_s: float) -> bool:
     """Reads the fleet once it knows that this member drains: of two that leave at once, not both count on the other.
 
-    False also when that is not known within `timeout_s`.
+    False also when that is not known within `timeout_s`, or cannot be now.
     """
+    if not connection.is_connected:
+        return False
     view, changed = FleetView(connection), asyncio.Event()
     view.on_change(changed.set)
     await view.start()

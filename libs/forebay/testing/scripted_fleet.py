@@ -5,8 +5,17 @@ from typing import Any, Final, Self
 from forebay.fleet.member import Member
 from forebay.role import Role
 from forebay.rpc.server import Server
-from forebay.testing.scripted_workers import DIGEST, LAYOUT, MODEL, FakeDecode, FakePrefill, FakeTokenizer, Script
-from forebay.v1 import decode_pb2_grpc, kvcache_pb2_grpc, prefill_pb2_grpc, tokenizer_pb2_grpc
+from forebay.testing.scripted_workers import (
+    DIGEST,
+    LAYOUT,
+    MODEL,
+    FakeDecode,
+    FakePrefill,
+    FakeTokenizer,
+    FakeWorkerControl,
+    Script,
+)
+from forebay.v1 import decode_pb2_grpc, kvcache_pb2_grpc, prefill_pb2_grpc, tokenizer_pb2_grpc, worker_pb2_grpc
 
 
 class ScriptedFleet:
@@ -15,6 +24,7 @@ class ScriptedFleet:
     def __init__(self, script: Script | None = None, *, has_prefill: bool = True) -> None:
         self.script = script or Script()
         self.members: dict[str, Member] = {}
+        self.told_to_drain: list[str] = []  # worker ids, as often as they were
         self._has_prefill = has_prefill
         self._servers: dict[str, Server] = {}
         self.tokenizer = FakeTokenizer(self.script)
@@ -38,6 +48,9 @@ class ScriptedFleet:
         register, service = _SERVICES[role]
         server = Server(listen)
         server.add(register, servicer, service)
+        if role in (Role.PREFILL, Role.DECODE):
+            control = FakeWorkerControl(worker_id, self.told_to_drain)
+            server.add(worker_pb2_grpc.add_WorkerServiceServicer_to_server, control, "forebay.v1.WorkerService")
         self.members[worker_id] = _member(role, worker_id, await server.start())
         self._servers[worker_id] = server
 

@@ -21,6 +21,8 @@ from forebay.v1 import (
     prefill_pb2_grpc,
     tokenizer_pb2,
     tokenizer_pb2_grpc,
+    worker_pb2,
+    worker_pb2_grpc,
 )
 
 MODEL: Final = "fake-model"
@@ -316,3 +318,17 @@ def _logprobs(token_id: int, sampling: common_pb2.SamplingParams) -> common_pb2.
     if not sampling.HasField("logprobs"):
         return None
     return common_pb2.TokenLogprobs(chosen=common_pb2.TokenProbability(token_id=token_id, logprob=-token_id / 100))
+
+
+class FakeWorkerControl(worker_pb2_grpc.WorkerServiceServicer):
+    """Notes who was told to drain; nothing follows from it."""
+
+    def __init__(self, worker_id: str, told: list[str]) -> None:
+        self._worker_id = worker_id
+        self._told = told
+
+    async def Drain(  # noqa: N802  # gRPC's name
+        self, request: worker_pb2.DrainRequest, context: Any
+    ) -> worker_pb2.DrainResponse:
+        self._told.append(self._worker_id)
+        return worker_pb2.DrainResponse(running_sequences=3)

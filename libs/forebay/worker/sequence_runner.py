@@ -149,8 +149,8 @@ class SequenceRunner:
         Leaving early cancels the sequence. Raises DrainingError, DuplicateRequestError, IsolatedError, QueueFullError
         and KvExhaustedError; WorkerLostError; ForebayError itself when the worker is broken.
         """
-        # What others computed is not refused: it would be computed again. It moves on from here.
-        if self.is_draining and not (self._is_moving_on and spec.offer is not None):
+        # What others computed is not refused: it would be computed again.
+        if self.is_draining and spec.offer is None:
             raise _draining()
         if spec.sequence_id in self._sequences:
             if spec.offer is not None and spec.offer.is_left_behind:

@@ -133,7 +133,7 @@ async def serve_worker(kind: WorkerKind, settings: WorkerSettings, stop: asyncio
 
 async def _emptied(kind: WorkerKind, runner: SequenceRunner, connection: Connection, member: Member) -> None:
     """Until no sequence is here: of a decode worker they move on where another takes them."""
-    if kind.role is Role.DECODE and runner.sequences and await has_taker(connection, member, TAKER_KNOWN_S):
+    if kind.role is Role.DECODE and await has_taker(connection, member, TAKER_KNOWN_S):
         runner.move_on()
     await runner.wait_idle()
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from forebay.errors import DrainingError, RemoteError, UnknownWorkerError, WorkerLostError
+from forebay.errors import DeadlineExceededError, DrainingError, RemoteError, UnknownWorkerError, WorkerLostError
 from forebay.fleet.member import Member
 from forebay.router.fleet_links import FleetLinks
 from forebay.routing.draining import DrainCandidate, check_drain
@@ -40,7 +40,7 @@ class Draining:
         try:
             with translated():
                 response = await stub.Drain(worker_pb2.DrainRequest(), timeout=TOLD_S, metadata=addressed_to(worker_id))
-        except (RemoteError, DrainingError) as error:
+        except (RemoteError, DrainingError, DeadlineExceededError) as error:
             if was_leaving:
                 return 0  # it has just ended
             self._told.discard(worker_id)
