@@ -27,6 +27,8 @@ class Phase(Enum):
     PREFILL = "prefill"
     DECODE = "decode"
 
+    __hash__ = object.__hash__  # members are alone of their kind; Enum's own takes a call of Python a look-up
+
 
 class RatioEstimate:
     """A clamped, exponentially weighted mean of logarithms of ratios; its `value` is in LEAST_FACTOR..MOST_FACTOR."""
