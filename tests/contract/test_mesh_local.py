@@ -158,6 +158,18 @@ def test_what_is_gone_is_started_again_and_the_rest_goes_on(make: Make, tmp_path
     stop_mesh(tmp_path)
 
 
+def test_a_replacement_that_a_killed_restart_left_is_forgotten(make: Make, tmp_path: Path) -> None:
+    spec = make()
+    record = start_mesh(spec, _quiet)
+    _kill(record, "decode")
+    gone = next(one for one in record.services if one.name == "decode")
+    left = replace(record, services=(*record.services, replace(gone, name="decode-next")))
+    mended = mend_mesh(spec, left, _quiet)
+    assert [one.name for one in mended.services] == [one.name for one in record.services]
+    assert all(status.is_healthy for status in inspect_mesh(mended))
+    stop_mesh(tmp_path)
+
+
 def test_what_cannot_be_started_again_leaves_the_rest_running(make: Make, tmp_path: Path) -> None:
     record = start_mesh(make(), _quiet)
     _kill(record, "decode")

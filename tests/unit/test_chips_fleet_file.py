@@ -78,3 +78,15 @@ def test_a_refusal_names_file_key_and_reason(tmp_path: Path, text: str, told: st
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="cannot be read: No such file"):
         read_fleet_file(tmp_path / "none.yaml")
+
+
+def test_a_class_that_no_worker_serves_is_refused_with_file_and_key(tmp_path: Path) -> None:
+    path = written(tmp_path, "chip_classes: {cpu-compute: {watts: 5}, cpu-f32: {watts: 5}}")
+    content = read_fleet_file(path)
+    content.check_served(["cpu-compute", "cpu-f32"])
+    with pytest.raises(StartError) as caught:
+        content.check_served(["cpu-compute", "cpu-bandwidth"])
+    assert caught.value.message == (
+        f"{path}: chip_classes: no worker of this mesh is of class 'cpu-f32'; they are cpu-bandwidth and cpu-compute"
+    )
+    read_fleet_file(None).check_served([])

@@ -16,7 +16,7 @@ another.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -54,10 +54,21 @@ class ClassFigures:
 
 @dataclass(frozen=True, slots=True)
 class FleetFile:
-    """What a fleet file says; without one all is as by default."""
+    """What a fleet file says; without one all is as by default. path: where it stands; None: there is none."""
 
     chip_classes: Mapping[str, ClassFigures] = field(default_factory=lambda: MappingProxyType({}))
     link: LinkRates = DEFAULT_LINK
+    path: Path | None = None
+
+    def check_served(self, served: Iterable[str]) -> None:
+        """Raises StartError, naming file and key, for a chip class that is none of these."""
+        for name in self.chip_classes:
+            if name not in (known := sorted(set(served))):
+                raise StartError(
+                    f"{self.path}: chip_classes: no worker of this mesh is of class {name!r}; they are"
+                    f" {' and '.join(known)}",
+                    field="fleet_file",
+                )
 
     def figures_of(self, chip_class: ChipClass) -> ClassFigures:
         """Of a class, with its own where nothing is said."""
@@ -97,6 +108,7 @@ class _Reader:
                 bytes_per_s=link.get("bytes_per_s", DEFAULT_LINK.bytes_per_s),
                 latency_s=link.get("latency_s", DEFAULT_LINK.latency_s),
             ),
+            self.path,
         )
 
     def _figures(self, place: str, said: Any) -> dict[str, float]:

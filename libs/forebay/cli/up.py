@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from forebay.chips.chip_class import DECODE_DEFAULT, WITHOUT_COMPILER, chip_class_named
+from forebay.chips.chip_class import DECODE_DEFAULT, PREFILL_DEFAULT, WITHOUT_COMPILER, chip_class_named
 from forebay.chips.fleet_file import read_fleet_file
 from forebay.chips.kv_layout import layout_for
 from forebay.cli.answer import show_answer, show_figures
@@ -190,6 +190,7 @@ def _spec(state_dir: Path, given: argparse.Namespace) -> MeshSpec:
         eviction_policy=given.eviction_policy,
         fleet_file=given.fleet,
     )
+    read_fleet_file(given.fleet).check_served(spec.chip_classes_of(PREFILL_DEFAULT, DECODE_DEFAULT))
     layout = layout_for(open_model(model_path).config, chip_class_named(chip_class or DECODE_DEFAULT))
     check_block_room(spec, layout.block_bytes)
     return spec

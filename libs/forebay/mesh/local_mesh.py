@@ -75,6 +75,9 @@ def mend_mesh(
     """
     logs = spec.state_dir / "logs"
     by_name = {service.name: service for service in spec.services()}
+    # A restart that was killed may have left the record of a replacement, which is no service of the mesh.
+    known = tuple(one for one in record.services if one.name in by_name or one.process.is_running())
+    record = replace(record, services=known)
     gone = [service for service in record.services if not service.process.is_running()]
     progress(f"starting {', '.join(service.name for service in gone)} again; the rest goes on")
     begun: list[ProcessIdentity] = []

@@ -66,6 +66,11 @@ class MeshSpec:
         if not re.fullmatch(r"[a-z][a-z0-9]{0,31}", self.name):
             raise StartError("a mesh's name has 1..32 characters of a-z and 0-9 and begins with a letter")
 
+    def chip_classes_of(self, prefill_default: str, decode_default: str) -> tuple[str, ...]:
+        """Of its workers, where one is not named the role's default."""
+        roles = ((self.prefill_count, prefill_default), (self.decode_count, decode_default))
+        return tuple(self.chip_class or default for count, default in roles if count)
+
     @property
     def node_id(self) -> str:
         """Name of the node; no two meshes that run on one machine share it, since they cannot share ports."""
