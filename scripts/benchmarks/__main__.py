@@ -9,6 +9,7 @@ spin_briefly()  # as workers do; torch, which the benchmarks import, reads it on
 
 from scripts.benchmarks import (  # noqa: E402
     accuracy,
+    cancels,
     convert,
     disk,
     drain,
@@ -44,11 +45,12 @@ BENCHMARKS = {
     "kv_core": kv_core,
     "hit_rates": kv_hit_rates,
     "kills": kills,
+    "cancels": cancels,
     "goodput": goodput,
     "drain": drain,
     "route": route,
 }
-_ROUNDS_OF = {"kills": 34, "goodput": 3}
+_ROUNDS_OF = {"kills": 34, "goodput": 3, "cancels": 125}
 _PEERS_OF = {"engine": tuple(PEERS), "accuracy": ("llama.cpp",)}
 
 

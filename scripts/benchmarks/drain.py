@@ -25,7 +25,7 @@ from forebay.testing.kill_rounds import TWO_OF_EACH
 from forebay.testing.mesh import RunningMesh, running_mesh
 from forebay.testing.steady_load import Verdict
 from scripts.benchmarks.options import Options
-from scripts.benchmarks.report import Figure, report
+from scripts.benchmarks.report import Figure, percentile, report
 
 _ROLES: Final = ("prefill", "decode")
 
@@ -72,19 +72,14 @@ def _figures(role: str, all_rounds: Sequence[DrainRound]) -> list[Figure]:
             "<= 0",
         ),
         *(
-            Figure(f"{role}: longest pause of {whose} stream, p{share}", _percentile(values, share), "s")
+            Figure(f"{role}: longest pause of {whose} stream, p{share}", percentile(values, share), "s")
             for whose, values in (("a moved", pauses), ("another", undisturbed))
             for share in (50, 99)
             if values
         ),
-        Figure(f"{role}: from the command to its end, p50", _percentile([one.drained_s for one in rounds], 50), "s"),
-        Figure(f"{role}: replaced, p50", _percentile([one.replaced_s for one in rounds], 50), "s"),
+        Figure(f"{role}: from the command to its end, p50", percentile([one.drained_s for one in rounds], 50), "s"),
+        Figure(f"{role}: replaced, p50", percentile([one.replaced_s for one in rounds], 50), "s"),
         Figure(f"{role}: tokens/s before", before, ""),
         Figure(f"{role}: tokens/s while the new one starts", start, ""),
         Figure(f"{role}: tokens/s in the drain", during, ""),
     ]
-
-
-def _percentile(values: Sequence[float], share: int) -> float:
-    """The smallest value that so many per cent do not exceed."""
-    return sorted(values)[max(0, -(-len(values) * share // 100) - 1)]
