@@ -21,6 +21,7 @@ _SUMMARIES: Final = {
     "generate": "continue a text",
     "chat": "talk with the model",
     "explain": "say why a request was planned as it was",
+    "chips": "list chip classes, and measure what this machine reaches as one",
     "kv": "show and steer what the KV-cache service keeps",
     "trace": "show where the time of a request went",
 }
