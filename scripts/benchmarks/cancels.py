@@ -2,14 +2,14 @@
 
 A mesh of one prefill and one decode worker with four places. In each phase `--rounds` requests are ended by their
 caller: as they are sent; while they wait for room; at a random moment of their prompt, SPLIT and LOCAL; with the first
-token, when SPLIT hands over; in the middle of their text; one token before their end; and in the middle by Cancel from
+token, when SPLIT hands over; in the middle of their text; within 50 ms of their end; and in the middle by Cancel from
 elsewhere, and by a caller whose connection is gone. Right after each a short request is sent. It is to be no more than
 100 ms later than the same one on a quiet mesh, which is measured in the same rounds. After every tenth the mesh has a
 second to hold nothing: no block leased, none in use.
 
 Examples:
-  scripts/bench cancels --rounds 1000    a thousand of each phase, an hour
-  scripts/bench cancels                  125 of each, some ten minutes
+  scripts/bench cancels --rounds 1000    a thousand of each phase, half an hour
+  scripts/bench cancels                  125 of each, some three minutes
 """
 
 import asyncio
@@ -50,6 +50,7 @@ class _Canceller:
 
     def __init__(self, client: AsyncClient, address: str, numbers: random.Random) -> None:
         self._client, self._address, self._numbers = client, address, numbers
+        self._whole_s = 0.0  # what a request takes that nobody cancels
         self.phases: dict[str, Callable[[], Awaitable[bool]]] = {
             "as it is sent": lambda: self._after(self._numbers.random() * 0.004, _PROMPT),
             "while it waits for room": self._waiting,
@@ -57,10 +58,19 @@ class _Canceller:
             "in its prompt, LOCAL": lambda: self._after(self._in_prompt_s(), _LONG_PROMPT, mode="local"),
             "at the hand-over": lambda: self._at_token(1, mode="split"),
             "in its text": lambda: self._at_token(self._numbers.randrange(2, _OUTPUT // 2)),
-            "one token before its end": lambda: self._at_token(_OUTPUT - 1),
+            "at about its end": lambda: self._after(self._whole_s + self._numbers.uniform(-0.05, 0.0), _PROMPT),
             "by Cancel from elsewhere": self._from_elsewhere,
             "by a connection that is gone": self._vanishing,
         }
+
+    async def learn(self) -> None:
+        """How long a request takes."""
+        seconds = []
+        for _ in range(5):
+            began_s = time.perf_counter()
+            await self._stream(_PROMPT).finish()
+            seconds.append(time.perf_counter() - began_s)
+        self._whole_s = median(seconds)
 
     def _in_prompt_s(self) -> float:
         return self._numbers.random() * _MOST_PREFILL_S
@@ -156,6 +166,7 @@ async def _all(mesh: RunningMesh, rounds: int) -> tuple[list[float], dict[str, _
         phases = {name: _Phase() for name in canceller.phases}
         for _ in range(3):
             await _follow_up_s(client, numbers)
+        await canceller.learn()
         for number in range(1, rounds + 1):
             quiet_s.append(await _follow_up_s(client, numbers))
             for name, cancel in canceller.phases.items():
