@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.engine.chunk_budget import ChunkBudget
+from forebay.engine.chunk_budget import LEAST_ALONE_TOKENS, LONGEST_STEP_S, ChunkBudget
 
 Seconds = st.floats(0, 1e4, allow_nan=False)
 
@@ -19,9 +19,12 @@ def taught(token_s: float, decode_s: float = 0.01) -> ChunkBudget:
     return one
 
 
-def test_where_nobody_generates_chunks_are_whole() -> None:
+def test_where_nobody_generates_chunks_are_whole_while_steps_are_short() -> None:
     assert budget().chunk_tokens(is_decoding=False) == 256
-    assert taught(token_s=1.0).chunk_tokens(is_decoding=False) == 256
+    assert taught(token_s=LONGEST_STEP_S / 300).chunk_tokens(is_decoding=False) == 256
+    assert taught(token_s=LONGEST_STEP_S / 200).chunk_tokens(is_decoding=False) in (199, 200)
+    assert taught(token_s=1.0).chunk_tokens(is_decoding=False) == LEAST_ALONE_TOKENS
+    assert ChunkBudget(32, 64, 0.05).chunk_tokens(is_decoding=False) == 64
 
 
 def test_before_anything_is_known_generating_sequences_are_spared() -> None:

@@ -9,6 +9,10 @@ from typing import Final
 
 from forebay.bounded_average import OUTLIER_FACTOR, BoundedAverage
 
+LONGEST_STEP_S: Final = 0.08
+LEAST_ALONE_TOKENS: Final = 128
+"""Fewer are bound by the weights' bytes, and a prompt would take longer in all, where nobody needs short steps."""
+
 _SHORTEST_STEP_S: Final = 1e-6
 """No step is shorter; a clock that says so has stood still."""
 
@@ -18,7 +22,8 @@ class ChunkBudget:
     """Splits a step's time, seconds = decode + prompt_tokens * token, and gives prompts what decode leaves of the SLO.
 
     least_tokens: given in any case, so that prompts do not starve; fewer tokens teach nothing. most_tokens: given where
-    nobody generates. step_slo_s: how long a step that generates should take at most.
+    nobody generates, as far as a step takes no longer than LONGEST_STEP_S by that. step_slo_s: how long a step that
+    generates should take at most.
     """
 
     least_tokens: int
@@ -34,7 +39,7 @@ class ChunkBudget:
         gets its part of them back when this step ends.
         """
         if not is_decoding and others_step_slo_s is None:
-            return self.most_tokens
+            return self._alone_tokens()
         least_tokens = min(self.least_tokens, self.most_tokens)
         if self._token_s.value is None:
             return least_tokens
@@ -42,6 +47,12 @@ class ChunkBudget:
         if is_decoding:
             left_s = min(left_s, self.step_slo_s) - (self._decode_s.value or 0.0)
         return max(least_tokens, min(self.most_tokens, int(left_s / self._token_s.value)))
+
+    def _alone_tokens(self) -> int:
+        """Where nobody generates only who comes next waits for the step's end: a new prompt, or one's own cancel."""
+        if self._token_s.value is None:
+            return self.most_tokens
+        return min(self.most_tokens, max(LEAST_ALONE_TOKENS, int(LONGEST_STEP_S / self._token_s.value)))
 
     def learn(self, prompt_tokens: int, is_decoding: bool, step_s: float) -> None:
         """A step of so many prompt tokens, beside generating ones or alone, took step_s seconds."""
