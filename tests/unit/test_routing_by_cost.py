@@ -169,7 +169,15 @@ def test_split_is_chosen_only_where_it_wins() -> None:
     assert made(PlanRequest(2000), FleetSnapshot((prefill("p1", rates=dear),), (decode("d1"),))).mode is Mode.SPLIT
     # which BATCH does not mind
     batch = PlanRequest(2000, qos_tier=QosTier.BATCH)
-    assert made(batch, FleetSnapshot((prefill("p1", rates=dear),), (decode("d1"),))).mode is Mode.LOCAL
+    fleet = FleetSnapshot((prefill("p1", rates=dear),), (decode("d1"),))
+    assert made(batch, fleet).mode is Mode.LOCAL
+    # unless its deadline would be missed so
+    local_s = made(batch, fleet).prediction.time_to_first_token_s
+    hurried = dataclasses.replace(batch, output_tokens=1, deadline_s=local_s)
+    chosen = made(hurried, fleet)
+    assert chosen.mode is Mode.SPLIT
+    assert "meets its deadline in" in chosen.reason
+    assert made(dataclasses.replace(hurried, deadline_s=local_s + 1.0), fleet).mode is Mode.LOCAL
 
 
 def test_split_does_not_win_by_a_hair() -> None:

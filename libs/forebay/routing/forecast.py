@@ -28,6 +28,7 @@ MOST_STRANGERS: Final = 4
 INTERLEAVED_TOKENS: Final = 64
 """Prompt tokens of a step in which others generate: what the workers' step-time SLO leaves room for."""
 
+LEAST_DEADLINE_S: Final = 0.001
 EQUAL_TIME: Final = 1.05
 EQUAL_S: Final = 0.001
 """Up to so many times, and so many seconds, later is as soon."""
@@ -133,7 +134,8 @@ class Prediction:
 class Forecast(NamedTuple):
     """One way to serve a request, with what it takes. Less is better: the first fields are in the order that counts.
 
-    lateness: share by which REALTIME misses its target, the worse of both; 0: it is met, or there is none.
+    lateness: share by which REALTIME misses its target, the worse of both, or another tier its deadline; 0: it is met,
+    or there is none.
     """
 
     lateness: float
@@ -233,6 +235,7 @@ class _Outlook:
         self._is_realtime = is_realtime = request.qos_tier is QosTier.REALTIME
         self._most_first_s = request.target.time_to_first_token_s if is_realtime else math.inf
         self._most_token_s = request.target.time_per_output_token_s if is_realtime else math.inf
+        self._deadline_s = math.inf if is_realtime else max(request.deadline_s, LEAST_DEADLINE_S)
         self._held: dict[tuple[str | None, int], Held] = {}
         self._busy_count: dict[str, int] = {}
         self._computing: dict[tuple[str, int], Computing] = {}
@@ -297,6 +300,8 @@ class _Outlook:
         lateness = 0.0
         if first_s > self._most_first_s or token_s > self._most_token_s:
             lateness = max(first_s / self._most_first_s, token_s / self._most_token_s) - 1.0
+        elif first_s + token_s * self._request.output_tokens > self._deadline_s:
+            lateness = (first_s + token_s * self._request.output_tokens) / self._deadline_s - 1.0
         forecasts = self.forecasts
         forecasts.append(
             tuple.__new__(  # as Forecast(...), at half its price

@@ -1,6 +1,7 @@
 """Which of several forecasts is best. Pure.
 
-REALTIME wants to meet its target, then to be cheap; where nothing meets it, to miss it least. BATCH wants to be cheap.
+REALTIME wants to meet its target, then to be cheap; where nothing meets it, to miss it least. BATCH wants to be cheap,
+and likewise to meet its deadline, if it has one.
 """
 
 from collections.abc import Sequence

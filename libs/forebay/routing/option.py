@@ -4,6 +4,7 @@ Both workers are on one node, whose memory they share; where that has no prefill
 taken, if its KV can be converted into the decode worker's.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -58,6 +59,7 @@ class PlanRequest:
     qos_tier: QosTier = QosTier.REALTIME
     output_tokens: int = DEFAULT_OUTPUT_TOKENS  # expected
     target: Target = Target()
+    deadline_s: float = math.inf  # seconds left for the whole answer, which tiers other than REALTIME are to meet
 
 
 @dataclass(frozen=True, slots=True)

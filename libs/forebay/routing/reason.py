@@ -48,7 +48,7 @@ def _against(request: PlanRequest, one: Forecast, other: Forecast) -> str:
     """What decided between the two."""
     where = f"with {other.computing.worker.worker_id} " if other.is_split else ""
     name = f"{mode_of(request, other).value} {where}on {other.decoding.worker.worker_id}"
-    target = f"{request.target.time_to_first_token_s:g} s and {request.target.time_per_output_token_s:g} s a token"
+    target = _target(request)
     if one.lateness > 0 and other.lateness > 0:
         return f"misses {target} by {one.lateness:.0%}, {name} by {other.lateness:.0%}"
     if other.lateness > 0:
@@ -57,6 +57,12 @@ def _against(request: PlanRequest, one: Forecast, other: Forecast) -> str:
         return f"would miss {target} by {one.lateness:.0%}, {name} meets it"
     meets = f"meets {target} as does" if request.qos_tier is QosTier.REALTIME else "against"
     return f"{meets} {name} at {_price(other)} and {_time(other.time_to_first_token_s)} to the first token"
+
+
+def _target(request: PlanRequest) -> str:
+    if request.qos_tier is QosTier.REALTIME:
+        return f"{request.target.time_to_first_token_s:g} s and {request.target.time_per_output_token_s:g} s a token"
+    return f"its deadline in {_time(request.deadline_s)}"
 
 
 def _price(one: Forecast) -> str:

@@ -28,6 +28,7 @@ from forebay.routing.option import QosTier
 from forebay.routing.outcome import Outcome, learn
 from forebay.routing.plan import DEFAULT_ALONE_TOKENS, Plan, PlanRequest, plan
 from forebay.routing.prefix_index import PrefixIndex, PrefixMatch
+from forebay.rpc.deadline import remaining_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,7 @@ class Planner:
     def _asked(
         self, request: Request, token_count: int, *, is_begun: bool = False, is_alone: bool = False
     ) -> PlanRequest:
+        left_s = remaining_s()
         return PlanRequest(
             token_count,
             None if is_alone else request.forced_mode,
@@ -178,6 +180,7 @@ class Planner:
             QosTier.BACKUP if is_alone else request.tier,
             request.expected_output_tokens,
             request.target,
+            math.inf if left_s is None else left_s,
         )
 
     def _conditions(self) -> Conditions:
