@@ -16,7 +16,7 @@ from forebay.errors import (
     WorkerLostError,
 )
 from forebay.role import Role
-from forebay.routing.admission import AdmissionLimits
+from forebay.routing.admission import AdmissionLimits, Room
 from forebay.routing.cost import ChipRates, ModelSize
 from forebay.telemetry import spans
 from forebay.testing.read_answer import ReadAnswer
@@ -225,3 +225,32 @@ async def test_an_objective_that_nothing_meets_is_served_where_the_caller_accept
     answer = asked(priced_router, "r", slo=slo)
     await answer.complete()
     assert answer.text == "hello"
+
+
+async def test_refusals_say_nothing_of_how_long_places_are_held(priced_router) -> None:  # type: ignore[no-untyped-def]
+    await asked(priced_router, "first").complete()
+    full = Room(8, 8)
+    before_s = priced_router.gate._admission.wait_s(7, full)
+    for number in range(20):
+        slo = common_pb2.ServiceLevelObjective(time_to_first_token_ms=1)
+        with pytest.raises(SloUnattainableError):
+            await asked(priced_router, f"r{number}", slo=slo).complete()
+    assert priced_router.gate._admission.wait_s(7, full) == before_s
+
+
+async def test_backup_gets_the_only_worker_though_others_keep_coming(router_for, script) -> None:  # type: ignore[no-untyped-def]
+    script.goes_on.set()
+    async with ScriptedFleet(script, has_prefill=False) as fleet, router_for(fleet) as router:
+        is_over = False
+
+        async def keep_coming(lane: int) -> None:
+            number = 0
+            while not is_over:
+                number += 1
+                await asked(router, f"chat-{lane}-{number}").complete()
+
+        lanes = [asyncio.create_task(keep_coming(lane)) for lane in range(4)]
+        await asked(router, "poison", BACKUP).complete()
+        is_over = True
+        await asyncio.gather(*lanes)
+        await until(lambda: fleet.is_idle)

@@ -7,7 +7,7 @@ from forebay.kv.layout import KvDtype, KvLayout
 from forebay.role import Role
 from forebay.routing.admission import Room
 from forebay.routing.fleet import FleetSnapshot, Worker
-from forebay.routing.occupancy import WANTED_IDLE_S, Occupancy
+from forebay.routing.occupancy import LAST_WANTED_S, WANTED_IDLE_S, Occupancy
 
 LAYOUT = KvLayout(KvDtype.BFLOAT16, layers=1, kv_heads=1, head_dim=64)
 NAMES = ("d1", "d2", "d3")
@@ -66,7 +66,7 @@ def test_the_running_counts_are_those_of_a_count_made_anew(changes: list[tuple])
         closed = isolated | set(alone.values())
         taken = sum(max(4, sequences.get(name, 0)) if name in closed else sequences.get(name, 0) for name in members)
         idle = [name for name in members if not sequences.get(name) and name not in closed]
-        assert occupancy.room() == Room(4 * len(members), taken, len(idle))
+        assert occupancy.room(0.0) == Room(4 * len(members), taken, len(idle))
         assert open_names(occupancy) == [name for name in members if name not in closed]
         assert [one.worker_id for one in occupancy.idle_fleet().decode] == idle
 
@@ -75,10 +75,10 @@ def test_a_draining_worker_has_no_places() -> None:
     occupancy = Occupancy()
     occupancy.follow(FleetSnapshot((), (decode("d1"), decode("d2", is_draining=True))))
     occupancy.note("d2", 3, is_isolated=False)
-    assert occupancy.room() == Room(4, 0, 1)
+    assert occupancy.room(0.0) == Room(4, 0, 1)
 
 
-def test_the_least_busy_is_kept_free_while_one_is_wanted_but_never_the_last() -> None:
+def test_the_least_busy_is_kept_free_while_one_is_wanted_and_the_last_after_a_while() -> None:
     occupancy = Occupancy()
     occupancy.follow(fleet_of("d1", "d2"))
     occupancy.note("d1", 2, is_isolated=False)
@@ -89,5 +89,9 @@ def test_the_least_busy_is_kept_free_while_one_is_wanted_but_never_the_last() ->
     assert open_names(occupancy, 10.6) == ["d1"], "the same one, or none would become idle"
     assert open_names(occupancy, 10.0 + WANTED_IDLE_S) == ["d1", "d2"]
     occupancy.follow(fleet_of("d1"))
-    occupancy.want_idle(now_s=20.0)
-    assert open_names(occupancy, 20.1) == ["d1"]
+    for now_s in (20.0, 20.9, 21.8, 22.7):
+        occupancy.want_idle(now_s)
+    assert open_names(occupancy, 20.0 + LAST_WANTED_S - 0.1) == ["d1"]
+    assert open_names(occupancy, 20.0 + LAST_WANTED_S) == []
+    assert occupancy.room(20.0 + LAST_WANTED_S) == Room(4, 4, 0)
+    assert open_names(occupancy, 22.7 + WANTED_IDLE_S) == ["d1"]

@@ -26,7 +26,7 @@ class FakeRights:
     ) -> BlockGrant:
         return self._give(sequence_id, block_count)
 
-    async def extend(self, sequence_id: str, block_count: int, priority: int = 0) -> BlockGrant:
+    async def extend(self, sequence_id: str, block_count: int, priority: int | None = None) -> BlockGrant:
         return self._give(sequence_id, block_count)
 
     async def take_over(

@@ -9,6 +9,9 @@ from forebay.routing.fleet import FleetSnapshot, Worker
 WANTED_IDLE_S: Final = 1.0
 """For so long after it was last wanted, a worker is kept free of new work so that it becomes idle."""
 
+LAST_WANTED_S: Final = 2.0
+"""After so long that goes for the last worker too: else it would never be idle while others come."""
+
 
 class Occupancy:
     """`follow` the fleet before asking. Times are those of one clock of the caller's."""
@@ -21,7 +24,7 @@ class Occupancy:
         self._alone: dict[str, str] = {}  # by request id, the worker that it has to itself
         self._place_count = self._taken_count = self._idle_count = 0
         self._emptying: str | None = None
-        self._wanted_until_s = 0.0
+        self._wanted_since_s = self._wanted_until_s = 0.0
         self._open: tuple[FleetSnapshot, frozenset[str], FleetSnapshot] | None = None
 
     def follow(self, fleet: FleetSnapshot) -> None:
@@ -50,12 +53,14 @@ class Occupancy:
         self._alone[request_id] = worker_id
         self._count_all()
 
-    def open_up(self, request_id: str) -> None:
-        """The request has ended there. Idempotent."""
+    def open_up(self, request_id: str) -> bool:
+        """The request has ended there; whether it had a worker to itself. Idempotent."""
         worker_id = self._alone.pop(request_id, None)
-        if worker_id is not None:
-            self._isolated.discard(worker_id)  # as it said while the request ran
-            self._count_all()
+        if worker_id is None:
+            return False
+        self._isolated.discard(worker_id)  # as it said while the request ran
+        self._count_all()
+        return True
 
     def keep(self, worker_ids: Iterable[str]) -> None:
         """Forgets every worker that is not one of these."""
@@ -64,12 +69,15 @@ class Occupancy:
         self._isolated &= known
         self._count_all()
 
-    def room(self) -> Room:
+    def room(self, now_s: float) -> Room:
         """What the fleet has room for."""
-        return Room(self._place_count, self._taken_count, self._idle_count)
+        kept = sum(max(0, self._places[one] - self._sequences.get(one, 0)) for one in self._kept_free(now_s))
+        return Room(self._place_count, self._taken_count + kept, self._idle_count)
 
     def want_idle(self, now_s: float) -> None:
-        """A request waits for a worker of its own: one is kept free of new work, if there is another."""
+        """A request waits for a worker of its own: one is kept free of new work; the last one only after a while."""
+        if now_s >= self._wanted_until_s:
+            self._wanted_since_s = now_s
         self._wanted_until_s = now_s + WANTED_IDLE_S
 
     def open_fleet(self, now_s: float) -> FleetSnapshot:
@@ -91,7 +99,8 @@ class Occupancy:
             self._emptying = None
             return ()
         others = [one for one in self._places if not self._is_closed(one)]
-        if len(others) < 2:  # this one, and another that takes the new work
+        is_last = len(others) == 1
+        if not others or (is_last and now_s < self._wanted_since_s + LAST_WANTED_S):
             return ()
         if self._emptying not in others:
             self._emptying = min(others, key=lambda one: (self._sequences.get(one, 0), one))

@@ -26,6 +26,9 @@ from forebay.worker.running_sequence import Offer
 _log = logging.getLogger(__name__)
 
 RETRY_INTERVAL_S: Final = 0.05
+SHORTAGE_S: Final = 8 * RETRY_INTERVAL_S
+"""For so long after another worker was refused blocks, less urgent wishes wait: the service tells the workers of a node
+in turn, each time that it refuses."""
 LEFT_BEHIND_S: Final = 0.25
 """Most that is waited for a lost worker to be gone, so that it need not be computed again what it left: one that was
 killed takes a few milliseconds, one that is frozen for ever."""
@@ -48,7 +51,10 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Blocks a sequence would begin with: `wanted` if it can be had, never less than `needed`."""
+    """Blocks a sequence would begin with: `wanted` if it can be had, never less than `needed`.
+
+    has_begun: it was parked, and is not new.
+    """
 
     sequence_id: str
     rank: Rank
@@ -56,6 +62,7 @@ class Wish:
     wanted_blocks: int
     needed_blocks: int
     tenant: str = ""
+    has_begun: bool = False
 
 
 class BlockSupply:
@@ -72,10 +79,17 @@ class BlockSupply:
         self._block_tokens = block_tokens
         self._on_refusal = on_refusal
         self._line = Line()
+        self._short_priority = 0
+        self._short_until_s = float("-inf")
 
     def is_waiting(self, rank: Rank) -> bool:
         """Whether a wish of this one was refused, or is not even asked for because of those before it."""
         return self._line.is_standing(rank)
+
+    def note_shortage(self, priority: int) -> None:
+        """Another worker of the node was refused blocks for something so urgent; told again while it waits."""
+        self._short_priority = priority
+        self._short_until_s = asyncio.get_running_loop().time() + SHORTAGE_S
 
     @property
     def first_waiting(self) -> Rank | None:
@@ -85,7 +99,7 @@ class BlockSupply:
     async def begin(self, wish: Wish) -> BlockGrant:
         """Blocks of a new sequence.
 
-        Raises KvExhaustedError after `blocks_s` if it is of the most urgent, at once if the node can never give them;
+        Raises KvExhaustedError after `blocks_s` if it is new and of the most urgent, at once if the node never can;
         TenantQuotaError at once, so that nobody waits behind a tenant that has enough; WorkerLostError when a sequence
         of this id is still being written after `writer_s`.
         """
@@ -103,7 +117,7 @@ class BlockSupply:
             )
 
         try:
-            async with asyncio.timeout(self._patience.blocks_s if wish.rank.priority == 0 else None):
+            async with asyncio.timeout(None if wish.has_begun or wish.rank.priority else self._patience.blocks_s):
                 return await self._in_turn(wish.rank, lambda: self._after_writer(acquire, self._patience.writer_s))
         except TimeoutError:
             raise KvExhaustedError(
@@ -115,11 +129,11 @@ class BlockSupply:
 
         async def extend() -> BlockGrant:
             try:
-                return await self._rights.extend(sequence_id, block_count, rank.priority)
+                return await self._rights.extend(sequence_id, block_count, rank.priority if block_count == 1 else None)
             except KvExhaustedError:
                 if block_count == 1:
                     raise
-                return await self._rights.extend(sequence_id, 1, rank.priority)
+                return await self._rights.extend(sequence_id, 1, rank.priority)  # others are asked for that one alone
 
         return await self._in_turn(rank, extend)
 
@@ -155,6 +169,7 @@ class BlockSupply:
 
     async def _in_turn(self, rank: Rank, ask: Callable[[], Awaitable[BlockGrant]]) -> BlockGrant:
         """Asks at once if nobody waits who comes before, then whenever it is the first that waits."""
+        await self._give_way(rank.priority)
         if self._line.is_first(rank):
             try:
                 return await ask()
@@ -163,11 +178,18 @@ class BlockSupply:
         with self._line.stand(rank) as turn:
             while True:
                 await turn.wait()
+                await self._give_way(rank.priority)
                 try:
                     return await ask()
                 except KvExhaustedError:
                     self._on_refusal()
                     await asyncio.sleep(RETRY_INTERVAL_S)
+
+    async def _give_way(self, priority: int) -> None:
+        """While another worker of the node waits for something more urgent, what became free is for that one."""
+        clock = asyncio.get_running_loop().time
+        while priority > self._short_priority and clock() < self._short_until_s:  # noqa: ASYNC110  # a time is waited for
+            await asyncio.sleep(self._short_until_s - clock())
 
     async def _after_writer(self, ask: Callable[[], Awaitable[BlockGrant]], most_s: float) -> BlockGrant:
         """Asks until the sequence's last writer is gone, which takes a moment after it was killed."""

@@ -100,8 +100,11 @@ class KvRights:
         take_over = kvcache_pb2.TakeOver(epoch=epoch, block_count=block_count, sealed_blocks=sealed_count)
         return await self._begin(kvcache_pb2.AcquireBlocksRequest(sequence_id=sequence_id, take_over=take_over))
 
-    async def extend(self, sequence_id: str, block_count: int, priority: int = 0) -> BlockGrant:
-        """Adds so many blocks to a sequence of this worker. Raises KvExhaustedError, WorkerLostError."""
+    async def extend(self, sequence_id: str, block_count: int, priority: int | None = None) -> BlockGrant:
+        """Adds so many blocks to a sequence of this worker. Raises KvExhaustedError, WorkerLostError.
+
+        priority: as in `acquire`; None: nobody is asked to park anything.
+        """
         extend = kvcache_pb2.Extend(epoch=self._epoch(sequence_id), block_count=block_count)
         request = kvcache_pb2.AcquireBlocksRequest(sequence_id=sequence_id, extend=extend, priority=priority)
         try:

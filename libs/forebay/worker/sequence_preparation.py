@@ -6,6 +6,7 @@ Knows the KV rights and the places of the batch; not the engine.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from forebay.engine.rank import Rank
 from forebay.engine.scheduler import Limits
@@ -73,7 +74,7 @@ class Preparation:
         await self._places.come_back(rank)
         running.place = rank
         sequence = _sequence(running)
-        grant = await self._supply.begin(self._wish(running, rank, sequence))
+        grant = await self._supply.begin(replace(self._wish(running, rank, sequence), has_begun=True))
         sequence.computed_tokens = grant.cached_block_count * self._limits.block_tokens
         self._take(running, sequence, grant)
         return sequence

@@ -320,6 +320,7 @@ class SequenceRunner:
 
     def on_short(self, priority: int) -> None:
         """Another worker of the node waits for blocks, for something so urgent."""
+        self._supply.note_shortage(priority)
         if not self._is_parking():
             self._park_less_urgent(priority)
 
@@ -396,6 +397,9 @@ class SequenceRunner:
             self._enter_engine(running, await self._preparation.again(running, place))
         except ForebayError as error:
             running.fail(error)
+        except Exception:
+            _log.exception("a parked sequence cannot come back")
+            running.fail(internal())
 
     def _abort(self, running: RunningSequence, error: ForebayError) -> None:
         """Takes a sequence out of the engine and fails it."""
@@ -418,6 +422,8 @@ class SequenceRunner:
         if running.is_closed:
             self._give_up(running)
         elif running.is_moving and not running.end.done():
+            if running.extension is not None:
+                running.extension.cancel()
             handing_on = self._hand_on(running, running.extension)
             running.extension = asyncio.create_task(handing_on, context=running.context)
         elif running.is_parking:

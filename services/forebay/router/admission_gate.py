@@ -17,9 +17,8 @@ from forebay.routing.option import QosTier
 class Ticket:
     """One request at the gate. Ended from elsewhere, it hears of it where it waits."""
 
-    def __init__(self, admission: Admission, request_id: str) -> None:
-        self._admission = admission
-        self._request_id = request_id
+    def __init__(self, on_planned: Callable[[], None]) -> None:
+        self._on_planned = on_planned
         self._turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._planned_s: float | None = None
 
@@ -50,9 +49,9 @@ class Ticket:
 
     def planned(self) -> None:
         """Its work is charged to its workers from now on. Idempotent."""
-        self._admission.planned(self._request_id)
         if self._planned_s is None:
             self._planned_s = time.monotonic()
+            self._on_planned()
 
 
 class AdmissionGate:
@@ -82,7 +81,7 @@ class AdmissionGate:
     @asynccontextmanager
     async def applying(self, applicant: Applicant) -> AsyncIterator[Ticket]:
         """The applicant is at the gate, waits and then runs, inside the block. At its exit all of it is forgotten."""
-        ticket = Ticket(self._admission, applicant.request_id)
+        ticket = Ticket(lambda: self._note_planned(applicant.request_id, ticket))
         other = self._tickets.get(applicant.request_id)
         if other is not None:  # of a call that this one takes over from, and that is about to end
             self._forget(applicant.request_id, other)
@@ -104,6 +103,11 @@ class AdmissionGate:
         """No timer is left."""
         if self._timer is not None:
             self._timer.cancel()
+
+    def _note_planned(self, request_id: str, ticket: Ticket) -> None:
+        if self._tickets.get(request_id) is ticket:  # else another call has taken it over
+            self._admission.planned(request_id)
+            self.update()
 
     def _forget(self, request_id: str, ticket: Ticket) -> None:
         del self._tickets[request_id]

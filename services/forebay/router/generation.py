@@ -25,7 +25,7 @@ from forebay.router.prompt import Prompt
 from forebay.router.prompt_limits import admit, check_model
 from forebay.router.request import Request, validate
 from forebay.router.running import RunningRequests
-from forebay.routing.failover import Failover, FailoverLimits
+from forebay.routing.failover import MOST_DELAY_S, Failover, FailoverLimits
 from forebay.routing.option import QosTier
 from forebay.routing.outcome import Outcome
 from forebay.routing.plan import Plan
@@ -71,7 +71,8 @@ class Generations:
         ender = _Ender()
         with self.running.registered(request.request_id, ender.end, takes_over=request.received is not None):
             failover = Failover(self._failover_limits, has_begun=request.has_begun)
-            waiting = _Waiting(failover, partial(self._is_worth_waiting, request), ender)
+            is_patient = request.tier is QosTier.BACKUP
+            waiting = _Waiting(failover, partial(self._is_worth_waiting, request), ender, is_patient=is_patient)
             prompt = await self._prompt(request, waiting, clock)
             async with self._admitted(prompt, ender, clock) as ticket:
                 attempts = Attempts(prompt, self._links, self._planner, failover)
@@ -87,8 +88,8 @@ class Generations:
                         clock.planned_s = clock.since_begin_s()
                         chosen = first.chosen
                         if ticket is not None:
-                            ticket.planned()
                             self._check_promise(prompt, first)
+                            ticket.planned()
                         execution.begin(first)
                     yield router_pb2.GenerateResponse(started=_started(prompt, chosen))
                     async with aclosing(execution.chunks()) as chunks:
@@ -163,11 +164,12 @@ class Generations:
     def _is_worth_waiting(self, request: Request) -> bool:
         """Where a worker was lost just now, another may take its place; and what has begun was accepted once.
 
-        A request that is to have a worker to itself waits for one.
+        A request that is to have a worker to itself waits for one, and others where one has the last to itself.
         """
         return (
             request.has_begun
             or request.tier is QosTier.BACKUP
+            or self._planner.is_closed
             or self._links.has_lost_worker_within(self._failover_limits.patience_s)
         )
 
@@ -206,7 +208,9 @@ class _Ender:
 class _Waiting:
     """For services that a request cannot begin without."""
 
-    def __init__(self, failover: Failover, is_worth_it: Callable[[], bool], ender: _Ender) -> None:
+    def __init__(self, failover: Failover, is_worth_it: Callable[[], bool], ender: _Ender, *, is_patient: bool) -> None:
+        """is_patient: waits as long as the caller does."""
+        self._is_patient = is_patient
         self._failover = failover
         self._is_worth_it = is_worth_it
         self._ender = ender
@@ -219,7 +223,10 @@ class _Waiting:
             except NoWorkerError as error:
                 if not self._is_worth_it():
                     raise
-                await asyncio.sleep(self._failover.delay_s(error, None, time.monotonic()))
+                if self._is_patient:
+                    await asyncio.sleep(MOST_DELAY_S)
+                else:
+                    await asyncio.sleep(self._failover.delay_s(error, None, time.monotonic()))
                 self._ender.raise_if_ended()
 
 

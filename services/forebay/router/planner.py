@@ -22,7 +22,7 @@ from forebay.routing.correction import Corrections
 from forebay.routing.cost import DEFAULT_LINK, LinkRates
 from forebay.routing.fleet import FleetSnapshot
 from forebay.routing.forecast import Conditions, Prediction
-from forebay.routing.in_flight import InFlight, WorkerLoad
+from forebay.routing.in_flight import ON_ITS_WAY_S, InFlight, WorkerLoad
 from forebay.routing.occupancy import Occupancy
 from forebay.routing.option import QosTier
 from forebay.routing.outcome import Outcome, learn
@@ -75,6 +75,7 @@ class Planner:
         self._link = link
         self._reported_s: dict[str, float] = {}  # when workers last reported
         self._occupancy = Occupancy()
+        self._opened_s: dict[str, float] = {}  # when a request of this router that had a worker to itself ended there
         self._on_load: Callable[[], None] = lambda: None
         loads.on_report(self._heard)
 
@@ -85,7 +86,14 @@ class Planner:
     def room(self) -> Room:
         """What the fleet has room for."""
         self._occupancy.follow(self._snapshot())
-        return self._occupancy.room()
+        return self._occupancy.room(time.monotonic())
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether every decode worker there is takes no company now."""
+        fleet = self._snapshot()
+        self._occupancy.follow(fleet)
+        return bool(fleet.decode) and not self._occupancy.open_fleet(time.monotonic()).decode
 
     def want_idle(self) -> None:
         """A request waits for a worker of its own."""
@@ -131,6 +139,7 @@ class Planner:
             self._in_flight.forget(worker_id)
         self._corrections.keep(worker_ids)
         self._occupancy.keep(worker_ids)
+        self._opened_s = {one: opened_s for one, opened_s in self._opened_s.items() if one in worker_ids}
         self._on_load()
 
     def isolate(self, request_id: str, chosen: Plan) -> None:
@@ -155,7 +164,8 @@ class Planner:
 
     def discharge(self, request_id: str, chosen: Plan) -> None:
         """It counts no more."""
-        self._occupancy.open_up(request_id)
+        if self._occupancy.open_up(request_id):
+            self._opened_s[chosen.decode_worker_id] = time.monotonic()
         for worker_id in filter(None, (chosen.prefill_worker_id, chosen.decode_worker_id)):
             self._release(worker_id, request_id)
 
@@ -223,7 +233,9 @@ class Planner:
         else:
             self._loads.pop(worker_id, None)
         report = self._reports.loads.get(worker_id)
-        is_isolated = report is not None and report.is_isolated
+        # What it said while a request of this router had it to itself is over.
+        opened_s = self._opened_s.get(worker_id, -math.inf)
+        is_isolated = report is not None and report.is_isolated and heard_s > opened_s + ON_ITS_WAY_S
         self._occupancy.note(worker_id, load.sequences, is_isolated=is_isolated)
         self._on_load()
 

@@ -20,6 +20,7 @@ from forebay.worker.running_sequence import SequenceSpec
 Start = Callable[..., Any]
 BATCH = common_pb2.QOS_TIER_BATCH
 LONG = common_pb2.SamplingParams(max_tokens=38)  # with the prompt 15 blocks
+SHORT = common_pb2.SamplingParams(max_tokens=20)
 BLOCK_TOKENS = LAYOUT.block_tokens
 URGENT_PROMPT = list(range(100, 140))
 
@@ -158,4 +159,48 @@ async def test_many_of_both_tiers_all_end_as_they_should(start: Start, round_num
             heard = await rig.link.end_of(name)
             assert not heard.last.HasField("error"), heard.last.error
             assert heard.tokens == continuation(prompt, 38)
+        await until(rig.kvcache.is_all_released)
+
+
+async def test_what_another_worker_waits_for_is_not_taken_back_by_what_was_parked(start: Start) -> None:
+    """It needs more than either BATCH sequence holds, so both must be out at once."""
+    async with start(**options(blocks=20, host_blocks=40)) as rig, attached_worker(rig.kvcache.address) as prefill:
+        engine = rig.worker.engines[0]
+        engine.is_stepwise = True
+        for name in ("batch-1", "batch-2"):
+            prompt = [len(name), *PROMPT[:15], int(name[-1])]
+            await rig.link.start(name, qos_tier=BATCH, sampling=SHORT, prompt_token_ids=prompt, tenant=name)
+        await until(lambda: engine.gate.set() or engine.step_count >= 8)
+        root = root_hash(MODEL.digest, "", "")
+        urgent = SequenceSpec("urgent", list(range(100, 164)), SamplingParams(max_tokens=1, seed=0), root)
+
+        async def compute() -> list[int]:
+            async with prefill.runner.open(urgent, lambda token_id, logprobs: None) as running:
+                await running.ended()
+                return running.new_token_ids
+
+        computing = asyncio.create_task(compute())
+        await until(lambda: engine.gate.set() or computing.done(), timeout_s=4)
+        assert await computing == continuation(list(range(100, 164)), 1)
+        go_on(engine)
+        for name in ("batch-1", "batch-2"):
+            heard = await rig.link.end_of(name)
+            assert heard.tokens == continuation([len(name), *PROMPT[:15], int(name[-1])], 20)
+        await until(rig.kvcache.is_all_released)
+
+
+async def test_a_parked_chat_waits_as_long_as_its_caller(start: Start) -> None:
+    async with start(blocks=16, patience=Patience(blocks_s=0.1, stuck_s=0.05), make_engine=StepwiseEngine) as rig:
+        engine = rig.worker.engines[0]
+        engine.is_stepwise = True
+        for name in ("old", "young"):
+            await rig.link.start(
+                name, prompt_token_ids=[3], tenant=name, sampling=common_pb2.SamplingParams(max_tokens=60)
+            )
+            await until(lambda name=name: name in rig.worker.link.owned_epochs)
+        await until(lambda: engine.gate.set() or "young" not in rig.worker.link.owned_epochs)
+        await asyncio.sleep(0.3)  # longer than a new sequence would wait
+        go_on(engine)
+        for name in ("old", "young"):
+            assert (await rig.link.end_of(name)).tokens == continuation([3], 60)
         await until(rig.kvcache.is_all_released)
