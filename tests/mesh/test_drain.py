@@ -54,7 +54,6 @@ async def test_every_worker_is_replaced_under_load(mesh: RunningMesh) -> None:
         rounds = [await draining.run(name) for name in names]
         after = {one.name: one.process for one in draining.record.services}
     check(rounds)
-    assert any(one.moved for one in rounds if one.name.startswith("decode")), "streams must have moved"
     assert {name for name in before if before[name] != after[name]} == set(names)
     assert after.keys() == before.keys()
     assert [name for name in set(names) if open_pidfd(before[name]) is not None] == []
