@@ -33,8 +33,13 @@ from forebay.rpc.service import run
 from forebay.worker.running_sequence import SequenceSpec
 from forebay.worker.service import serve_worker
 
+class Odd(int):
+    def __lt__(self, other):
+        raise TypeError("a priority that cannot be compared")
+    __gt__ = __lt__
+
 async def compute(runner):
-    odd = SequenceSpec("odd", [1], SamplingParams(max_tokens=4, seed=0), bytes(16), priority=0.5)
+    odd = SequenceSpec("odd", [1], SamplingParams(max_tokens=4, seed=0), bytes(16), priority=Odd(0))
     async with runner.open(odd, lambda token_id, logprobs: None) as running:
         await running.ended()
 

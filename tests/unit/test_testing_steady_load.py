@@ -25,7 +25,7 @@ class ScriptedStream:
 
     plan = None
     resume_count = 1
-    completion = SimpleNamespace(recomputed_tokens=3)
+    completion = SimpleNamespace(recomputed_tokens=3, failover_count=2)
 
     def __init__(self, chunks: Sequence[tuple[int, ...]], error: Exception | None) -> None:
         self._chunks, self._error = chunks, error
