@@ -140,7 +140,7 @@ async def test_where_there_is_no_worker_nobody_waits(router_for, script) -> None
     async with ScriptedFleet(script, has_prefill=False) as fleet, router_for(fleet) as router:
         del fleet.members["decode-1"]
         router.links.update(fleet.members)
-        for tier in (REALTIME, BATCH):
+        for tier in (REALTIME, BATCH, BACKUP):
             with pytest.raises(NoWorkerError):
                 await asked(router, "r", tier).complete()
 

@@ -170,3 +170,8 @@ def collected(reader: InMemoryMetricReader) -> dict[str, float]:
         for one in scope.metrics
         for point in one.data.data_points
     }
+
+
+def test_a_shortage_is_nothing_to_a_worker_that_only_starts() -> None:
+    runner = SequenceRunner(Limits(block_tokens=4, context_tokens=100), Patience(), lambda _: None)
+    runner.on_short(0)

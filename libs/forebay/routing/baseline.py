@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from forebay.errors import NoWorkerError
 from forebay.routing.fleet import FleetSnapshot
@@ -48,6 +48,8 @@ class Planning(Protocol):
         ...
 
 
+_Choice = Callable[[list[Option], Mapping[str, WorkerLoad], float], Option]
+"""One of the options, by loads and a number in [0, 1) that chooses among equals."""
 _Score = Callable[[Option, Mapping[str, WorkerLoad]], tuple[float, ...]]
 
 
@@ -61,33 +63,26 @@ def planning_by(policy: Policy) -> Planning:
         case Policy.ALWAYS_LOCAL:
             return _always(Mode.LOCAL)
         case Policy.LEAST_LOAD:
-            return _by_score(policy, _load)
+            return _by(policy, _least(_load))
         case Policy.PREFIX:
-            return _by_score(policy, lambda option, _: (-option.matched_tokens,))
+            return _by(policy, _least(lambda option, _: (-option.matched_tokens,)))
         case Policy.ROUND_ROBIN:
             turns = itertools.count()
-            return _by_turn(lambda: next(turns))
+            return _by(policy, lambda options, _, __: options[next(turns) % len(options)])
 
 
 def _always(mode: Mode) -> Planning:
-    def planning(
-        request: PlanRequest,
-        fleet: FleetSnapshot,
-        matches: Mapping[str, PrefixMatch],
-        loads: Mapping[str, WorkerLoad],
-        tie_break: float,
-        conditions: Conditions = NOTHING_LEARNED,
-    ) -> Plan:
+    def planning(request: PlanRequest, *circumstances: Any) -> Plan:
         try:
             forced = request if request.is_begun else replace(request, forced_mode=request.forced_mode or mode)
-            return plan(forced, fleet, matches, loads, tie_break, conditions)
+            return plan(forced, *circumstances)
         except NoWorkerError:
-            return plan(request, fleet, matches, loads, tie_break, conditions)
+            return plan(request, *circumstances)
 
-    return planning
+    return cast("Planning", planning)
 
 
-def _by_score(policy: Policy, score: _Score) -> Planning:
+def _by(policy: Policy, choose: _Choice) -> Planning:
     def planning(
         request: PlanRequest,
         fleet: FleetSnapshot,
@@ -97,26 +92,19 @@ def _by_score(policy: Policy, score: _Score) -> Planning:
         conditions: Conditions = NOTHING_LEARNED,
     ) -> Plan:
         options = options_of(request, fleet, matches)
+        return _plan_of(choose(options, loads, tie_break), f"by {policy.value}, of {len(options)} options")
+
+    return planning
+
+
+def _least(score: _Score) -> _Choice:
+    def choose(options: list[Option], loads: Mapping[str, WorkerLoad], tie_break: float) -> Option:
         scores = [score(option, loads) for option in options]
-        best = [option for option, one in zip(options, scores, strict=True) if one == min(scores)]
-        return _plan_of(best[int(tie_break * len(best))], f"by {policy.value}, of {len(options)} options")
+        least = min(scores)
+        best = [option for option, one in zip(options, scores, strict=True) if one == least]
+        return best[int(tie_break * len(best))]
 
-    return planning
-
-
-def _by_turn(next_turn: Callable[[], int]) -> Planning:
-    def planning(
-        request: PlanRequest,
-        fleet: FleetSnapshot,
-        matches: Mapping[str, PrefixMatch],
-        loads: Mapping[str, WorkerLoad],
-        tie_break: float,
-        conditions: Conditions = NOTHING_LEARNED,
-    ) -> Plan:
-        options = options_of(request, fleet, matches)
-        return _plan_of(options[next_turn() % len(options)], f"its turn among {len(options)} options")
-
-    return planning
+    return choose
 
 
 def _load(option: Option, loads: Mapping[str, WorkerLoad]) -> tuple[float, ...]:

@@ -320,6 +320,8 @@ class SequenceRunner:
 
     def on_short(self, priority: int) -> None:
         """Another worker of the node waits for blocks, for something so urgent."""
+        if not self._is_connected:
+            return  # nothing is here yet that could be parked
         self._supply.note_shortage(priority)
         if not self._is_parking():
             self._park_less_urgent(priority)

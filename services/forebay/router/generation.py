@@ -20,7 +20,7 @@ from forebay.router.attempt import Attempt
 from forebay.router.attempts import Attempts
 from forebay.router.execution import Execution
 from forebay.router.fleet_links import FleetLinks
-from forebay.router.planner import Planner
+from forebay.router.planner import NoneFreeError, Planner
 from forebay.router.prompt import Prompt
 from forebay.router.prompt_limits import admit, check_model
 from forebay.router.request import Request, validate
@@ -71,8 +71,7 @@ class Generations:
         ender = _Ender()
         with self.running.registered(request.request_id, ender.end, takes_over=request.received is not None):
             failover = Failover(self._failover_limits, has_begun=request.has_begun)
-            is_patient = request.tier is QosTier.BACKUP
-            waiting = _Waiting(failover, partial(self._is_worth_waiting, request), ender, is_patient=is_patient)
+            waiting = _Waiting(failover, partial(self._is_worth_waiting, request), ender)
             prompt = await self._prompt(request, waiting, clock)
             async with self._admitted(prompt, ender, clock) as ticket:
                 attempts = Attempts(prompt, self._links, self._planner, failover)
@@ -162,16 +161,8 @@ class Generations:
             raise error
 
     def _is_worth_waiting(self, request: Request) -> bool:
-        """Where a worker was lost just now, another may take its place; and what has begun was accepted once.
-
-        A request that is to have a worker to itself waits for one, and others where one has the last to itself.
-        """
-        return (
-            request.has_begun
-            or request.tier is QosTier.BACKUP
-            or self._planner.is_closed
-            or self._links.has_lost_worker_within(self._failover_limits.patience_s)
-        )
+        """Where a worker was lost just now, another may take its place; and what has begun was accepted once."""
+        return request.has_begun or self._links.has_lost_worker_within(self._failover_limits.patience_s)
 
 
 class Endable(Protocol):
@@ -208,9 +199,7 @@ class _Ender:
 class _Waiting:
     """For services that a request cannot begin without."""
 
-    def __init__(self, failover: Failover, is_worth_it: Callable[[], bool], ender: _Ender, *, is_patient: bool) -> None:
-        """is_patient: waits as long as the caller does."""
-        self._is_patient = is_patient
+    def __init__(self, failover: Failover, is_worth_it: Callable[[], bool], ender: _Ender) -> None:
         self._failover = failover
         self._is_worth_it = is_worth_it
         self._ender = ender
@@ -220,13 +209,14 @@ class _Waiting:
         while True:
             try:
                 return make()
+            except NoneFreeError:
+                await asyncio.sleep(
+                    MOST_DELAY_S
+                )  # as long as the caller does: it is the request's turn that is waited for
             except NoWorkerError as error:
                 if not self._is_worth_it():
                     raise
-                if self._is_patient:
-                    await asyncio.sleep(MOST_DELAY_S)
-                else:
-                    await asyncio.sleep(self._failover.delay_s(error, None, time.monotonic()))
+                await asyncio.sleep(self._failover.delay_s(error, None, time.monotonic()))
                 self._ender.raise_if_ended()
 
 

@@ -47,6 +47,10 @@ class _Held:
     block_hashes: Mapping[int, Sequence[bytes]]
 
 
+class NoneFreeError(NoWorkerError):
+    """There are workers, and one will be free."""
+
+
 class Planner:
     """`loads`: what workers report; `snapshot`: the fleet when planning; `alone_tokens`: see PlanRequest.
 
@@ -88,13 +92,6 @@ class Planner:
         self._occupancy.follow(self._snapshot())
         return self._occupancy.room(time.monotonic())
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether every decode worker there is takes no company now."""
-        fleet = self._snapshot()
-        self._occupancy.follow(fleet)
-        return bool(fleet.decode) and not self._occupancy.open_fleet(time.monotonic()).decode
-
     def want_idle(self) -> None:
         """A request waits for a worker of its own."""
         self._occupancy.want_idle(time.monotonic())
@@ -109,7 +106,7 @@ class Planner:
         Returns also what is worth reading from disk meanwhile. Raises NoWorkerError when no worker can take it.
         """
         self._occupancy.follow(self._snapshot())
-        fleet = self._idle_fleet() if is_alone else self._occupancy.open_fleet(time.monotonic())
+        fleet = self._idle_fleet() if is_alone else self._open_fleet()
         held = self._held(request, token_ids, fleet)
         asked = self._asked(request, len(token_ids), is_begun=is_begun, is_alone=is_alone)
         chosen = self._plan(asked, fleet, held.matches, self._loads, self._random.random(), self._conditions())
@@ -169,11 +166,19 @@ class Planner:
         for worker_id in filter(None, (chosen.prefill_worker_id, chosen.decode_worker_id)):
             self._release(worker_id, request_id)
 
+    def _open_fleet(self) -> FleetSnapshot:
+        fleet = self._occupancy.open_fleet(time.monotonic())
+        if not fleet.decode and self._snapshot().decode:
+            raise NoneFreeError(
+                "every decode worker is another request's alone, or is kept for one", retry_after_s=RETRY_AFTER_S
+            )
+        return fleet
+
     def _idle_fleet(self) -> FleetSnapshot:
         fleet = self._occupancy.idle_fleet()
         if not fleet.decode and self._snapshot().decode:
             self.want_idle()
-            raise NoWorkerError(
+            raise NoneFreeError(
                 "no decode worker is idle, and this request is to have one to itself", retry_after_s=RETRY_AFTER_S
             )
         return fleet
