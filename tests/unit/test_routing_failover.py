@@ -6,6 +6,7 @@ from forebay.errors import (
     DeadlineExceededError,
     DrainingError,
     InvalidFieldError,
+    IsolatedError,
     KvExhaustedError,
     NotAttachedError,
     NoWorkerError,
@@ -96,3 +97,10 @@ def test_a_request_that_a_worker_had_is_not_ended_because_others_are_full(error)
     failover.delay_s(LOST, "a", now_s=0)
     failover.progressed()
     assert failover.delay_s(error, None, now_s=50) == 0
+
+
+def test_a_worker_that_is_another_s_alone_is_waited_for_without_limit() -> None:
+    failover = Failover(FailoverLimits(patience_s=1.0))
+    for now_s in (0.0, 100.0, 200.0):
+        assert failover.delay_s(IsolatedError("not alone"), None, now_s) == MOST_DELAY_S
+    assert not failover.is_suspect

@@ -6,6 +6,7 @@ from typing import Final
 from forebay.errors import (
     Code,
     ForebayError,
+    IsolatedError,
     NotAttachedError,
     StaleEpochError,
     UnknownSequenceError,
@@ -74,6 +75,9 @@ class Failover:
         """
         if not self.passes(error):
             raise error
+        if isinstance(error, IsolatedError):
+            self._has_failed_over = True
+            return MOST_DELAY_S  # nothing failed: its turn, or the worker's, is waited for as long as the caller waits
         if lost_worker_id is not None:
             self._lost_worker_ids.add(lost_worker_id)
         if len(self._lost_worker_ids) >= self._limits.most_lost_workers:
