@@ -13,8 +13,9 @@ from forebay.role import Role
 from forebay.routing.correction import Corrections, Phase
 from forebay.routing.cost import ChipRates, LinkRates, ModelSize
 from forebay.routing.fleet import FleetSnapshot, Worker
-from forebay.routing.forecast import INTERLEAVED_TOKENS, MOST_SITES, Conditions
+from forebay.routing.forecast import Conditions
 from forebay.routing.in_flight import WorkerLoad
+from forebay.routing.outlook import INTERLEAVED_TOKENS, MOST_SITES
 from forebay.routing.plan import RESUME_MAX_TOKENS, Mode, Plan, PlanRequest, QosTier, Target, plan
 from forebay.routing.prefix_index import PrefixMatch
 
@@ -115,7 +116,7 @@ def test_every_plan_can_be_carried_out_and_is_no_worse_than_the_rejected_one(  #
         assert one.mode is not Mode.RESUME or (one.matched_tokens > 0 and rest_tokens <= RESUME_MAX_TOKENS)
         figures = one.prediction
         assert figures is not None
-        assert all(0.0 <= value < float("inf") for value in dataclasses.astuple(figures))
+        assert all(0.0 <= value < float("inf") for value in figures)
         assert figures.time_to_first_token_s >= figures.queue_s + figures.prefill_s
         assert one.reason.startswith(one.mode.value)
         assert "\n" not in one.reason
@@ -315,7 +316,7 @@ def test_of_a_large_fleet_those_that_hold_the_prompt_are_looked_at_and_others_by
 
 def test_over_time_all_of_a_large_fleet_are_chosen() -> None:
     fleet = FleetSnapshot((), tuple(decode(f"d{i:03}", f"n{i:03}") for i in range(300)))
-    chosen = {made(PlanRequest(900), fleet, tie_break=i / 2000).decode_worker_id for i in range(2000)}
+    chosen = {made(PlanRequest(900), fleet, tie_break=i * 0.618034 % 1).decode_worker_id for i in range(2000)}
     assert len(chosen) == 300
 
 

@@ -6,9 +6,12 @@ request moves a factor little, however wrong its prediction was, and no factor l
 """
 
 import math
-from collections.abc import Container
-from enum import Enum
-from typing import Final
+from collections.abc import Container, Sequence
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 LEAST_FACTOR: Final = 0.25
 MOST_FACTOR: Final = 4.0
@@ -17,17 +20,24 @@ _SURPRISE_LOG: Final = math.log(1.5)
 """A ratio counts as at most so far from what was expected."""
 _LEARNING_RATE: Final = 0.2
 _ANY: Final = -1  # all magnitudes together
+_MAGNITUDES: Final = 32  # larger amounts count as of the largest
+_NOBODY: Final = 0  # the slot of workers of which nothing is known
 DEFAULT_PATH_S: Final = 0.005
 _MOST_PATH_S: Final = 0.25
 
 
-class Phase(Enum):
+class Phase(IntEnum):
     """What a worker does for a request."""
 
-    PREFILL = "prefill"
-    DECODE = "decode"
+    PREFILL = 0
+    DECODE = 1
 
-    __hash__ = object.__hash__  # members are alone of their kind; Enum's own takes a call of Python a look-up
+
+def magnitude_of(amount: Any) -> Any:
+    """Its power of two: the number of bits of a whole number, or of each of an array of them."""
+    if isinstance(amount, int):
+        return min(amount.bit_length(), _MAGNITUDES - 1)
+    return np.minimum(np.frexp(amount)[1], _MAGNITUDES - 1)
 
 
 class RatioEstimate:
@@ -53,10 +63,16 @@ class Corrections:
     """Factors by worker, phase and magnitude: powers of two, so a few dozen of some 100 bytes for each worker.
 
     A magnitude that was never seen takes the factor of all of that worker's phase together.
+
+    The same as an array, for plans: `factors` by phase, magnitude and slot. Slots stay until `generation` changes.
     """
 
     def __init__(self) -> None:
         self._estimates: dict[str, dict[tuple[Phase, int], RatioEstimate]] = {}
+        self._slots: dict[str, int] = {}
+        self._free_slots: list[int] = []
+        self.factors = np.ones((len(Phase), _MAGNITUDES, 1))
+        self.generation = 0
         self._path_s = dict.fromkeys((False, True), DEFAULT_PATH_S)
 
     def factor(self, worker_id: str, phase: Phase, amount: int) -> float:
@@ -64,16 +80,26 @@ class Corrections:
         estimates = self._estimates.get(worker_id)
         if estimates is None:
             return 1.0
-        estimate = estimates.get((phase, amount.bit_length())) or estimates.get((phase, _ANY))
+        estimate = estimates.get((phase, magnitude_of(amount))) or estimates.get((phase, _ANY))
         return 1.0 if estimate is None else estimate.value
 
     def learn(self, worker_id: str, phase: Phase, amount: int, ratio: float) -> None:
         """What took `ratio` times what was predicted without correction. Ratios that are none teach nothing."""
         if not 0.0 < ratio < math.inf:
             return
-        estimates = self._estimates.setdefault(worker_id, {})
-        for magnitude in (amount.bit_length(), _ANY):
+        estimates = self._estimates.get(worker_id)
+        if estimates is None:
+            estimates = self._estimates[worker_id] = {}
+            self._take_slot(worker_id)
+        for magnitude in (magnitude_of(amount), _ANY):
             estimates.setdefault((phase, magnitude), RatioEstimate()).take(ratio)
+        of_any = estimates[phase, _ANY]
+        known = [estimates.get((phase, magnitude), of_any).value for magnitude in range(_MAGNITUDES)]
+        self.factors[phase, :, self._slots[worker_id]] = known
+
+    def slots_of(self, worker_ids: Sequence[str]) -> npt.NDArray[np.intp]:
+        """Where the factors of these lie."""
+        return np.array([self._slots.get(one, _NOBODY) for one in worker_ids], np.intp)
 
     def path_s(self, is_split: bool) -> float:
         """Seconds from planning to the first token that no worker's queue or prefill explains: messages, mostly."""
@@ -89,6 +115,18 @@ class Corrections:
         """Forgets every worker that is not one of these."""
         for worker_id in [known for known in self._estimates if known not in worker_ids]:
             del self._estimates[worker_id]
+            slot = self._slots.pop(worker_id)
+            self.factors[:, :, slot] = 1.0
+            self._free_slots.append(slot)
+            self.generation += 1
+
+    def _take_slot(self, worker_id: str) -> None:
+        if not self._free_slots:
+            count = self.factors.shape[2]
+            self.factors = np.concatenate((self.factors, np.ones_like(self.factors)), axis=2)
+            self._free_slots = list(range(count, 2 * count))
+        self._slots[worker_id] = self._free_slots.pop()
+        self.generation += 1
 
 
 UNCORRECTED: Final = Corrections()

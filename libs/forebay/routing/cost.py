@@ -11,12 +11,18 @@ layers with queries of d numbers, W bytes of weights and κ bytes of KV per toke
 Knows no worker, no load and no plan.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
 
 from forebay.errors import InvalidFieldError
 
 SECONDS_PER_HOUR: Final = 3600.0
+
+Amount = Any
+"""A number, or an array of one for each of several workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +86,9 @@ class LinkRates:
         if not 0.0 <= self.latency_s < float("inf"):
             raise InvalidFieldError(f"latency_s must be finite and not negative: {self.latency_s}", field="latency_s")
 
-    def transfer_s(self, size_bytes: int) -> float:
+    def transfer_s(self, size_bytes: Amount) -> Amount:
         """Of so many bytes in one piece: size / B(size), where a short transfer never reaches `bytes_per_s`."""
-        return self.latency_s + size_bytes / self.bytes_per_s if size_bytes > 0 else 0.0
+        return (self.latency_s + size_bytes / self.bytes_per_s) * (size_bytes > 0)
 
 
 DEFAULT_LINK: Final = LinkRates(bytes_per_s=1.25e9, latency_s=0.0005)
@@ -92,7 +98,8 @@ DEFAULT_LINK: Final = LinkRates(bytes_per_s=1.25e9, latency_s=0.0005)
 class StepCost:
     """One model on one chip: its formulas with all constants worked out, since planning asks for thousands a second.
 
-    Energy and money of so many busy seconds are `watts` and `usd_per_s` times these.
+    Energy and money of so many busy seconds are `watts` and `usd_per_s` times these. Of several `stacked` ones all
+    figures are arrays, and so may be what is asked.
     """
 
     __slots__ = (
@@ -107,44 +114,45 @@ class StepCost:
     )
 
     def __init__(self, model: ModelSize, rates: ChipRates) -> None:
-        self.step_overhead_s = rates.step_overhead_s
-        self.kv_token_bytes = model.kv_token_bytes
+        self.step_overhead_s: Amount = rates.step_overhead_s
+        self.kv_token_bytes: Amount = model.kv_token_bytes
         self._token_s = 2.0 * model.parameters / rates.flops_per_s
         self._attention_s = 2.0 * model.layers * model.width / rates.flops_per_s
         self._weights_s = model.weight_bytes / rates.bytes_per_s
         self._kv_read_s = model.kv_token_bytes / rates.bytes_per_s
-        self.watts = rates.watts
-        self.usd_per_s = rates.usd_per_hour / SECONDS_PER_HOUR
+        self.watts: Amount = rates.watts
+        self.usd_per_s: Amount = rates.usd_per_hour / SECONDS_PER_HOUR
 
-    def prefill_s(self, prompt_tokens: int, cached_tokens: int) -> float:
+    @classmethod
+    def stacked(cls, costs: "Sequence[StepCost]") -> "StepCost":
+        """All of these as one."""
+        together = cls.__new__(cls)
+        for name in cls.__slots__:
+            setattr(together, name, np.array([getattr(one, name) for one in costs], np.float64))
+        return together
+
+    def prefill_s(self, prompt_tokens: Amount, cached_tokens: Amount) -> Amount:
         """Seconds to compute what of a prompt is not cached; 0 when nothing is left."""
         rest_tokens = prompt_tokens - cached_tokens
-        if rest_tokens <= 0:
-            return 0.0
         pairs = rest_tokens * (prompt_tokens + cached_tokens)  # n² − p²
-        return self.step_overhead_s + rest_tokens * self._token_s + pairs * self._attention_s
+        seconds = self.step_overhead_s + rest_tokens * self._token_s + pairs * self._attention_s
+        return seconds * (rest_tokens > 0)
 
-    def decode_step_s(self, batch: int, context_tokens: int) -> float:
+    def decode_step_s(self, batch: Amount, context_tokens: Amount) -> Amount:
         """Seconds of one step that generates a token for each of `batch` sequences.
 
         context_tokens: of all of them together.
         """
         memory_s = self._weights_s + context_tokens * self._kv_read_s
         arithmetic_s = batch * self._token_s
-        return self.step_overhead_s + max(memory_s, arithmetic_s)
+        return self.step_overhead_s + np.maximum(memory_s, arithmetic_s)
 
 
-def transfer_exposed_s(link: LinkRates | None, kv_bytes: int, prefill_s: float, tail_bytes: int) -> float:
+def transfer_exposed_s(link: LinkRates, kv_bytes: Amount, prefill_s: Amount, tail_bytes: Amount) -> Amount:
     """Seconds for which a request waits for KV after its prefill.
 
-    link: None on one node, where nothing moves. kv_bytes: of all that is computed elsewhere; it moves while later
+    kv_bytes: of all that is computed elsewhere; it moves while later
     chunks are computed. tail_bytes: of the last part, which cannot move before the prefill is over.
     """
-    if link is None or kv_bytes <= 0:
-        return 0.0
-    return max(0.0, link.transfer_s(kv_bytes) - prefill_s) + link.transfer_s(min(tail_bytes, kv_bytes))
-
-
-def time_to_first_token_s(queue_s: float, prefill_s: float, transfer_s: float, conversion_s: float = 0.0) -> float:
-    """Seconds from planning to the first token."""
-    return queue_s + prefill_s + transfer_s + conversion_s
+    beside_s = np.maximum(0.0, link.transfer_s(kv_bytes) - prefill_s) * (kv_bytes > 0)
+    return beside_s + link.transfer_s(np.minimum(tail_bytes, kv_bytes))

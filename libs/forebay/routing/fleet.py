@@ -13,6 +13,7 @@ from forebay.kv.conversion import plan_conversion
 from forebay.kv.layout import KvLayout
 from forebay.role import Role
 from forebay.routing.cost import ChipRates, ModelSize, StepCost
+from forebay.routing.fleet_columns import FleetColumns
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +93,9 @@ class FleetSnapshot:
         return tuple(sites)
 
     @cached_property
-    def sites_of_node(self) -> Mapping[str, tuple[Site, ...]]:
-        """The sites by node."""
-        by_node: dict[str, list[Site]] = defaultdict(list)
-        for site in self.sites:
-            by_node[site.decode.node_id].append(site)
-        return {node_id: tuple(sites) for node_id, sites in by_node.items()}
+    def columns(self) -> FleetColumns:
+        """The same as arrays, for planning; `costs` must be known."""
+        return FleetColumns(self)
 
     @cached_property
     def nodes_of_block_size(self) -> Mapping[int, frozenset[str]]:

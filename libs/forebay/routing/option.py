@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from forebay.errors import RETRY_AFTER_S, NoWorkerError
 from forebay.kv.hashing import reusable_block_count
@@ -89,17 +89,15 @@ def options_of(request: PlanRequest, fleet: FleetSnapshot, matches: Mapping[str,
     return options
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """How much of a prompt a worker's node holds."""
 
     tokens: int
     is_all: bool  # but for a rest that one chunk computes
 
 
-def held_by(worker: Worker, prompt_tokens: int, match: PrefixMatch) -> Held:
-    """What of it the worker can use: whole blocks, and never the last token, which is always computed."""
-    block_tokens = worker.layout.block_tokens
+def held_by(block_tokens: int, prompt_tokens: int, match: PrefixMatch) -> Held:
+    """What of it a worker there can use: whole blocks, and never the last token, which is always computed."""
     reusable = reusable_block_count(prompt_tokens, block_tokens)
     blocks = min(reusable, match.block_count)
     tokens = blocks * block_tokens
@@ -122,7 +120,7 @@ def no_worker(request: PlanRequest, fleet: FleetSnapshot) -> NoWorkerError:
 def _options(request: PlanRequest, site: Site, matches: Mapping[str, PrefixMatch]) -> Iterator[Option]:
     """The ways in which this decode worker could serve: one without a prefill worker, or one with each."""
     decode = site.decode
-    held = held_by(decode, request.prompt_tokens, matches.get(decode.node_id, NO_MATCH))
+    held = held_by(decode.layout.block_tokens, request.prompt_tokens, matches.get(decode.node_id, NO_MATCH))
     if request.forced_mode is Mode.LOCAL:
         yield Option(Mode.LOCAL, decode, None, held.tokens)
         return

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from forebay.routing.fleet import FleetSnapshot
-from forebay.routing.forecast import MOST_SITES, NOTHING_LEARNED, Conditions, Forecast, Prediction, forecasts, mode_of
+from forebay.routing.forecast import NOTHING_LEARNED, Conditions, Forecast, Prediction, mode_of
 from forebay.routing.in_flight import WorkerLoad
 from forebay.routing.least_load import least_loaded, reason_of
 from forebay.routing.objective import choose
@@ -23,6 +23,7 @@ from forebay.routing.option import (
     no_worker,
     options_of,
 )
+from forebay.routing.outlook import MOST_SITES, Outlook
 from forebay.routing.prefix_index import PrefixMatch
 from forebay.routing.reason import reason_for
 
@@ -89,24 +90,25 @@ def plan(
             matched_tokens=option.matched_tokens,
             reason=reason_of(request, option, len(options)),
         )
-    predicted = forecasts(request, fleet, matches, loads, conditions, tie_break)
-    if not predicted:
+    outlook = Outlook(request, fleet, matches, loads, conditions, tie_break) if fleet.sites else None
+    if outlook is None or not outlook.way_count:
         raise no_worker(request, fleet)
     # Which of a large fleet are looked at follows from the number's first digits, which of these is chosen from others.
     is_large = len(fleet.sites) > MOST_SITES
-    chosen, rejected = choose(predicted, tie_break * len(fleet.sites) % 1.0 if is_large else tie_break)
-    other = (
-        None if rejected is None else _plan(request, rejected, reason_for(request, rejected, chosen, len(predicted)))
-    )
-    return _plan(request, chosen, reason_for(request, chosen, rejected, len(predicted)), other)
+    best, next_best = choose(outlook, tie_break * len(fleet.sites) % 1.0 if is_large else tie_break)
+    chosen, rejected = outlook.forecast(best), None if next_best is None else outlook.forecast(next_best)
+    other = None
+    if rejected is not None:
+        other = _plan(request, rejected, reason_for(request, rejected, chosen, outlook.way_count))
+    return _plan(request, chosen, reason_for(request, chosen, rejected, outlook.way_count), other)
 
 
 def _plan(request: PlanRequest, forecast: Forecast, reason: str, rejected: Plan | None = None) -> Plan:
     return Plan(
         mode=mode_of(request, forecast),
-        decode_worker_id=forecast.decoding.worker.worker_id,
-        prefill_worker_id=forecast.computing.worker.worker_id if forecast.is_split else None,
-        matched_tokens=forecast.decoding.held.tokens,
+        decode_worker_id=forecast.decodes.worker_id,
+        prefill_worker_id=forecast.computes.worker_id if forecast.is_split else None,
+        matched_tokens=forecast.held.tokens,
         reason=reason,
         prediction=forecast.prediction,
         rejected=rejected,

@@ -1,6 +1,6 @@
 """A forecast's reason, as an engineer would say it. Pure."""
 
-from forebay.routing.forecast import Forecast, mode_of
+from forebay.routing.forecast import Forecast, Prediction, mode_of
 from forebay.routing.option import Mode, PlanRequest, QosTier
 
 
@@ -13,20 +13,20 @@ def reason_for(request: PlanRequest, one: Forecast, other: Forecast | None, opti
 
 def _cached(request: PlanRequest, one: Forecast) -> str:
     tokens = f"{request.prompt_tokens} {'prompt and generated' if request.is_begun else 'prompt'} tokens"
-    return f"{one.decoding.held.tokens} of {tokens} are cached on {one.decoding.worker.node_id}"
+    return f"{one.held.tokens} of {tokens} are cached on {one.decodes.node_id}"
 
 
 def _what(request: PlanRequest, one: Forecast) -> str:
-    computing, decode = one.computing, one.decoding.worker
-    waits = f" behind {_time(computing.queue_s)} of others" if computing.queue_s > 0 else ""
-    rest = f"the rest in {_time(computing.prefill_s)}{waits}"
+    figures, decode = one.prediction, one.decodes
+    waits = f" behind {_time(figures.queue_s)} of others" if figures.queue_s > 0 else ""
+    rest = f"the rest in {_time(figures.prefill_s)}{waits}"
     if not one.is_split:
         return f"decode worker {decode.worker_id} computes {rest}{_why_alone(request)}"
     asked = ", as was asked for" if request.forced_mode is Mode.SPLIT else ""
     where = ""
-    if computing.worker.node_id != decode.node_id:
-        where = f" on {computing.worker.node_id}, and its KV is brought in {_time(one.transfer_s)} more"
-    return f"prefill worker {computing.worker.worker_id} computes {rest}{where}{asked}"
+    if one.computes.node_id != decode.node_id:
+        where = f" on {one.computes.node_id}, and its KV is brought in {_time(figures.transfer_s)} more"
+    return f"prefill worker {one.computes.worker_id} computes {rest}{where}{asked}"
 
 
 def _why_alone(request: PlanRequest) -> str:
@@ -36,18 +36,18 @@ def _why_alone(request: PlanRequest) -> str:
 
 
 def _figures(one: Forecast) -> str:
-    batch = one.decoding.batch
+    figures = one.prediction
     return (
-        f"{one.decoding.worker.worker_id} takes {_time(one.time_per_output_token_s)} a token"
-        f" with {batch} {'sequences' if batch > 1 else 'sequence'}; first token after"
-        f" {_time(one.time_to_first_token_s)}, {one.joules:.3g} J, {one.usd:.3g} USD"
+        f"{one.decodes.worker_id} takes {_time(figures.time_per_output_token_s)} a token"
+        f" with {figures.batch} {'sequences' if figures.batch > 1 else 'sequence'}; first token after"
+        f" {_time(figures.time_to_first_token_s)}, {figures.joules:.3g} J, {figures.usd:.3g} USD"
     )
 
 
 def _against(request: PlanRequest, one: Forecast, other: Forecast) -> str:
     """What decided between the two."""
-    where = f"with {other.computing.worker.worker_id} " if other.is_split else ""
-    name = f"{mode_of(request, other).value} {where}on {other.decoding.worker.worker_id}"
+    where = f"with {other.computes.worker_id} " if other.is_split else ""
+    name = f"{mode_of(request, other).value} {where}on {other.decodes.worker_id}"
     target = _target(request)
     if one.lateness > 0 and other.lateness > 0:
         return f"misses {target} by {one.lateness:.0%}, {name} by {other.lateness:.0%}"
@@ -56,7 +56,8 @@ def _against(request: PlanRequest, one: Forecast, other: Forecast) -> str:
     if one.lateness > 0:
         return f"would miss {target} by {one.lateness:.0%}, {name} meets it"
     meets = f"meets {target} as does" if request.qos_tier is QosTier.REALTIME else "against"
-    return f"{meets} {name} at {_price(other)} and {_time(other.time_to_first_token_s)} to the first token"
+    figures = other.prediction
+    return f"{meets} {name} at {_price(figures)} and {_time(figures.time_to_first_token_s)} to the first token"
 
 
 def _target(request: PlanRequest) -> str:
@@ -65,7 +66,7 @@ def _target(request: PlanRequest) -> str:
     return f"its deadline in {_time(request.deadline_s)}"
 
 
-def _price(one: Forecast) -> str:
+def _price(one: Prediction) -> str:
     return f"{one.usd:.3g} USD" if one.usd > 0 else f"{one.joules:.3g} J"
 
 
