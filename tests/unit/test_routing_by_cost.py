@@ -40,7 +40,7 @@ def prefill(worker_id: str, node_id: str = "n1", rates: ChipRates | None = RATES
 
 
 def held(block_count: int) -> PrefixMatch:
-    return PrefixMatch((Tier.DEVICE,) * block_count)
+    return PrefixMatch(block_count, frozenset({Tier.DEVICE}))
 
 
 def made(request: PlanRequest, fleet: FleetSnapshot, matches=None, loads=None, tie_break=0.0, **conditions) -> Plan:  # type: ignore[no-untyped-def]

@@ -81,7 +81,7 @@ requests = st.builds(
 )
 matches_of_nodes = st.dictionaries(
     st.sampled_from([*node_ids, "elsewhere"]),
-    st.integers(0, 100).map(lambda count: PrefixMatch((Tier.DEVICE,) * count)),
+    st.integers(0, 100).map(lambda count: PrefixMatch(count, frozenset({Tier.DEVICE}))),
 )
 lessons = st.tuples(
     st.sampled_from(worker_ids), st.sampled_from(Phase), st.sampled_from([1, 3, 500, 3_000]), st.floats(0.1, 10)

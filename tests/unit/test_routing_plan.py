@@ -32,7 +32,7 @@ def prefill(worker_id: str, node_id: str = "n1", **fields) -> Worker:  # type: i
 
 
 def held(block_count: int) -> PrefixMatch:
-    return PrefixMatch((Tier.DEVICE,) * block_count)
+    return PrefixMatch(block_count, frozenset({Tier.DEVICE}))
 
 
 def made(request: PlanRequest, fleet: FleetSnapshot, matches=None, loads=None, tie_break: float = 0.0) -> Plan:  # type: ignore[no-untyped-def]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forebay.kv.tier import Tier
-from forebay.routing.prefix_index import PrefixIndex, PrefixMatch
+from forebay.routing.prefix_index import NO_MATCH, PrefixIndex, PrefixMatch
 
 NODES, TIERS = ("n1", "n2", "n3"), (Tier.DEVICE, Tier.HOST)
 NEAREST_FIRST = (Tier.DEVICE, Tier.HOST, Tier.DISK, Tier.REMOTE)
@@ -51,7 +51,7 @@ class Model:
         for node in NODES:
             run = list(takewhile(bool, (self.held[node, h] for h in prompt)))
             if run:
-                matches[node] = PrefixMatch(tuple(min(in_tiers, key=NEAREST_FIRST.index) for in_tiers in run))
+                matches[node] = PrefixMatch(len(run), frozenset(min(found, key=NEAREST_FIRST.index) for found in run))
         return matches
 
 
@@ -113,7 +113,7 @@ def test_what_was_matched_and_then_removed_does_not_come_back() -> None:
         index.match([block_hash(number)])
     index.store("n1", Tier.DEVICE, [block_hash(i) for i in range(20, 23)])
     assert len(index) <= 6
-    assert index.match(matched).get("n1", PrefixMatch(())).block_count <= 1
+    assert index.match(matched).get("n1", NO_MATCH).block_count <= 1
 
 
 def test_a_hole_ends_the_match() -> None:
@@ -122,6 +122,6 @@ def test_a_hole_ends_the_match() -> None:
     index.store("n2", Tier.HOST, [block_hash(0), block_hash(1), block_hash(2)])
     matches = index.match([block_hash(i) for i in range(3)])
     assert {node: match.block_count for node, match in matches.items()} == {"n1": 1, "n2": 3}
-    assert matches["n2"].tiers == (Tier.HOST,) * 3
+    assert matches["n2"] == PrefixMatch(3, frozenset({Tier.HOST}))
     assert not index.match([block_hash(9)])
     assert not index.match([])

@@ -8,7 +8,7 @@ request moves a factor little, however wrong its prediction was, and no factor l
 import math
 from collections.abc import Container, Sequence
 from enum import IntEnum
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +33,9 @@ class Phase(IntEnum):
     DECODE = 1
 
 
-def magnitude_of(amount: Any) -> Any:
-    """Its power of two: the number of bits of a whole number, or of each of an array of them."""
-    if isinstance(amount, int):
-        return min(amount.bit_length(), _MAGNITUDES - 1)
-    return np.minimum(np.frexp(amount)[1], _MAGNITUDES - 1)
+def magnitude_of(amount: int) -> int:
+    """Its power of two."""
+    return min(amount.bit_length(), _MAGNITUDES - 1)
 
 
 class RatioEstimate:

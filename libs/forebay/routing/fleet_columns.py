@@ -74,6 +74,8 @@ class FleetColumns:
         self.batch = np.ones(len(sites))
         self.batch_magnitude = np.full(len(sites), magnitude_of(1))
         self.excess = np.array([max(0, 1 - (site.decode.max_sequences or 1)) for site in sites], np.float64)
+        self.is_shared = np.zeros(len(sites))
+        """1 where others are in the batch, else 0."""
         self.context_tokens = np.zeros(len(sites))
         self.has_company = False
         """Whether some sequence would share its steps."""
@@ -102,7 +104,7 @@ class FleetColumns:
             if load is not known:
                 self._set_load(row, load or _IDLE, known or _IDLE)
         self._loads = now
-        self.has_company = bool((self.batch > 1).any())
+        self.has_company = bool(self.is_shared.any())
         self.is_full = bool(self.excess.any())
         self._choose_strangers()
 
@@ -122,6 +124,7 @@ class FleetColumns:
             places = self.workers[row].max_sequences or 1
             batch = min(load.sequences + 1, places)
             self.batch[site] = batch
+            self.is_shared[site] = batch > 1
             self.batch_magnitude[site] = magnitude_of(batch)
             self.excess[site] = max(0, load.sequences + 1 - places)
             self.context_tokens[site] = load.context_tokens
@@ -145,18 +148,16 @@ class FleetColumns:
         for number, site in enumerate(sites):
             rows = np.array([row_of[one.worker_id] for one in site.partners], np.intp)
             if is_near[number]:
-                self.way_row[number, 1:] = rows[0]
                 self.way_row[number, 1 : 1 + len(rows)] = rows
             elif len(rows):
                 of_tuple.setdefault(id(site.partners), ([], rows))[0].append(number)
         self._strangers = [(np.array(numbers, np.intp), rows) for numbers, rows in of_tuple.values()]
         self._choose_strangers()
-        self.has_choice = any(near and count > 1 for near, count in zip(is_near, counts, strict=True))
         self.is_split = np.arange(width) > 0
-        self.hand_over_joules = HAND_OVER_S * self.decode_cost.watts[:, None] * self.is_split
-        self.hand_over_usd = HAND_OVER_S * self.decode_cost.usd_per_s[:, None] * self.is_split
-        self.first_partner = np.arange(len(sites)) * width + 1
-        """Where it is in flat arrays of ways."""
+        self.prices = np.stack((self.cost.usd_per_s, self.cost.watts))
+        """Money and energy of a second on each worker; `decode_prices`: of each site's decode worker."""
+        self.decode_prices = self.prices.take(self.decode_row, axis=1)
+        self.hand_over = HAND_OVER_S * self.decode_prices[:, :, None] * self.is_split
         self.zeros = np.zeros((len(sites), width))
 
     def _choose_strangers(self) -> None:

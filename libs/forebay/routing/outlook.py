@@ -63,18 +63,15 @@ class Outlook:
         self._combine()
         ways = self._ways()
         if len(fleet.sites) > MOST_SITES:
-            is_looked_at = np.zeros(len(fleet.sites), np.bool_)
+            is_looked_at = np.zeros((len(fleet.sites), 1), np.bool_)
             is_looked_at[[*_looked_at(fleet, matches, tie_break)]] = True
-            ways &= is_looked_at[:, None]
-        np.copyto(self._late, np.inf, where=~ways)
+            ways = ways & is_looked_at
         self.way_count = int(np.count_nonzero(ways))
         self.width = columns.way_row.shape[1]
-        self.lateness, self.usd, self.joules = self._late.ravel(), self._usd.ravel(), self._joules.ravel()
-        self.first_s, self.token_s, self.transfer_s = (
-            self._first_s.ravel(),
-            self._token_s.ravel(),
-            self._exposed_s.ravel(),
-        )
+        self.lateness = np.where(ways, self._late, np.inf).ravel()
+        self.usd, self.joules = self._price.reshape(2, -1)
+        self.first_s, self.token_s = self._first_s.ravel(), self._token_s.ravel()
+        self.transfer_s = self._exposed_s.ravel()
 
     def forecast(self, number: int) -> Forecast:
         """One of the ways."""
@@ -106,67 +103,66 @@ class Outlook:
         """How many of the prompt's tokens lie on each worker's node, and whether that is all of it, for each site."""
         columns, prompt_tokens = self._columns, self._request.prompt_tokens
         self._held_tokens: Amount = 0
+        self._magnitude: Amount = magnitude_of(prompt_tokens)
         self._is_held: Flags | None = None
+        if not self._matches:
+            return
         tokens, is_all = [0] * columns.cache_count, [False] * columns.cache_count
+        magnitudes = [self._magnitude] * columns.cache_count
         for node_id, match in self._matches.items():
             for block_tokens, cache in columns.caches_of_node.get(node_id, ()):
-                tokens[cache], is_all[cache] = held_by(block_tokens, prompt_tokens, match)
-        if any(tokens):
-            self._held_tokens = np.array(tokens).take(columns.cache_of_worker)
-            self._is_held = np.array(is_all).take(columns.cache_of_site)
+                tokens[cache], is_all[cache] = held = held_by(block_tokens, prompt_tokens, match)
+                magnitudes[cache] = magnitude_of(prompt_tokens - held.tokens)
+        self._held_tokens, self._magnitude = np.array((tokens, magnitudes)).take(columns.cache_of_worker, axis=1)
+        self._is_held = np.array(is_all).take(columns.cache_of_site)
 
     def _compute(self) -> None:
         """The prompt on each worker, behind what waits there; energy and money as if it were alone."""
         request, columns = self._request, self._columns
-        self._rest_tokens = rest_tokens = request.prompt_tokens - self._held_tokens
-        factors = self._conditions.corrections.factors
-        self._prefill_factor = factor = factors[Phase.PREFILL, magnitude_of(rest_tokens), self._slots]
+        self._rest_tokens = request.prompt_tokens - self._held_tokens
+        factors = self._conditions.corrections.factors[Phase.PREFILL]
+        self._prefill_factor = factor = factors[self._magnitude, self._slots]
         busy_s = columns.cost.prefill_s(request.prompt_tokens, self._held_tokens) * factor
         tier = int(request.qos_tier is QosTier.REALTIME)
         waited_s = columns.seen_s[tier] - self._conditions.now_s
         self._queue_s = np.maximum(columns.ahead_s[tier] * factor * columns.busy_workers + waited_s, 0.0)
         self._prefill_s = busy_s * columns.busy_workers
-        self._prefill_joules = columns.cost.watts * busy_s
-        self._prefill_usd = columns.cost.usd_per_s * busy_s
+        self._prefill_price = columns.prices * busy_s
 
     def _decode(self) -> None:
         """The sequence in each site's batch, with those that are there."""
         request, columns = self._request, self._columns
         context_tokens = columns.context_tokens + (request.prompt_tokens + request.output_tokens // 2)
-        factors = self._conditions.corrections.factors
-        slots = self._slots.take(columns.decode_row)
-        self._decode_factor = factors[Phase.DECODE, columns.batch_magnitude, slots]
-        self._step_s = columns.decode_cost.decode_step_s(columns.batch, context_tokens) * self._decode_factor
+        factors = self._conditions.corrections.factors[Phase.DECODE]
+        self._decode_factor = factors[columns.batch_magnitude, self._slots.take(columns.decode_row)]
+        self._alone_step_s = columns.decode_cost.decode_step_s(columns.batch, context_tokens)
+        self._step_s = self._alone_step_s * self._decode_factor
         busy_s = self._step_s / columns.batch * request.output_tokens
-        self._decode_joules = columns.decode_cost.watts * busy_s
-        self._decode_usd = columns.decode_cost.usd_per_s * busy_s
+        self._decode_price = columns.decode_prices * busy_s
 
     def _combine(self) -> None:
         """Seconds, joules and money of each way."""
         request, columns, corrections = self._request, self._columns, self._conditions.corrections
-        way_row, decode_row = columns.way_row, columns.decode_row
+        decode_row = columns.decode_row
         self._alone_s = self._prefill_s.take(decode_row)
         if columns.has_company:  # a prompt's chunks go between steps in which the others generate
             rest_tokens = self._rest_tokens if self._is_held is None else self._rest_tokens.take(decode_row)
             chunk_count = -(-rest_tokens // INTERLEAVED_TOKENS)
-            self._alone_s += chunk_count * self._step_s / self._decode_factor * (columns.batch > 1)
-        ready_s = self._queue_s + self._prefill_s
-        self._ready_s = ready_s.take(way_row)
-        self._ready_s[:, 0] = self._queue_s.take(decode_row) + self._alone_s
-        path_s = np.full(way_row.shape[1], corrections.path_s(is_split=True))
-        path_s[0] = corrections.path_s(is_split=False)
+            self._alone_s += chunk_count * self._alone_step_s * columns.is_shared
+        split_s = self._queue_s + self._prefill_s + corrections.path_s(is_split=True)
+        self._first_s = split_s.take(columns.way_row)
+        self._first_s[:, 0] = self._queue_s.take(decode_row) + self._alone_s + corrections.path_s(is_split=False)
         self._token_s = self._step_s[:, None] + columns.zeros
         self._exposed_s = columns.zeros
-        self._first_s = path_s + self._ready_s
-        if columns.is_full:  # places become free one by one, in the time of an answer all of them
-            token_wait_s = (columns.excess * self._step_s / columns.places)[:, None]
-            self._token_s += token_wait_s * columns.is_split
-            self._first_s = token_wait_s * request.output_tokens * ~columns.is_split + path_s + self._ready_s
         if columns.has_strangers:
             self._exposed_s = self._transfer_s()
             self._first_s += self._exposed_s
-        self._joules = self._prefill_joules.take(way_row) + self._decode_joules[:, None] + columns.hand_over_joules
-        self._usd = self._prefill_usd.take(way_row) + self._decode_usd[:, None] + columns.hand_over_usd
+        if columns.is_full:  # places become free one by one, in the time of an answer all of them
+            token_wait_s = columns.excess * self._step_s / columns.places
+            self._token_s[:, 1:] += token_wait_s[:, None]
+            self._first_s[:, 0] += token_wait_s * request.output_tokens
+        prefill_price = self._prefill_price.take(columns.way_row, axis=1)
+        self._price = prefill_price + self._decode_price[:, :, None] + columns.hand_over
         self._late = self._lateness()
 
     def _transfer_s(self) -> Floats:
@@ -200,29 +196,19 @@ class Outlook:
         request, columns = self._request, self._columns
         forced = request.forced_mode
         if request.is_begun or forced is Mode.LOCAL:
-            has_partner = np.zeros(len(columns.has_partner), np.bool_)
+            has_partner = np.zeros_like(columns.has_partner)
         elif self._is_held is not None and forced is None:  # what is left is worth no hand-over
             has_partner = columns.has_partner & ~self._is_held
+        elif request.alone_tokens > 0 and forced is None:
+            return columns.is_way
         else:
             has_partner = columns.has_partner
-        ways = columns.is_way & has_partner[:, None]
-        if columns.has_choice:
-            ways &= ~self._useless()
-        if not request.is_begun and forced is Mode.SPLIT:
+        ways: Flags = columns.is_way & has_partner[:, None]
+        if forced is Mode.SPLIT and not request.is_begun:
             ways[:, 0] = False
         else:
             ways[:, 0] = True if request.alone_tokens > 0 else ~has_partner
         return ways
-
-    def _useless(self) -> Flags:
-        """Which partners are later than the soonest of their node by more than a tie, and no cheaper."""
-        columns = self._columns
-        soonest = self._ready_s[:, 1:].argmin(axis=1) + columns.first_partner
-        is_later = self._ready_s > (self._ready_s.take(soonest) * EQUAL_TIME + EQUAL_S)[:, None]
-        is_no_cheaper = self._usd >= self._usd.take(soonest)[:, None]
-        is_no_cheaper &= self._joules >= self._joules.take(soonest)[:, None]
-        useless: Flags = is_later & is_no_cheaper & columns.is_near[:, None]
-        return useless
 
 
 def _looked_at(fleet: FleetSnapshot, matches: Mapping[str, PrefixMatch], tie_break: float) -> Iterable[int]:

@@ -11,34 +11,31 @@ hashes costs several times what finding them does, and most are matched again be
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby, islice
-from typing import Final
+from itertools import islice
+from operator import is_not
+from typing import Final, NamedTuple, cast
 
 from forebay.kv.tier import Tier
 
 DEFAULT_CAPACITY: Final = 262_144
+_LOOKED_UP_FIRST: Final = 16
 _FORGOTTEN_AT_ONCE: Final = 16  # one so-manieth of the capacity: finding the oldest hash passes over all gaps before it
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixMatch:
-    """A run of blocks from a prompt's start that one node holds: the nearest tier of each."""
+class PrefixMatch(NamedTuple):
+    """A run of blocks from a prompt's start that one node holds. tiers: the nearest of each."""
 
-    tiers: tuple[Tier, ...]
-
-    @property
-    def block_count(self) -> int:
-        """Blocks held, counted from the first."""
-        return len(self.tiers)
+    block_count: int
+    tiers: frozenset[Tier]
 
 
-NO_MATCH: Final = PrefixMatch(())
+NO_MATCH: Final = PrefixMatch(0, frozenset())
 
 # A node's id with its tiers as bits, of every node that holds a block. The lowest bit is the nearest tier.
 _Holders = tuple[tuple[str, int], ...]
 _TIERS: Final = tuple(Tier)
 _BIT_OF: Final = {tier: 1 << place for place, tier in enumerate(_TIERS)}
+_TIERS_OF: Final = [frozenset(tier for tier in _TIERS if bits & _BIT_OF[tier]) for bits in range(1 << len(_TIERS))]
 
 
 class PrefixIndex:
@@ -89,22 +86,33 @@ class PrefixIndex:
 
     def match(self, hashes: Sequence[bytes]) -> Mapping[str, PrefixMatch]:
         """For each node that holds the first block, how far it holds the run of `hashes` without a hole."""
-        found = list(map(self._holders.get, hashes))
-        held = found if all(found) else found[: found.index(None)]  # a hash that is known has holders
-        tiers: dict[str, list[Tier]] = {}
+        reached: dict[str, int] = {}
+        tiers: dict[str, int] = {}
         depth = 0
-        for holders, length in _runs(held):
+        for holders, length in _runs(self._held_run(hashes)):
             is_longer = False
-            for node_id, mask in holders or ():
-                run = tiers.setdefault(node_id, []) if depth == 0 else tiers.get(node_id)
-                if run is not None and len(run) == depth:
-                    run += [_nearest(mask)] * length
+            for node_id, mask in holders:
+                if reached.get(node_id, 0) == depth:
+                    reached[node_id] = depth + length
+                    tiers[node_id] = tiers.get(node_id, 0) | (mask & -mask)
                     is_longer = True
             if not is_longer:
                 break
             depth += length
         self._note_matched(hashes[:depth])
-        return {node_id: PrefixMatch(tuple(run)) for node_id, run in tiers.items()}
+        return {node_id: PrefixMatch(length, _TIERS_OF[tiers[node_id]]) for node_id, length in reached.items()}
+
+    def _held_run(self, hashes: Sequence[bytes]) -> list[_Holders]:
+        """Holders of one block after the other until nobody holds one. Looks some blocks further, not at all."""
+        held: list[_Holders] = []
+        size = _LOOKED_UP_FIRST
+        while len(held) < len(hashes):
+            found = list(map(self._holders.get, hashes[len(held) : len(held) + size]))
+            if not all(found):  # a hash that is known has holders
+                return held + cast("list[_Holders]", found[: found.index(None)])
+            held += cast("list[_Holders]", found)
+            size *= 2
+        return held
 
     def _note_matched(self, run: Sequence[bytes]) -> None:
         """Remembers to touch these. Of more than are forgotten at once, those matched longest ago are left."""
@@ -150,14 +158,11 @@ class PrefixIndex:
         return self._shared.setdefault(holders, holders)
 
 
-def _runs(held: Sequence[_Holders | None]) -> Iterable[tuple[_Holders | None, int]]:
+def _runs(held: Sequence[_Holders]) -> Iterable[tuple[_Holders, int]]:
     """Holders with how many blocks in a row they hold."""
-    if held and held.count(held[0]) == len(
-        held
-    ):  # a prompt of one node, mostly: eight times as fast as looking for runs
-        return ((held[0], len(held)),)
-    return ((holders, sum(1 for _ in same)) for holders, same in groupby(held))
-
-
-def _nearest(mask: int) -> Tier:
-    return _TIERS[(mask & -mask).bit_length() - 1]
+    is_last = bytes(map(is_not, held, held[1:])) + b"\1"
+    place = 0
+    while place < len(held):
+        end = is_last.index(1, place) + 1
+        yield held[place], end - place
+        place = end

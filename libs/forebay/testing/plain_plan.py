@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from heapq import nsmallest
-from operator import attrgetter
 from typing import Final, NamedTuple
 
 from forebay.routing.correction import Phase
@@ -17,7 +16,6 @@ from forebay.routing.outlook import EQUAL_S, EQUAL_TIME, INTERLEAVED_TOKENS, LEA
 from forebay.routing.prefix_index import NO_MATCH, PrefixMatch
 
 _IDLE: Final = WorkerLoad()
-_READY_S: Final = attrgetter("ready_s")
 
 
 class Computing:
@@ -39,14 +37,6 @@ class Computing:
         self.prefill_s = prefill_s
         self.ready_s = queue_s + prefill_s
 
-    def is_useless_beside(self, other: "Computing") -> bool:
-        """Whether it is later than the other by more than a tie, and no cheaper."""
-        return (
-            self.ready_s > other.ready_s * EQUAL_TIME + EQUAL_S
-            and self.usd >= other.usd
-            and self.joules >= other.joules
-        )
-
 
 class Decoding:
     """A sequence on one worker. busy_s: its part of all its steps.
@@ -55,6 +45,7 @@ class Decoding:
     """
 
     __slots__ = (
+        "alone_step_s",
         "batch",
         "busy_s",
         "factor",
@@ -77,6 +68,7 @@ class Decoding:
         self.step_s = step_s
         self.wait_s = self.token_wait_s = 0.0
         self.factor = 1.0
+        self.alone_step_s = step_s
         self.busy_s = step_s / batch * output_tokens
         self.take_over = cost.watts * HAND_OVER_S, cost.usd_per_s * HAND_OVER_S
         self.joules = cost.watts * self.busy_s
@@ -170,7 +162,6 @@ class _Outlook:
         self._held: dict[tuple[str | None, int], Held] = {}
         self._busy_count: dict[str, int] = {}
         self._computing: dict[tuple[str, int], Computing] = {}
-        self._partners: dict[int, list[Computing]] = {}
         self._strangers: dict[int, list[Worker]] = {}
         self.forecasts: list[Forecast] = []
 
@@ -188,46 +179,37 @@ class _Outlook:
         if not has_partner:
             return
         if site.partners[0].node_id == decode.node_id:
-            for computing in self._beside(site.partners, held):
-                self._add_split(decoding, computing, 0.0)
+            for prefill in site.partners:
+                self._add_split(decoding, self._computing_on(prefill, held.tokens), 0.0)
             return
         for prefill in self._nearest(site.partners):
             computing = self._computing_on(prefill, self._held_by(prefill).tokens)
             self._add_split(decoding, computing, self._transfer_s(decode, held, computing))
-
-    def _beside(self, partners: tuple[Worker, ...], held: Held) -> list[Computing]:
-        """The prompt on a node's prefill workers, without those that another of them is better than in every way."""
-        known = self._partners.get(id(partners))
-        if known is None:
-            every = [self._computing_on(prefill, held.tokens) for prefill in partners]
-            soonest = min(every, key=_READY_S)
-            known = self._partners[id(partners)] = [one for one in every if not one.is_useless_beside(soonest)]
-        return known
 
     def _add_alone(self, decoding: Decoding) -> None:
         decode, held = decoding.worker, decoding.held
         computing = self._computing_on(decode, held.tokens)
         if decoding.batch > 1:  # its chunks go between steps in which the others generate
             chunk_count = -(-(self._request.prompt_tokens - held.tokens) // INTERLEAVED_TOKENS)
-            computing.wait(computing.queue_s, computing.prefill_s + chunk_count * decoding.step_s / decoding.factor)
-        wait_s = decoding.wait_s + self._alone_path_s
-        self._add(computing, decoding, wait_s, decoding.step_s, (0.0, 0.0, 0.0))
+            computing.wait(computing.queue_s, computing.prefill_s + chunk_count * decoding.alone_step_s)
+        first_s = computing.ready_s + self._alone_path_s + decoding.wait_s
+        self._add(computing, decoding, first_s, decoding.step_s, (0.0, 0.0, 0.0))
 
     def _add_split(self, decoding: Decoding, computing: Computing, transfer_s: float) -> None:
         token_s = decoding.step_s + decoding.token_wait_s
-        self._add(computing, decoding, self._split_path_s, token_s, (transfer_s, *decoding.take_over))
+        first_s = computing.ready_s + self._split_path_s + transfer_s
+        self._add(computing, decoding, first_s, token_s, (transfer_s, *decoding.take_over))
 
     def _add(
         self,
         computing: Computing,
         decoding: Decoding,
-        wait_s: float,
+        first_s: float,
         token_s: float,
         hand_over: tuple[float, float, float],
     ) -> None:
         """hand_over: its seconds, joules and US dollars."""
         transfer_s, joules, usd = hand_over
-        first_s = wait_s + computing.ready_s + transfer_s
         whole_s = first_s + token_s * self._request.output_tokens
         share = max(first_s / self._most_first_s, token_s / self._most_token_s, whole_s / self._deadline_s)
         lateness = max(0.0, share - 1.0)
@@ -278,8 +260,10 @@ class _Outlook:
         batch = min(load.sequences + 1, most)
         context_tokens = load.context_tokens + request.prompt_tokens + request.output_tokens // 2
         factor = self._corrections.factor(worker.worker_id, Phase.DECODE, batch)
-        step_s = cost.decode_step_s(batch, context_tokens) * factor
+        alone_step_s = cost.decode_step_s(batch, context_tokens)
+        step_s = alone_step_s * factor
         decoding = Decoding(worker, held, cost, batch, step_s, request.output_tokens)
+        decoding.alone_step_s = alone_step_s
         decoding.factor = factor
         excess = load.sequences + 1 - most
         if excess > 0:  # places become free one by one, in the time of an answer all of them
