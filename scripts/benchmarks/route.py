@@ -1,8 +1,9 @@
 """The router's plan: what it costs, and how near its predictions come to what then happens.
 
 plan() is asked for 8,192-token prompts in fleets of 64 and 1,000 workers (four a node: two prefill, two decode) with
-random loads and rates, and a prefix index of 1,000,000 blocks in which half of the prompts have a prefix somewhere. The
-judged figure is finding the prefix and planning, garbage collection included; hashing the prompt is told apart.
+random loads and rates, of which one load changes before each plan, and a prefix index of 1,000,000 blocks in which half
+of the prompts have a prefix somewhere. The judged figure is finding the prefix and planning, garbage collection
+included; hashing the prompt is told apart.
 
 Predictions are those of plans in a real mesh under a mixed run: prompts of 32 to 1,000 tokens, one to six at a time,
 with 16 to 64 tokens of answer. The first requests, from which the router learns, are not counted. Errors are shares of
@@ -72,11 +73,9 @@ def _plan_figures(worker_count: int, numbers: random.Random, rounds: int) -> Ite
     index, prompts = _index(sorted({one.node_id for one in workers}), numbers)
     whole_us, plan_us = [], []
     for _ in range(rounds):
-        loads = {
-            one.worker_id: WorkerLoad(numbers.randrange(12), numbers.randrange(2_000), numbers.randrange(20_000))
-            for one in workers
-        }
+        loads = {one.worker_id: _load(numbers) for one in workers}
         for _ in range(_PLANS):
+            loads[numbers.choice(workers).worker_id] = _load(numbers)
             hashes, tie_break = numbers.choice(prompts), numbers.random()
             began_s = time.perf_counter()
             matches = index.match(hashes)
@@ -118,6 +117,10 @@ def _fleet(node_count: int, numbers: random.Random) -> FleetSnapshot:
         return tuple(worker(node, number, role) for node in range(node_count) for number in range(2))
 
     return FleetSnapshot(all_of(Role.PREFILL), all_of(Role.DECODE))
+
+
+def _load(numbers: random.Random) -> WorkerLoad:
+    return WorkerLoad(numbers.randrange(12), numbers.randrange(2_000), numbers.randrange(20_000))
 
 
 def _learned(workers: tuple[Worker, ...], numbers: random.Random) -> Corrections:

@@ -6,6 +6,8 @@ worker's load are worked out when that changes, not when a plan is made (docs/ad
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import compress
+from operator import is_not
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -44,6 +46,7 @@ class FleetColumns:
         self.worker_ids = tuple(row_of)
         self.cost = StepCost.stacked(costs)
         self._costs = costs
+        self._rows = range(len(workers))
         self._loads: list[WorkerLoad | None] = [None] * len(workers)
         self.ahead_s = np.zeros((2, len(workers)))
         """Of the prompts before one of another tier, and before one of REALTIME, alone on all of its cores."""
@@ -73,14 +76,13 @@ class FleetColumns:
         self.places = np.array([site.decode.max_sequences or 1 for site in sites], np.float64)
         self.batch = np.ones(len(sites))
         self.batch_magnitude = np.full(len(sites), magnitude_of(1))
-        self.excess = np.array([max(0, 1 - (site.decode.max_sequences or 1)) for site in sites], np.float64)
+        self.excess = np.zeros(len(sites))
         self.is_shared = np.zeros(len(sites))
         """1 where others are in the batch, else 0."""
         self.context_tokens = np.zeros(len(sites))
-        self.has_company = False
-        """Whether some sequence would share its steps."""
-        self.is_full = bool(self.excess.any())
-        """Whether some sequence would wait for a place."""
+        self.shared_count = 0
+        """Sites where a sequence would share its steps; `full_count`: where it would wait for a place."""
+        self.full_count = 0
         self.sites_of_node: dict[str, list[int]] = defaultdict(list)
         for number, site in enumerate(sites):
             self.sites_of_node[site.decode.node_id].append(number)
@@ -96,17 +98,13 @@ class FleetColumns:
 
     def follow(self, loads: Mapping[str, WorkerLoad]) -> None:
         """These are the workers' loads now; one that is not there is idle."""
-        now = list(map(loads.get, self.worker_ids))
-        before = self._loads
-        if now == before:
-            return
-        for row, (load, known) in enumerate(zip(now, before, strict=True)):
-            if load is not known:
-                self._set_load(row, load or _IDLE, known or _IDLE)
-        self._loads = now
-        self.has_company = bool(self.is_shared.any())
-        self.is_full = bool(self.excess.any())
-        self._choose_strangers()
+        now, before = list(map(loads.get, self.worker_ids)), self._loads
+        changed = [*compress(self._rows, map(is_not, now, before))]
+        if changed:
+            for row in changed:
+                self._set_load(row, now[row] or _IDLE, before[row] or _IDLE)
+            self._loads = now
+            self._choose_strangers()
 
     def _set_load(self, row: int, load: WorkerLoad, before: WorkerLoad) -> None:
         cost = self._costs[row]
@@ -123,10 +121,13 @@ class FleetColumns:
         if site is not None:
             places = self.workers[row].max_sequences or 1
             batch = min(load.sequences + 1, places)
+            excess = max(0, load.sequences + 1 - places)
+            self.shared_count += (batch > 1) - bool(self.is_shared[site])
+            self.full_count += (excess > 0) - bool(self.excess[site])
             self.batch[site] = batch
             self.is_shared[site] = batch > 1
             self.batch_magnitude[site] = magnitude_of(batch)
-            self.excess[site] = max(0, load.sequences + 1 - places)
+            self.excess[site] = excess
             self.context_tokens[site] = load.context_tokens
 
     def _set_partners(self, sites: "Sequence[Site]", row_of: Mapping[str, int]) -> None:

@@ -145,7 +145,7 @@ class Outlook:
         request, columns, corrections = self._request, self._columns, self._conditions.corrections
         decode_row = columns.decode_row
         self._alone_s = self._prefill_s.take(decode_row)
-        if columns.has_company:  # a prompt's chunks go between steps in which the others generate
+        if columns.shared_count:  # a prompt's chunks go between steps in which the others generate
             rest_tokens = self._rest_tokens if self._is_held is None else self._rest_tokens.take(decode_row)
             chunk_count = -(-rest_tokens // INTERLEAVED_TOKENS)
             self._alone_s += chunk_count * self._alone_step_s * columns.is_shared
@@ -157,7 +157,7 @@ class Outlook:
         if columns.has_strangers:
             self._exposed_s = self._transfer_s()
             self._first_s += self._exposed_s
-        if columns.is_full:  # places become free one by one, in the time of an answer all of them
+        if columns.full_count:  # places become free one by one, in the time of an answer all of them
             token_wait_s = columns.excess * self._step_s / columns.places
             self._token_s[:, 1:] += token_wait_s[:, None]
             self._first_s[:, 0] += token_wait_s * request.output_tokens

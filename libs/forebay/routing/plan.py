@@ -6,6 +6,7 @@ by the rule of thumb (`least_load`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from forebay.routing.fleet import FleetSnapshot
 from forebay.routing.forecast import NOTHING_LEARNED, Conditions, Forecast, Prediction, mode_of
@@ -44,8 +45,7 @@ __all__ = [
 class Plan:
     """The decision. `prefill_worker_id` is set exactly in SPLIT.
 
-    prediction: None where no worker's rates are known. rejected: the best of the options that were not taken; None:
-    there was no other, or none was predicted.
+    prediction: None where no worker's rates are known. comparison: what it was preferred to.
     """
 
     mode: Mode
@@ -54,7 +54,21 @@ class Plan:
     matched_tokens: int
     reason: str
     prediction: Prediction | None = None
-    rejected: "Plan | None" = None
+    comparison: "Comparison | None" = None
+
+    @property
+    def rejected(self) -> "Plan | None":
+        """The best of the options that were not taken; None: there was no other, or none was predicted."""
+        return None if self.comparison is None else _plan(*self.comparison)
+
+
+class Comparison(NamedTuple):
+    """Two forecasts, of which the first is worse, and how many there were."""
+
+    request: PlanRequest
+    worse: Forecast
+    better: Forecast
+    way_count: int
 
 
 def plan(
@@ -97,19 +111,23 @@ def plan(
     is_large = len(fleet.sites) > MOST_SITES
     best, next_best = choose(outlook, tie_break * len(fleet.sites) % 1.0 if is_large else tie_break)
     chosen, rejected = outlook.forecast(best), None if next_best is None else outlook.forecast(next_best)
-    other = None
-    if rejected is not None:
-        other = _plan(request, rejected, reason_for(request, rejected, chosen, outlook.way_count))
-    return _plan(request, chosen, reason_for(request, chosen, rejected, outlook.way_count), other)
+    comparison = None if rejected is None else Comparison(request, rejected, chosen, outlook.way_count)
+    return _plan(request, chosen, rejected, outlook.way_count, comparison)
 
 
-def _plan(request: PlanRequest, forecast: Forecast, reason: str, rejected: Plan | None = None) -> Plan:
+def _plan(
+    request: PlanRequest,
+    forecast: Forecast,
+    other: Forecast | None,
+    way_count: int,
+    comparison: Comparison | None = None,
+) -> Plan:
     return Plan(
         mode=mode_of(request, forecast),
         decode_worker_id=forecast.decodes.worker_id,
         prefill_worker_id=forecast.computes.worker_id if forecast.is_split else None,
         matched_tokens=forecast.held.tokens,
-        reason=reason,
+        reason=reason_for(request, forecast, other, way_count),
         prediction=forecast.prediction,
-        rejected=rejected,
+        comparison=comparison,
     )

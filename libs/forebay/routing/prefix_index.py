@@ -111,7 +111,7 @@ class PrefixIndex:
             if not all(found):  # a hash that is known has holders
                 return held + cast("list[_Holders]", found[: found.index(None)])
             held += cast("list[_Holders]", found)
-            size *= 2
+            size *= 4
         return held
 
     def _note_matched(self, run: Sequence[bytes]) -> None:
