@@ -9,7 +9,7 @@ much. BATCH counts tokens of prompts as their first token comes, and of answers.
 
 Routing: a mesh of two prefill workers (cpu-compute) and two decode workers (cpu-bandwidth), and one open load of chats,
 three in four short, the others of 500 tokens, half of which continue one of four long conversations; the same
-arrivals for each policy. Goodput: answers a second whose first token came within 500 ms and whose tokens took 50 ms or
+arrivals for each policy, 0.7 of what eight such chats at a time get answered on this machine. Goodput: answers a second whose first token came within 500 ms and whose tokens took 50 ms or
 less. Each round measures everything once; rounds are interleaved, medians count.
 
 Example:
@@ -41,7 +41,8 @@ _SETTLE_S: Final = 4.0
 _WARM_UP_S: Final = 6.0
 
 _ROUTED_S: Final = 20.0
-_ARRIVALS_PER_S: Final = 7.0
+_LOAD: Final = 0.7  # arrivals, as a share of what is answered to _LANES at a time
+_LANES, _CAPACITY_S = 8, 10.0
 _SHORT, _LONG, _CONVERSATIONS = 60, 500, 4
 _ROUTED_OUTPUT: Final = 24
 
@@ -71,6 +72,7 @@ def run(options: Options) -> None:
     """`rounds` times each phase and policy."""
     phases: dict[str, list[_Phase]] = {}
     goodputs: dict[Policy, list[_Routed]] = {policy: [] for policy in Policy}
+    capacities: list[float] = []
     for number in range(options.rounds):
         numbers = random.Random(number)  # prompts, not secrets
         with running_mesh() as mesh:
@@ -78,11 +80,14 @@ def run(options: Options) -> None:
                 phases.setdefault(name, []).append(_phase(mesh, name, numbers))
         with running_mesh(extra_arguments={"router": ("--routing-policy", Policy.LEAST_LOAD.value)}) as mesh:
             phases.setdefault("least-load", []).append(_phase(mesh, "FIFO", numbers))
+        with running_mesh(prefill_count=2, decode_count=2) as mesh:
+            capacities.append(asyncio.run(_capacity(mesh, number)))
         for policy in Policy:
             flags = {"router": ("--routing-policy", policy.value)}
             with running_mesh(prefill_count=2, decode_count=2, extra_arguments=flags) as mesh:
-                goodputs[policy].append(asyncio.run(_routed(mesh, number)))
-    report("goodput", [*_tier_figures(phases), *_policy_figures(goodputs)])
+                goodputs[policy].append(asyncio.run(_routed(mesh, number, _LOAD * capacities[-1])))
+    capacity = Figure(f"{_LANES} chats at a time", median(capacities), "answers/s")
+    report("goodput", [*_tier_figures(phases), capacity, *_policy_figures(goodputs)])
 
 
 def _phase(mesh: RunningMesh, name: str, numbers: random.Random) -> _Phase:
@@ -159,13 +164,29 @@ class _Routed:
     reasons: list[str] = field(default_factory=list)
 
 
-async def _routed(mesh: RunningMesh, seed: int) -> _Routed:
+async def _capacity(mesh: RunningMesh, seed: int) -> float:
+    """Answers a second when the next chat comes as soon as one is answered."""
+    numbers, done = random.Random(2_000 + seed), _Routed()
+    conversations = [random_prompt(numbers, _LONG) for _ in range(_CONVERSATIONS)]
+    async with AsyncClient(mesh.router_address) as client:
+        await _warm_up(client)
+
+        async def lane() -> None:
+            while time.perf_counter() < ends_s:
+                await _ask(client, _routed_prompt(numbers, conversations), done)
+
+        ends_s = time.perf_counter() + _CAPACITY_S
+        await asyncio.gather(*(lane() for _ in range(_LANES)))
+    return len(done.first_token_s) / (_CAPACITY_S + time.perf_counter() - ends_s)
+
+
+async def _routed(mesh: RunningMesh, seed: int, arrivals_per_s: float) -> _Routed:
     numbers, routed = random.Random(1_000 + seed), _Routed()
     conversations = [random_prompt(numbers, _LONG) for _ in range(_CONVERSATIONS)]
     arrivals: list[tuple[float, list[int]]] = []
     at_s = 0.0
     while at_s < _ROUTED_S:
-        at_s += numbers.expovariate(_ARRIVALS_PER_S)
+        at_s += numbers.expovariate(arrivals_per_s)
         arrivals.append((at_s, _routed_prompt(numbers, conversations)))
     async with AsyncClient(mesh.router_address) as client:
         await _warm_up(client)
