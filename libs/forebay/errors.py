@@ -187,6 +187,10 @@ class NotDrainableError(ForebayError):
     code, reason = Code.FAILED_PRECONDITION, "NOT_DRAINABLE"
 
 
+class NothingToAdviseError(ForebayError):
+    code, reason = Code.FAILED_PRECONDITION, "NOTHING_TO_ADVISE"
+
+
 class UnknownBlockError(ForebayError):
     code, reason = Code.NOT_FOUND, "UNKNOWN_BLOCK"
 

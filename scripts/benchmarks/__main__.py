@@ -20,6 +20,7 @@ from scripts.benchmarks import (  # noqa: E402
     kv_core,
     kv_hit_rates,
     mesh,
+    roles,
     route,
     sharing,
     startup,
@@ -48,6 +49,7 @@ BENCHMARKS = {
     "cancels": cancels,
     "goodput": goodput,
     "drain": drain,
+    "roles": roles,
     "route": route,
 }
 _ROUNDS_OF = {"kills": 34, "goodput": 3, "cancels": 125}

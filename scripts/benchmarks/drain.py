@@ -34,7 +34,8 @@ def run(options: Options) -> None:
     """`rounds` replacements of each worker."""
     with running_mesh(**TWO_OF_EACH) as mesh:
         rounds = asyncio.run(_rounds(mesh, options.rounds))
-    report("drain", [figure for role in _ROLES for figure in _figures(role, rounds)])
+    of_role = {role: [one for one in rounds if one.name.startswith(role)] for role in _ROLES}
+    report("drain", [figure for role in _ROLES for figure in replacement_figures(role, of_role[role])])
 
 
 async def _rounds(mesh: RunningMesh, count: int) -> list[DrainRound]:
@@ -43,8 +44,8 @@ async def _rounds(mesh: RunningMesh, count: int) -> list[DrainRound]:
         return [await draining.run(name) for _ in range(count) for name in names]
 
 
-def _figures(role: str, all_rounds: Sequence[DrainRound]) -> list[Figure]:
-    rounds = [one for one in all_rounds if one.name.startswith(role)]
+def replacement_figures(role: str, rounds: Sequence[DrainRound]) -> list[Figure]:
+    """What went wrong in these, and the dip. role: what the figures are called by."""
     outcomes = [outcome for one in rounds for outcome in one.outcomes]
     verdicts = Counter(outcome.verdict for outcome in outcomes)
     reasons = Counter(outcome.reason for outcome in outcomes if outcome.verdict is Verdict.FAILED)

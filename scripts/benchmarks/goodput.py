@@ -10,7 +10,8 @@ much. BATCH counts tokens of prompts as their first token comes, and of answers.
 Routing: a mesh of two prefill workers (cpu-compute) and two decode workers (cpu-bandwidth), and one open load of chats,
 three in four short, the others of 500 tokens, half of which continue one of four long conversations; the same
 arrivals for each policy, 0.7 of what eight such chats at a time get answered on this machine. Goodput: answers a second
-whose first token came within 500 ms and whose tokens took 50 ms or less. Each round measures everything once; rounds are interleaved, medians count.
+whose first token came within 500 ms and whose tokens took 50 ms or less. Each round measures everything once; rounds
+are interleaved, medians count.
 
 Example:
   scripts/bench goodput --rounds 3     some fifteen minutes

@@ -1,9 +1,11 @@
 """What of a mesh is replaced while it serves, in which order, and what is not."""
 
+from pathlib import Path
+
 import pytest
 
 from forebay.errors import StartError
-from forebay.mesh.rolling import Manner, free_address, plan_rolling
+from forebay.mesh.rolling import Manner, as_role, check_switch, free_address, free_name, plan_rolling
 from forebay.mesh.spec import MeshSpec
 
 SMALL = [
@@ -68,3 +70,42 @@ def test_a_service_elsewhere_is_the_same_but_for_its_address(tmp_path) -> None: 
     moved = decode.at("127.0.0.1:9")
     assert moved.command.count("127.0.0.1:9") == 1
     assert moved.at(decode.address) == decode
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "words"),
+    [
+        ("decode-7", "prefill", "no service 'decode-7'"),
+        ("router-0", "decode", "only prefill and decode workers"),
+        ("decode-0", "router", "only prefill and decode workers"),
+        ("decode-0", "decode", "a decode worker already"),
+        ("prefill-0", "decode", "the last prefill worker"),
+    ],
+)
+def test_a_switch_that_cannot_be_says_why(name: str, role: str, words: str) -> None:
+    with pytest.raises(StartError, match=words):
+        check_switch(LARGE, name, role)
+
+
+def test_a_worker_of_which_there_are_two_can_have_the_other_role() -> None:
+    check_switch(LARGE, "decode-1", "prefill")
+    spec = MeshSpec(Path("m.gguf"), Path("state"), prefill_count=2, decode_count=2, chip_class="cpu-f32", threads=1)
+    by_name = {one.name: one for one in spec.services()}
+    assert as_role(by_name["decode-1"].at(by_name["prefill-1"].address).command, "prefill") == (
+        by_name["prefill-1"].command
+    )
+
+
+def test_a_worker_that_got_its_role_later_is_known_to_the_mesh() -> None:
+    spec = MeshSpec(Path("m.gguf"), Path("state"))
+    later = spec.service("decode-3")
+    assert later is not None
+    assert (later.role, later.address) == ("decode", "127.0.0.1:7423")
+    assert spec.service("decode-0") == next(one for one in spec.services() if one.name == "decode-0")
+    assert spec.service("decode-0-next") is spec.service("decode-10") is spec.service("router-3") is None
+
+
+def test_names_of_further_workers_are_the_first_that_are_free() -> None:
+    assert free_name("decode", {"decode-0", "decode-2", "prefill-1"}) == "decode-1"
+    with pytest.raises(StartError, match="at most 10"):
+        free_name("decode", {f"decode-{index}" for index in range(10)})

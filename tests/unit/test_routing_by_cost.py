@@ -305,6 +305,20 @@ def test_corrections_change_who_wins() -> None:
     assert chosen.prediction.prefill_factor == 1.0
 
 
+def test_where_predictions_are_wrong_the_sooner_is_taken_though_another_would_be_cheaper_in_time() -> None:
+    cheap, dear = decode("d1", "n1"), decode("d2", "n2", dataclasses.replace(FAST, usd_per_hour=10.0))
+    fleet, corrections = FleetSnapshot((), (cheap, dear)), Corrections()
+    asked = PlanRequest(600)  # some 340 ms on the cheap one
+    assert made(asked, fleet, corrections=corrections).decode_worker_id == "d1"
+    for _ in range(40):
+        corrections.first_token.take(1.6)
+    chosen = made(asked, fleet, corrections=corrections)
+    assert chosen.decode_worker_id == "d2"
+    assert "meets 0.5 s and 0.05 s a token with margins of 2.1 and 1, LOCAL on d1 would miss it by" in chosen.reason
+    batch = made(dataclasses.replace(asked, qos_tier=QosTier.BATCH), fleet, corrections=corrections)
+    assert batch.decode_worker_id == "d1"
+
+
 @settings(max_examples=20, deadline=None)
 @given(ties)
 def test_of_a_large_fleet_those_that_hold_the_prompt_are_looked_at_and_others_by_chance(tie_break: float) -> None:

@@ -1,6 +1,7 @@
 """What corrections may be, how far one request moves them, and that they come to what is true."""
 
 import math
+import random
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from forebay.routing.correction import (
     Corrections,
     Phase,
     RatioEstimate,
+    Spread,
 )
 
 ratios = st.floats(1e-6, 1e6)
@@ -49,6 +51,24 @@ def test_one_outlier_moves_it_by_less_than_a_tenth(samples: list[float], outlier
 def test_one_in_five_that_is_wild_does_not_carry_it_away(truth: float, are_high: list[bool]) -> None:
     samples = [truth if i % 5 else (1e6 if is_high else 1e-6) for i, is_high in enumerate(are_high)]
     assert abs(math.log(after(samples).value / truth)) <= math.log(1.5)
+
+
+@given(st.lists(ratios, max_size=60))
+def test_a_margin_is_bounded_and_never_below_one(samples: list[float]) -> None:
+    spread = Spread()
+    for sample in samples:
+        spread.take(sample)
+        assert 1.0 <= spread.margin <= MOST_FACTOR**1.6 + 1e-9
+
+
+@given(st.floats(0.0, 1.0), st.integers(0, 1_000))
+def test_nine_in_ten_are_within_the_margin(sigma: float, seed: int) -> None:
+    numbers, spread = random.Random(seed), Spread()
+    errors = [math.exp(numbers.gauss(0.0, sigma)) for _ in range(600)]
+    for error in errors:
+        spread.take(error)
+    within = sum(error <= spread.margin * 1.001 for error in errors) / len(errors)
+    assert within >= 0.8
 
 
 def test_factors_are_apart_by_worker_phase_and_magnitude() -> None:

@@ -56,6 +56,13 @@ def test_a_prompt_that_was_cached_otherwise_says_nothing_of_the_workers_speed() 
     assert corrections.factor("p", Phase.PREFILL, 100) == 1.0
 
 
+def test_how_far_predictions_are_from_what_happened_becomes_a_margin() -> None:
+    corrections = learned(SPLIT, WENT)
+    assert corrections.first_token.margin > 1.0
+    assert corrections.token.margin > 1.0
+    assert learned(SPLIT, dataclasses.replace(WENT, time_to_first_token_s=None)).first_token.margin == 1.0
+
+
 def test_few_steps_say_nothing() -> None:
     corrections = learned(SPLIT, dataclasses.replace(WENT, decode_steps=LEAST_STEPS - 1))
     assert corrections.factor("d", Phase.DECODE, 3) == 1.0

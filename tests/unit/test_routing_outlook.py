@@ -121,6 +121,8 @@ def test_plans_are_those_of_plain_code_whatever_was_before(fleet, steps, tie_bre
         corrections.keep(set(worker_ids) - forgotten)
         for lesson in learned:
             corrections.learn(*lesson)
+            corrections.first_token.take(lesson[3])
+            corrections.token.take(1.0 + lesson[3] / 10)
         expected = plain_choice(request, fleet, matches, loads, conditions, tie_break)
         try:
             chosen = plan(request, fleet, matches, loads, tie_break, conditions)

@@ -17,6 +17,7 @@ _SUMMARIES: Final = {
     "down": "stop the mesh and leave nothing behind",
     "status": "show each service: health, memory, load",
     "drain": "take a worker out of service without losing what it runs",
+    "roles": "say how many workers should prefill and how many decode, and switch them",
     "restart": "replace the services of the mesh one by one while it serves",
     "generate": "continue a text",
     "chat": "talk with the model",

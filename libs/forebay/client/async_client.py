@@ -14,8 +14,11 @@ from forebay.client.request import Message, Prompt, RequestOptions, build_reques
 from forebay.client.routers import Routers
 from forebay.client.stream import CompletionStream
 from forebay.errors import ForebayError, UnknownRequestError, UnknownWorkerError
+from forebay.routing.demand import Demand
+from forebay.routing.role_advice import Recommendation
 from forebay.rpc.status import translated
 from forebay.v1 import router_pb2
+from forebay.wire.advice import advice_from_proto, demand_from_proto, demand_to_proto
 
 DEFAULT_TARGET: Final = ports.default_address(ports.ROUTER)
 DEFAULT_TIMEOUT_S: Final = 600.0
@@ -107,6 +110,32 @@ class AsyncClient:
             lambda target: self._routers.stub(target).DrainWorker(request, timeout=timeout_s), UnknownWorkerError
         )
         return response.running_sequences
+
+    async def advise_roles(
+        self, *, time_to_first_token_s: float = 0.5, time_per_output_token_s: float = 0.05, timeout_s: float = 10.0
+    ) -> Recommendation:
+        """How many workers should prefill and how many decode, for what all routers together were asked lately.
+
+        Raises NothingToAdviseError where the fleet has not workers of both roles, or they have not told their rates.
+        """
+
+        async def advised(target: str, demand: Demand | None) -> router_pb2.AdviseRolesResponse:
+            request = router_pb2.AdviseRolesRequest(
+                demand=None if demand is None else demand_to_proto(demand),
+                time_to_first_token_s=time_to_first_token_s,
+                time_per_output_token_s=time_per_output_token_s,
+            )
+            return await self._routers.stub(target).AdviseRoles(request, timeout=timeout_s)
+
+        total = Demand()
+        for one in self._routers.targets:
+            try:
+                with translated():
+                    total = total.plus(demand_from_proto((await advised(one, None)).own_demand))
+            except ForebayError as error:
+                if not is_lost(error):
+                    raise
+        return advice_from_proto(await self._of_any(lambda target: advised(target, total)))
 
     async def aclose(self) -> None:
         """Closes the connections; running streams end as cancelled. Idempotent."""

@@ -10,6 +10,7 @@ from forebay.client.completion import Completion, Explanation
 from forebay.client.fleet import Fleet
 from forebay.client.loop_thread import LoopThread
 from forebay.client.request import Message, Prompt, RequestOptions
+from forebay.routing.role_advice import Recommendation
 
 
 class Client:
@@ -63,6 +64,18 @@ class Client:
     def explain(self, request_id: str, *, timeout_s: float = 10.0) -> Explanation:
         """See `AsyncClient.explain`."""
         return self._loop.run(lambda: self._client.explain(request_id, timeout_s=timeout_s))
+
+    def advise_roles(
+        self, *, time_to_first_token_s: float = 0.5, time_per_output_token_s: float = 0.05, timeout_s: float = 10.0
+    ) -> Recommendation:
+        """See `AsyncClient.advise_roles`."""
+        return self._loop.run(
+            lambda: self._client.advise_roles(
+                time_to_first_token_s=time_to_first_token_s,
+                time_per_output_token_s=time_per_output_token_s,
+                timeout_s=timeout_s,
+            )
+        )
 
     def drain(self, worker_id: str, *, force: bool = False, timeout_s: float = 10.0) -> int:
         """See `AsyncClient.drain`."""

@@ -74,9 +74,8 @@ def mend_mesh(
     when interrupted, what was started here is stopped, and the rest still goes on.
     """
     logs = spec.state_dir / "logs"
-    by_name = {service.name: service for service in spec.services()}
     # A restart that was killed may have left the record of a replacement, which is no service of the mesh.
-    known = tuple(one for one in record.services if one.name in by_name or one.process.is_running())
+    known = tuple(one for one in record.services if spec.service(one.name) or one.process.is_running())
     record = replace(record, services=known)
     gone = [service for service in record.services if not service.process.is_running()]
     progress(f"starting {', '.join(service.name for service in gone)} again; the rest goes on")
@@ -86,7 +85,9 @@ def mend_mesh(
             log_path = logs / f"{one.name}.log"
             with suppress(FileNotFoundError):
                 log_path.replace(log_path.with_name(f"{one.name}-before.log"))  # it may say what it died of
-            begun.append(_spawn(by_name[one.name].at(one.address), logs))
+            service = spec.service(one.name)
+            assert service is not None, "what is gone was left out above, unless it is known"
+            begun.append(_spawn(service.at(one.address), logs))
             started = replace(one, process=begun[-1])
             services = tuple(started if other.name == one.name else other for other in record.services)
             record = replace(record, services=services)

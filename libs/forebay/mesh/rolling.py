@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Final
 
 from forebay.errors import StartError
+from forebay.mesh.spec import MOST_WORKERS
 
 
 class Manner(StrEnum):
@@ -65,6 +66,35 @@ def free_address(own: str, spare: Sequence[str], taken: Collection[str]) -> str:
         if address not in taken:
             return address
     raise StartError("all ports for replacements are taken")
+
+
+def free_name(role: str, taken: Collection[str]) -> str:
+    """Of a further worker of a role. Raises StartError when there are as many as a mesh has room for."""
+    for index in range(MOST_WORKERS):
+        if (name := f"{role}-{index}") not in taken:
+            return name
+    raise StartError(f"a mesh has at most {MOST_WORKERS} workers of a role")
+
+
+def check_switch(services: Sequence[tuple[str, str]], name: str, role: str) -> None:
+    """Whether this service can have this role instead of its own. services: name and role of each.
+
+    Raises StartError for what is no worker, has the role already, or is the last of its own.
+    """
+    roles = dict(services)
+    if name not in roles:
+        raise StartError(f"the mesh has no service {name!r}; it has {', '.join(roles)}")
+    if roles[name] not in _WORKERS or role not in _WORKERS:
+        raise StartError(f"{name} cannot become {role}: only prefill and decode workers change roles")
+    if roles[name] == role:
+        raise StartError(f"{name} is a {role} worker already")
+    if list(roles.values()).count(roles[name]) == 1:
+        raise StartError(f"{name} is the last {roles[name]} worker; requests would have none")
+
+
+def as_role(command: Sequence[str], role: str) -> tuple[str, ...]:
+    """The command line of a worker, whose settings both roles have, as that of a worker of this role."""
+    return tuple(f"forebay.{role}" if part in {f"forebay.{one}" for one in _WORKERS} else part for part in command)
 
 
 def _why_not(role: str, count: int) -> str | None:

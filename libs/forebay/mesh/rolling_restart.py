@@ -1,7 +1,8 @@
 """Replaces the services of a mesh that serves, one after the other: as `rolling` plans it.
 
-A worker's replacement is started beside it, with the same command at another address; when the fleet has it, the old
-one drains and ends. Routers and tokenizers keep their addresses: one ends, the others serve meanwhile.
+A worker's replacement is started beside it, with the same command at another address, or as a worker of the other role;
+when the fleet has it, the old one drains and ends. Routers and tokenizers keep their addresses: one ends, the others
+serve meanwhile.
 The caller holds the state folder's lock.
 """
 
@@ -21,7 +22,7 @@ from forebay.host.process_identity import ProcessIdentity
 from forebay.mesh.local_mesh import DRAIN_GRACE_S, Progress, until_ended, until_ready
 from forebay.mesh.process import spawn, stop
 from forebay.mesh.record import MeshRecord, ServiceRecord, read_record, write_record
-from forebay.mesh.rolling import Manner, free_address, plan_rolling
+from forebay.mesh.rolling import Manner, as_role, check_switch, free_address, free_name, plan_rolling
 
 _OFFSETS: Final = {"prefill": ports.PREFILL, "decode": ports.DECODE}
 _SPARE_COUNT: Final = 10
@@ -47,6 +48,22 @@ async def restart_mesh(state_dir: Path, wanted: Sequence[str], progress: Progres
     return restart.record
 
 
+async def switch_role(state_dir: Path, name: str, role: str, progress: Progress, timeout_s: float) -> str:
+    """Returns the name of the worker that stands in this one's place, with the other role, when the old one has ended.
+
+    Raises StartError when that cannot be, or a step takes longer than `timeout_s`: then the mesh serves on as it is.
+    """
+    record = read_record(state_dir)
+    if record is None:
+        raise StartError(f"no mesh runs in {state_dir}")
+    check_switch([(one.name, one.role) for one in record.services], name, role)
+    began_s = monotonic()
+    restart = _Restart(state_dir, record, progress, timeout_s)
+    new_name = await restart.switch(name, role)
+    progress(f"  {name:<12} is {new_name} after {monotonic() - began_s:.1f} s")
+    return new_name
+
+
 class _Restart:
     """Keeps the record true at every moment, so that `down` stops what runs."""
 
@@ -58,12 +75,36 @@ class _Restart:
     async def overlap(self, name: str) -> None:
         """The new one serves before the old one drains."""
         old = self._service(name)
-        address = self._address_beside(old)
-        new = replace(old, name=f"{name}-next", address=address, process=self._spawn(old, address, f"{name}-next"))
+        new = await self._succeeded(old, old.role, f"{name}-next")
+        for log, kept in ((f"{name}.log", f"{name}-before.log"), (f"{name}-next.log", f"{name}.log")):
+            with suppress(FileNotFoundError):
+                (self._logs / log).replace(self._logs / kept)
+        renamed = replace(new, name=name)
+        self._write([renamed if one.name == new.name else one for one in self.record.services])
+
+    async def switch(self, name: str, role: str) -> str:
+        """The same, but the new one has another role and keeps its name, which is returned."""
+        old = self._service(name)
+        new = await self._succeeded(old, role, free_name(role, {one.name for one in self.record.services}))
+        change = {"prefill": -1, "decode": 1} if role == "decode" else {"prefill": 1, "decode": -1}
+        self.record = replace(
+            self.record,
+            prefill_count=self.record.prefill_count + change["prefill"],
+            decode_count=self.record.decode_count + change["decode"],
+        )
+        self._write(self.record.services)
+        return new.name
+
+    async def _succeeded(self, old: ServiceRecord, role: str, name: str) -> ServiceRecord:
+        """A worker of this role and name, in the place of the old one, which has ended."""
+        address = self._address_of(role, old.name if role == old.role else name)
+        command = as_role([address if part == old.address else part for part in _command_of(old.process)], role)
+        process = spawn(command, self._logs / f"{name}.log", os.environ)
+        new = ServiceRecord(name, role, address, process)
         self._write((*self.record.services, new))
         try:
             await self._until_member(new)
-            self._progress(f"  {name:<12} drains; its replacement serves at {address}")
+            self._progress(f"  {old.name:<12} drains; its replacement serves at {address}")
             await self._drain(old)
         except BaseException:
             if old.process.is_running():
@@ -71,11 +112,9 @@ class _Restart:
                 self._write([one for one in self.record.services if one.name != new.name])
             raise
         stop([old.process], grace_s=0)  # it has ended: only its entry in the process table is removed
-        for log, kept in ((f"{name}.log", f"{name}-before.log"), (f"{name}-next.log", f"{name}.log")):
-            with suppress(FileNotFoundError):
-                (self._logs / log).replace(self._logs / kept)
-        renamed = replace(new, name=name)
-        self._write([renamed if one.name == name else one for one in self.record.services if one.name != new.name])
+        others = [one for one in self.record.services if one.name != new.name]
+        self._write([new if one.name == old.name else one for one in others])
+        return new
 
     async def in_place(self, name: str) -> None:
         """The old one drains and ends, then another begins at its address."""
@@ -125,15 +164,11 @@ class _Restart:
         ids = {one.worker_id for one in found if one is not None}
         return found[0] if len(ids) == 1 and None not in found else None
 
-    def _address_beside(self, old: ServiceRecord) -> str:
-        own = f"{ports.HOST}:{self.record.port_base + _OFFSETS[old.role] + int(old.name.rpartition('-')[2])}"
+    def _address_of(self, role: str, name: str) -> str:
+        own = f"{ports.HOST}:{self.record.port_base + _OFFSETS[role] + int(name.rpartition('-')[2])}"
         first = self.record.port_base + ports.REPLACEMENTS
         spare = [f"{ports.HOST}:{first + index}" for index in range(_SPARE_COUNT)]
         return free_address(own, spare, {one.address for one in self.record.services})
-
-    def _spawn(self, old: ServiceRecord, address: str, log_name: str) -> ProcessIdentity:
-        command = [address if part == old.address else part for part in _command_of(old.process)]
-        return spawn(command, self._logs / f"{log_name}.log", os.environ)
 
     def _service(self, name: str) -> ServiceRecord:
         return next(one for one in self.record.services if one.name == name)

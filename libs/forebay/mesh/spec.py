@@ -11,7 +11,8 @@ from forebay import ports
 from forebay.errors import StartError
 
 DEFAULT_PORT_BASE: Final = ports.BASE
-_MOST_WORKERS: Final = 10
+MOST_WORKERS: Final = 10
+_WORKER_PORTS: Final = {"prefill": ports.PREFILL, "decode": ports.DECODE}
 _MOST_REPLICAS: Final = 4  # of the services that keep no state
 
 STOP_ORDER: Final = (("router",), ("prefill", "decode", "tokenizer"), ("kvcache",), ("nats",))
@@ -48,10 +49,10 @@ class MeshSpec:
     def __post_init__(self) -> None:
         if not 1024 <= self.port_base <= 65_535 - ports.NATS:
             raise StartError(f"--port-base must be in 1024..{65_535 - ports.NATS}")
-        if not 0 <= self.prefill_count <= _MOST_WORKERS:
-            raise StartError(f"--prefill must be in 0..{_MOST_WORKERS}")
-        if not 1 <= self.decode_count <= _MOST_WORKERS:
-            raise StartError(f"--decode must be in 1..{_MOST_WORKERS}")
+        if not 0 <= self.prefill_count <= MOST_WORKERS:
+            raise StartError(f"--prefill must be in 0..{MOST_WORKERS}")
+        if not 1 <= self.decode_count <= MOST_WORKERS:
+            raise StartError(f"--decode must be in 1..{MOST_WORKERS}")
         for name, count in (("routers", self.router_count), ("tokenizers", self.tokenizer_count)):
             if not 1 <= count <= _MOST_REPLICAS:
                 raise StartError(f"--{name} must be in 1..{_MOST_REPLICAS}")
@@ -85,6 +86,16 @@ class MeshSpec:
     def router_address(self) -> str:
         """Where clients connect, to the first router."""
         return self._address(ports.ROUTER)
+
+    def service(self, name: str) -> "ServiceSpec | None":
+        """The service of this name: one of `services`, or a further worker that has got its role since."""
+        for one in self.services():
+            if one.name == name:
+                return one
+        role, _, index = name.rpartition("-")
+        if role in _WORKER_PORTS and index.isdecimal() and int(index) < MOST_WORKERS:
+            return self._worker(role, int(index), _WORKER_PORTS[role])
+        return None
 
     def services(self) -> list["ServiceSpec"]:
         """All services, NATS first, in the order in which they are started."""

@@ -19,6 +19,8 @@ _MOST_LOG: Final = math.log(MOST_FACTOR)
 _SURPRISE_LOG: Final = math.log(1.5)
 """A ratio counts as at most so far from what was expected."""
 _LEARNING_RATE: Final = 0.2
+_SPREAD_RATE: Final = 0.05
+_NINE_IN_TEN: Final = 1.6  # mean absolute deviations of a normal distribution
 _ANY: Final = -1  # all magnitudes together
 _MAGNITUDES: Final = 32  # larger amounts count as of the largest
 _NOBODY: Final = 0  # the slot of workers of which nothing is known
@@ -57,6 +59,27 @@ class RatioEstimate:
         self.value = min(MOST_FACTOR, max(LEAST_FACTOR, math.exp(self._log)))
 
 
+class Spread:
+    """How far predictions are from what happens, and so how much longer a request must be reckoned to take.
+
+    `margin`: nine in ten took at most so many times what was predicted, if the errors' logarithms are spread normally.
+    """
+
+    __slots__ = ("_count", "_log", "margin")
+
+    def __init__(self) -> None:
+        self._log = 0.0
+        self._count = 0
+        self.margin = 1.0
+
+    def take(self, ratio: float) -> None:
+        """Something took so many times what was predicted; > 0."""
+        self._count += 1
+        surprise = min(abs(math.log(ratio)), _MOST_LOG)
+        self._log += max(_SPREAD_RATE, 1.0 / (self._count + 1)) * (surprise - self._log)
+        self.margin = math.exp(_NINE_IN_TEN * self._log)
+
+
 class Corrections:
     """Factors by worker, phase and magnitude: powers of two, so a few dozen of some 100 bytes for each worker.
 
@@ -72,6 +95,8 @@ class Corrections:
         self.factors = np.ones((len(Phase), _MAGNITUDES, 1))
         self.generation = 0
         self._path_s = dict.fromkeys((False, True), DEFAULT_PATH_S)
+        self.first_token = Spread()
+        self.token = Spread()
 
     def factor(self, worker_id: str, phase: Phase, amount: int) -> float:
         """What predicted seconds are to be multiplied by. amount: prompt tokens, or sequences in the step."""

@@ -43,13 +43,15 @@ class Forecast(NamedTuple):
     """One way to serve a request. computes: the worker that computes the prompt. held: of it, where it is decoded.
 
     lateness: share by which REALTIME misses its target, the worse of both, or another tier its deadline; 0: it is met,
-    or there is none.
+    or there is none. margins: what times of REALTIME are multiplied by before they are compared with it, since
+    predictions are wrong: of the first token, and of others.
     """
 
     computes: Worker
     decodes: Worker
     held: Held
     lateness: float
+    margins: tuple[float, float]
     prediction: Prediction
 
     @property

@@ -44,6 +44,10 @@ def learn(corrections: Corrections, plan: Plan, outcome: Outcome) -> None:
         uncorrected_s = predicted.time_per_output_token_s / predicted.decode_factor
         step_s = outcome.decode_s / outcome.decode_steps
         corrections.learn(plan.decode_worker_id, Phase.DECODE, predicted.batch, step_s / uncorrected_s)
+        if step_s > 0 and predicted.time_per_output_token_s > 0:
+            corrections.token.take(step_s / predicted.time_per_output_token_s)
     if outcome.time_to_first_token_s is not None:
+        if outcome.time_to_first_token_s > 0 and predicted.time_to_first_token_s > 0:
+            corrections.first_token.take(outcome.time_to_first_token_s / predicted.time_to_first_token_s)
         explained_s = outcome.queue_s + outcome.prefill_s + predicted.transfer_s
         corrections.learn_path(plan.prefill_worker_id is not None, outcome.time_to_first_token_s - explained_s)

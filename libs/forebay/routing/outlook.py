@@ -85,6 +85,7 @@ class Outlook:
             decodes=decodes,
             held=held_by(decodes.layout.block_tokens, self._request.prompt_tokens, match),
             lateness=self.lateness.item(number),
+            margins=(self._conditions.corrections.first_token.margin, self._conditions.corrections.token.margin),
             prediction=Prediction(
                 queue_s=self._queue_s.item(row),
                 prefill_s=self._prefill_s.item(row) if way else self._alone_s.item(site),
@@ -181,8 +182,9 @@ class Outlook:
         request = self._request
         share: Floats
         if request.qos_tier is QosTier.REALTIME:
-            target = request.target
-            first, token = self._first_s / target.time_to_first_token_s, self._token_s / target.time_per_output_token_s
+            target, corrections = request.target, self._conditions.corrections
+            first = self._first_s / (target.time_to_first_token_s / corrections.first_token.margin)
+            token = self._token_s / (target.time_per_output_token_s / corrections.token.margin)
             share = np.maximum(first, token)
         elif request.deadline_s < math.inf:
             deadline_s = max(request.deadline_s, LEAST_DEADLINE_S)

@@ -48,7 +48,7 @@ def _against(request: PlanRequest, one: Forecast, other: Forecast) -> str:
     """What decided between the two."""
     where = f"with {other.computes.worker_id} " if other.is_split else ""
     name = f"{mode_of(request, other).value} {where}on {other.decodes.worker_id}"
-    target = _target(request)
+    target = _target(request, one)
     if one.lateness > 0 and other.lateness > 0:
         return f"misses {target} by {one.lateness:.0%}, {name} by {other.lateness:.0%}"
     if other.lateness > 0:
@@ -60,9 +60,11 @@ def _against(request: PlanRequest, one: Forecast, other: Forecast) -> str:
     return f"{meets} {name} at {_price(figures)} and {_time(figures.time_to_first_token_s)} to the first token"
 
 
-def _target(request: PlanRequest) -> str:
+def _target(request: PlanRequest, one: Forecast) -> str:
     if request.qos_tier is QosTier.REALTIME:
-        return f"{request.target.time_to_first_token_s:g} s and {request.target.time_per_output_token_s:g} s a token"
+        wanted = f"{request.target.time_to_first_token_s:g} s and {request.target.time_per_output_token_s:g} s a token"
+        first, token = one.margins
+        return wanted if first == token == 1.0 else f"{wanted} with margins of {first:.2g} and {token:.2g}"
     return f"its deadline in {_time(request.deadline_s)}"
 
 

@@ -1,15 +1,17 @@
-"""Rounds of: load, a worker of it drained and replaced, its end, quiet, and what is still held then."""
+"""Rounds of: load, a worker replaced or given the other role, the old one's end, quiet, and what is still held then."""
 
+import dataclasses
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from forebay.client import AsyncClient
+from forebay.mesh.local_mesh import Progress
 from forebay.mesh.record import MeshRecord, read_record
-from forebay.mesh.rolling_restart import restart_mesh
+from forebay.mesh.rolling_restart import restart_mesh, switch_role
 from forebay.testing.held_blocks import RELEASED_S, held_blocks
 from forebay.testing.known_answers import learn_answers, varied_questions
 from forebay.testing.mesh import RunningMesh
@@ -63,6 +65,22 @@ class DrainRounds:
 
     async def run(self, name: str) -> DrainRound:
         """Replaces one service. Raises StartError when it cannot be."""
+
+        async def replace(note: Progress) -> None:
+            await restart_mesh(self._mesh.state_dir, [name], note, _STEP_S)
+
+        return await self._round(name, replace)
+
+    async def switch(self, name: str, role: str) -> DrainRound:
+        """Gives a worker the other role; the round has its new name. Raises StartError when that cannot be."""
+        names = []
+
+        async def switch(note: Progress) -> None:
+            names.append(await switch_role(self._mesh.state_dir, name, role, note, _STEP_S))
+
+        return dataclasses.replace(await self._round(name, switch), name=names[0])
+
+    async def _round(self, name: str, replace: Callable[[Progress], Awaitable[None]]) -> DrainRound:
         first = len(self._load.outcomes)
         self._load.resume()
         loaded_s = time.monotonic()
@@ -74,7 +92,7 @@ class DrainRounds:
             if _DRAINS in line:
                 drain_began.append(time.monotonic())
 
-        await restart_mesh(self._mesh.state_dir, [name], note, _STEP_S)
+        await replace(note)
         ended_s = time.monotonic()
         draining_s = drain_began[0] if drain_began else began_s
         window_end_s = max(ended_s, draining_s + 1.0)

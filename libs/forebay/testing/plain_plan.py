@@ -156,8 +156,9 @@ class _Outlook:
         self._alone_path_s = self._corrections.path_s(is_split=False)
         self._split_path_s = self._corrections.path_s(is_split=True)
         self._is_realtime = is_realtime = request.qos_tier is QosTier.REALTIME
-        self._most_first_s = request.target.time_to_first_token_s if is_realtime else float("inf")
-        self._most_token_s = request.target.time_per_output_token_s if is_realtime else float("inf")
+        first_margin, token_margin = self._corrections.first_token.margin, self._corrections.token.margin
+        self._most_first_s = request.target.time_to_first_token_s / first_margin if is_realtime else float("inf")
+        self._most_token_s = request.target.time_per_output_token_s / token_margin if is_realtime else float("inf")
         self._deadline_s = float("inf") if is_realtime else max(request.deadline_s, LEAST_DEADLINE_S)
         self._held: dict[tuple[str | None, int], Held] = {}
         self._busy_count: dict[str, int] = {}

@@ -17,6 +17,7 @@ from forebay.fleet.registrar import Registrar
 from forebay.fleet.view import FleetView
 from forebay.role import Role
 from forebay.router.admission_gate import AdmissionGate
+from forebay.router.advising import Advising
 from forebay.router.config import RouterSettings
 from forebay.router.draining import Draining
 from forebay.router.fleet_links import FleetLinks
@@ -41,6 +42,7 @@ SPAN_NAMES: Final = {
     f"/{SERVICE}/Cancel": None,
     f"/{SERVICE}/ExplainRequest": None,
     f"/{SERVICE}/DrainWorker": None,
+    f"/{SERVICE}/AdviseRoles": None,
 }
 STOP_GRACE_S: Final = 0.2
 """What is over may still write its last message or its error."""
@@ -81,7 +83,8 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         planner.on_load(gate.update)
         failover_limits = FailoverLimits(settings.failover_s, settings.most_lost_workers)
         generations = Generations(links, planner, failover_limits, gate)
-        servicer = RouterServicer(generations, fleet, loads, Draining(lambda: fleet.members, links))
+        draining, advising = Draining(lambda: fleet.members, links), Advising(lambda: links.snapshot)
+        servicer = RouterServicer(generations, fleet, loads, draining, advising)
         server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, SERVICE)
         address = await server.start()
         await _either(fleet.wait_loaded(), stop.wait())

@@ -25,6 +25,7 @@ from forebay.router.prompt import Prompt
 from forebay.router.prompt_limits import admit, check_model
 from forebay.router.request import Request, validate
 from forebay.router.running import RunningRequests
+from forebay.routing.demand import Demand, DemandWindow
 from forebay.routing.failover import MOST_DELAY_S, Failover, FailoverLimits
 from forebay.routing.option import QosTier
 from forebay.routing.outcome import Outcome
@@ -62,6 +63,7 @@ class Generations:
         self._planner = planner
         self._failover_limits = failover_limits
         self._gate = gate
+        self._demand = DemandWindow(time.monotonic())
         self.running = RunningRequests()
 
     async def generate(self, message: router_pb2.GenerateRequest) -> AsyncGenerator[router_pb2.GenerateResponse, None]:
@@ -73,6 +75,8 @@ class Generations:
             failover = Failover(self._failover_limits, has_begun=request.has_begun)
             waiting = _Waiting(failover, partial(self._is_worth_waiting, request), ender)
             prompt = await self._prompt(request, waiting, clock)
+            if not request.has_begun:
+                self._demand.arrived(len(prompt.token_ids), time.monotonic())
             async with self._admitted(prompt, ender, clock) as ticket:
                 attempts = Attempts(prompt, self._links, self._planner, failover)
                 execution = Execution(prompt, self._links.tokenizers, attempts.next, failover)
@@ -98,11 +102,19 @@ class Generations:
                             yield router_pb2.GenerateResponse(chunk=chunk)
                     if chosen is not None and not request.has_begun and execution.failover_count == 0:
                         self._planner.learn(chosen, _outcome(prompt, execution, clock))
-                    yield router_pb2.GenerateResponse(finished=_finished(prompt, chosen, execution, clock))
+                    finished = _finished(prompt, chosen, execution, clock)
+                    if not request.has_begun:
+                        usage = finished.usage
+                        self._demand.answered(usage.cached_tokens, usage.completion_tokens, time.monotonic())
+                    yield router_pb2.GenerateResponse(finished=finished)
 
     def explain(self, request_id: str) -> Plan:
         """The last plan of a recent request. Raises UnknownRequestError when it is not known any more."""
         return self._planner.explanations.of(request_id)
+
+    def demand(self) -> Demand:
+        """What was asked of this router lately."""
+        return self._demand.demand(time.monotonic())
 
     async def _prompt(self, request: Request, waiting: "_Waiting", clock: _Clock) -> Prompt:
         """The prompt's tokens, from the tokenizer unless the caller gave them, fit for the model."""
