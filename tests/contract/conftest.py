@@ -15,14 +15,17 @@ from forebay.events.connection import Connection
 from forebay.fleet.load import LoadView
 from forebay.fleet.view import FleetView
 from forebay.router.admission_gate import AdmissionGate
+from forebay.router.advising import Advising
 from forebay.router.draining import Draining
 from forebay.router.fleet_links import FleetLinks
 from forebay.router.generation import Generations
+from forebay.router.health import Health
 from forebay.router.planner import Planner
 from forebay.router.servicer import RouterServicer
 from forebay.routing.admission import AdmissionLimits
 from forebay.routing.failover import FailoverLimits
 from forebay.routing.prefix_index import PrefixIndex
+from forebay.routing.silence import Silence
 from forebay.rpc.channel import open_channel
 from forebay.rpc.server import Server
 from forebay.telemetry.tracing import use_provider
@@ -39,6 +42,7 @@ class RouterUnderTest:
     index: PrefixIndex
     generations: Generations
     gate: AdmissionGate
+    health: Health
     stub: "router_pb2_grpc.RouterServiceAsyncStub"
     address: str
     kill: Callable[[], Awaitable[None]]
@@ -60,17 +64,21 @@ async def _router_for(
     planner = Planner(index, loads, lambda: links.snapshot, alone_tokens=0)
     gate = AdmissionGate(admission_limits or AdmissionLimits(), planner.room, planner.want_idle)
     planner.on_load(gate.update)
-    generations = Generations(links, planner, FailoverLimits(failover_s), gate)
-    servicer = RouterServicer(generations, FleetView(connection), loads, Draining(lambda: fleet.members, links))
+    health = Health(lambda: fleet.members, lambda: links.shut(health.shut), Silence(0.0))
+    generations = Generations(links, planner, FailoverLimits(failover_s), gate, health)
+    draining, advising = Draining(lambda: fleet.members, links), Advising(lambda: links.snapshot)
+    servicer = RouterServicer(generations, FleetView(connection), loads, draining, advising)
     server = Server("127.0.0.1:0", max_call_s=max_request_s)
     server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, "forebay.v1.RouterService")
     address = await server.start()
+    health.start()
     async with open_channel(address) as channel:
         if any(member.role.value == "tokenizer" for member in fleet.members.values()):
             await until(lambda: _knows_model(links))
         stub = router_pb2_grpc.RouterServiceStub(channel)
-        yield RouterUnderTest(links, index, generations, gate, stub, address, lambda: server.stop(0))
+        yield RouterUnderTest(links, index, generations, gate, health, stub, address, lambda: server.stop(0))
     await server.stop(0)
+    await health.close()
     await links.close()
 
 

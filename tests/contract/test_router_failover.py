@@ -5,8 +5,16 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from forebay.errors import ForebayError, KvExhaustedError, NoWorkerError, RequestCancelledError, WorkerLostError
+from forebay.errors import (
+    ForebayError,
+    KvExhaustedError,
+    NotAttachedError,
+    NoWorkerError,
+    RequestCancelledError,
+    WorkerLostError,
+)
 from forebay.role import Role
+from forebay.routing.breaker import LEAST_FAILURES
 from forebay.telemetry import spans
 from forebay.testing.read_answer import ReadAnswer
 from forebay.testing.scripted_fleet import ScriptedFleet
@@ -249,3 +257,36 @@ async def test_a_stop_string_may_lie_across_the_failure(router_for, script) -> N
         await answer.complete()
     assert answer.text == "hell"
     assert answer.finished.stop_match == "o w"
+
+
+async def test_a_worker_that_fails_one_request_after_another_gets_only_probes_until_it_works(router_for) -> None:  # type: ignore[no-untyped-def]
+    """It answers health, and keeps its streams open."""
+    ill, well = Script(OUTPUT, decode_error=NotAttachedError("it lost its memory")), Script(OUTPUT)
+    async with ScriptedFleet(ill, has_prefill=False) as fleet, router_for(fleet, failover_s=5) as router:
+        await fleet.add(Role.DECODE, "decode-2", FakeDecode(well, fleet.prefill))
+        router.links.update(fleet.members)
+        while len(fleet.decode.starts) < LEAST_FAILURES:
+            answer = answer_of(router)
+            await answer.complete()
+            assert answer.text == OUTPUT
+        assert router.health.shut == {"decode-1"}
+        assert [one.worker_id for one in router.links.snapshot.decode] == ["decode-2"]
+        ill.decode_error = None
+        await until(lambda: not router.health.shut)
+        while len(fleet.decode.starts) == LEAST_FAILURES:
+            await answer_of(router).complete()
+        assert router.health.shut == frozenset()
+
+
+async def test_of_workers_that_all_fail_none_is_kept_from_work(router_for) -> None:  # type: ignore[no-untyped-def]
+    ill = Script(OUTPUT, decode_error=NotAttachedError("it lost its memory"))
+    async with ScriptedFleet(ill, has_prefill=False) as fleet, router_for(fleet) as router:
+        for _ in range(LEAST_FAILURES):
+            with pytest.raises(NotAttachedError):
+                await answer_of(router).complete()
+        assert router.health.shut == {"decode-1"}
+        ill.decode_error = None
+        answer = answer_of(router)
+        await answer.complete()
+        assert answer.text == OUTPUT
+        assert router.health.shut == frozenset()

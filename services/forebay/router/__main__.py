@@ -22,6 +22,7 @@ from forebay.router.config import RouterSettings
 from forebay.router.draining import Draining
 from forebay.router.fleet_links import FleetLinks
 from forebay.router.generation import Generations
+from forebay.router.health import Health
 from forebay.router.kv_index import FollowedNodes, IndexFeed, KvCacheDumps
 from forebay.router.planner import Planner
 from forebay.router.servicer import RouterServicer
@@ -29,6 +30,7 @@ from forebay.routing.admission import AdmissionLimits
 from forebay.routing.baseline import planning_by
 from forebay.routing.failover import FailoverLimits
 from forebay.routing.prefix_index import PrefixIndex
+from forebay.routing.silence import Silence
 from forebay.rpc.server import Server
 from forebay.rpc.service import run
 from forebay.tasks import end_task
@@ -63,16 +65,21 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         planner = Planner(index, loads, lambda: links.snapshot, settings.alone_tokens, link, planning)
 
         def follow_fleet() -> None:
-            links.update(fleet.members)
+            links.update({one: member for one, member in fleet.members.items() if one not in health.silent})
+            links.shut(health.shut)
             nodes.update(fleet.members)
             loads.keep(fleet.members)
             planner.keep(fleet.members)
 
+        health = Health(lambda: fleet.members, follow_fleet, Silence(settings.silent_s))
+        loads.on_report(health.heard)
         fleet.on_change(follow_fleet)
         for start, close in ((loads.start, loads.close), (follower.start, follower.close), (fleet.start, fleet.close)):
             await start()
             closing.push_async_callback(close)
         closing.push_async_callback(links.close)
+        health.start()
+        closing.push_async_callback(health.close)
 
         gate = AdmissionGate(
             AdmissionLimits(settings.reserved_share, settings.queue_length, settings.shed_after_s),
@@ -82,7 +89,7 @@ async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
         closing.callback(gate.close)
         planner.on_load(gate.update)
         failover_limits = FailoverLimits(settings.failover_s, settings.most_lost_workers)
-        generations = Generations(links, planner, failover_limits, gate)
+        generations = Generations(links, planner, failover_limits, gate, health)
         draining, advising = Draining(lambda: fleet.members, links), Advising(lambda: links.snapshot)
         servicer = RouterServicer(generations, fleet, loads, draining, advising)
         server.add(router_pb2_grpc.add_RouterServiceServicer_to_server, servicer, SERVICE)

@@ -17,6 +17,7 @@ from forebay.router.prefill_link import PrefillLink
 from forebay.router.prompt import Prompt
 from forebay.routing.plan import Plan
 from forebay.rpc.deadline import remaining_s
+from forebay.rpc.status import from_failure
 from forebay.telemetry import inject
 from forebay.v1 import common_pb2, decode_pb2, prefill_pb2
 
@@ -69,11 +70,30 @@ class AttemptSink(Protocol):
         ...
 
 
+class AttemptWatch(Protocol):
+    """Who keeps account of workers."""
+
+    def prefilled(self) -> None:
+        """The prompt is computed."""
+        ...
+
+    def succeeded(self, worker_id: str) -> None:
+        """The worker has made a token."""
+        ...
+
+    def failed(self, worker_id: str, error: ForebayError) -> None:
+        """The worker could not do, or go on with, its part."""
+        ...
+
+    def let_go(self) -> None:
+        """All is over."""
+        ...
+
+
 class Attempt:
     """`begin`, then `sink` is told; `release` in any case.
 
-    emitted_token_ids: what earlier attempts generated. chosen: the plan. prefilled, let_go: told when the prompt is
-    computed, and when all is over.
+    emitted_token_ids: what earlier attempts generated. chosen: the plan.
     """
 
     def __init__(
@@ -82,15 +102,15 @@ class Attempt:
         workers: Workers,
         emitted_token_ids: Sequence[int],
         chosen: Plan,
-        prefilled: Callable[[], None],
-        let_go: Callable[[], None],
+        watch: AttemptWatch,
     ) -> None:
         self.chosen = chosen
-        self._prefilled = prefilled
+        self._watch = watch
+        self._at = chosen.prefill_worker_id or chosen.decode_worker_id  # the worker that has it
+        self._has_token_of: str | None = None
         self._prompt = prompt
         self._workers = workers
         self._emitted_token_ids = list(emitted_token_ids)
-        self._let_go = let_go
         self._decode = workers.decode
         left = workers.left_behind
         self._sequence_id = _sequence_id(prompt.request.request_id) if left is None else left.sequence_id
@@ -137,7 +157,7 @@ class Attempt:
         self._decode.abandon(self._sequence_id)
         self._end_early_bring()
         self._is_released = True
-        self._let_go()
+        self._watch.let_go()
 
     def on_begun(self) -> None:
         """The prefill worker computes and seals."""
@@ -149,6 +169,7 @@ class Attempt:
         self._emitted_token_ids.append(first.token_id)
         self.is_over = bool(first.finish_reason)
         self._note_prefilled()
+        self._note_token()
         if self._sink is not None:
             self._sink.on_first_token(first)
 
@@ -156,6 +177,7 @@ class Attempt:
         """The prefill worker handed over."""
         self._kv_epoch = manifest.epoch  # whoever took the sequence over with it is known by it too
         self._decode = self._taker()
+        self._at = self._decode.worker_id
         self._decode.start(self._taking_over(manifest), self)
 
     def on_output(self, output: decode_pb2.SequenceOutput) -> None:
@@ -165,6 +187,10 @@ class Attempt:
         self._kv_epoch = output.kv_epoch or self._kv_epoch
         if output.finish_reason or output.HasField("error"):
             self.is_over = True
+        if output.HasField("error"):
+            self._watch.failed(self._at, from_failure(output.error))
+        elif output.token_ids:
+            self._note_token()
         if output.error.reason == DrainingError.reason and output.kv_epoch:
             self.left_behind = LeftBehind(self._decode.worker_id, self._sequence_id, output.kv_epoch)
         if self._sink is not None:
@@ -173,6 +199,8 @@ class Attempt:
     def on_lost(self, error: ForebayError) -> None:
         """A worker was lost."""
         self.is_over = True
+        if not self._is_released:
+            self._watch.failed(self._at, error)
         if self._kv_epoch:
             self.left_behind = LeftBehind(self._decode.worker_id, self._sequence_id, self._kv_epoch)
         if self._sink is not None:
@@ -181,7 +209,12 @@ class Attempt:
     def _note_prefilled(self) -> None:
         if not self._is_prefilled and not self._is_released:
             self._is_prefilled = True
-            self._prefilled()
+            self._watch.prefilled()
+
+    def _note_token(self) -> None:
+        if self._has_token_of != self._at and not self._is_released:
+            self._has_token_of = self._at
+            self._watch.succeeded(self._at)
 
     def _end_early_bring(self) -> None:
         if self._workers.early_bring is not None:

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from functools import partial
 
+from forebay.errors import ForebayError
 from forebay.kv.hashing import root_hash
 from forebay.router.attempt import Attempt, LeftBehind, Workers
 from forebay.router.early_bring import EarlyBring, bring_request
 from forebay.router.fleet_links import FleetLinks
+from forebay.router.health import Health
 from forebay.router.planner import Planner
 from forebay.router.prompt import Prompt
 from forebay.routing.failover import Failover
@@ -18,8 +20,9 @@ from forebay.telemetry import span, spans
 class Attempts:
     """`next` plans; the attempt begins when its `begin` is called."""
 
-    def __init__(self, prompt: Prompt, links: FleetLinks, planner: Planner, failover: Failover) -> None:
+    def __init__(self, prompt: Prompt, links: FleetLinks, planner: Planner, failover: Failover, health: Health) -> None:
         """failover: knows whether the request has to be alone by now."""
+        self._health = health
         self._prompt = prompt
         self._links = links
         self._planner = planner
@@ -43,14 +46,9 @@ class Attempts:
         self._planner.charge(request.request_id, chosen, len(token_ids), request.tier)
         if is_alone:
             self._planner.isolate(request.request_id, chosen)
-        attempt = Attempt(
-            self._prompt,
-            workers,
-            emitted_token_ids,
-            chosen,
-            prefilled=partial(self._planner.prefilled, request.request_id, chosen, len(token_ids)),
-            let_go=partial(self._planner.discharge, request.request_id, chosen),
-        )
+        watch = _Watch(self._planner, self._health, request.request_id, chosen, len(token_ids))
+        watch.begun()
+        attempt = Attempt(self._prompt, workers, emitted_token_ids, chosen, watch)
         self._last = attempt, node_id
         return attempt
 
@@ -87,6 +85,35 @@ class Attempts:
         root = root_hash(prefill.model_digest, self._prompt.request.tenant, self._prompt.request.cache_salt)
         request = bring_request(prefill, decode, address, root, self._prompt.token_ids)
         return None if request is None else EarlyBring(stub, request)
+
+
+class _Watch:
+    """What planner and health hear of one attempt."""
+
+    def __init__(self, planner: Planner, health: Health, request_id: str, chosen: Plan, token_count: int) -> None:
+        self._planner, self._health = planner, health
+        self._request_id, self._chosen, self._token_count = request_id, chosen, token_count
+
+    def begun(self) -> None:
+        for worker_id in self._worker_ids():
+            self._health.begun(worker_id, self._request_id)
+
+    def prefilled(self) -> None:
+        self._planner.prefilled(self._request_id, self._chosen, self._token_count)
+
+    def succeeded(self, worker_id: str) -> None:
+        self._health.succeeded(worker_id)
+
+    def failed(self, worker_id: str, error: ForebayError) -> None:
+        self._health.failed(worker_id, self._request_id, error)
+
+    def let_go(self) -> None:
+        self._planner.discharge(self._request_id, self._chosen)
+        for worker_id in self._worker_ids():
+            self._health.ended(worker_id, self._request_id)
+
+    def _worker_ids(self) -> list[str]:
+        return [one for one in (self._chosen.prefill_worker_id, self._chosen.decode_worker_id) if one is not None]
 
 
 def _attributes(chosen: Plan) -> dict[str, str | int | float]:

@@ -10,6 +10,7 @@ from forebay.routing.baseline import Policy
 from forebay.routing.failover import DEFAULT_MOST_LOST_WORKERS, DEFAULT_PATIENCE_S
 from forebay.routing.plan import DEFAULT_ALONE_TOKENS
 from forebay.routing.prefix_index import DEFAULT_CAPACITY
+from forebay.routing.silence import DEFAULT_SILENT_S
 from forebay.rpc.settings import ServiceSettings
 
 
@@ -43,6 +44,13 @@ class RouterSettings(ServiceSettings):
         ge=0,
         le=3600,
         description="seconds for which a request whose worker failed is tried on others before its caller hears of it",
+    )
+    silent_s: float = Field(
+        DEFAULT_SILENT_S,
+        ge=0,
+        le=3600,
+        description="seconds without a report after which a worker is taken for gone, while others of its role are"
+        " heard; they report each second; 0: only when its membership runs out",
     )
     most_lost_workers: int = Field(
         DEFAULT_MOST_LOST_WORKERS,

@@ -60,6 +60,7 @@ class FleetLinks:
         self._refused: frozenset[Refusal] = frozenset()
         self._closing: set[asyncio.Task[None]] = set()
         self._lost_at_s: float | None = None  # when a worker that served could be reached no more
+        self._shut: frozenset[str] = frozenset()
 
     def update(self, members: Mapping[str, Member]) -> None:
         """The fleet is this now."""
@@ -81,6 +82,12 @@ class FleetLinks:
             else:
                 known.member = member
         self._refresh()
+
+    def shut(self, worker_ids: frozenset[str]) -> None:
+        """These get no further work, as long as others of their role can do it; what runs there goes on."""
+        if worker_ids != self._shut:
+            self._shut = worker_ids
+            self._refresh()
 
     def has_lost_worker_within(self, seconds: float) -> bool:
         """Whether a worker ended, or could be reached no more, without having drained, so short a time ago."""
@@ -173,9 +180,9 @@ class FleetLinks:
 
     def _refresh(self) -> None:
         """Recomputes the snapshot, and says once of each worker why it is not used."""
-        workers = [
-            worker for known in self._connected.values() if known.is_usable and (worker := _worker(known.member))
-        ]
+        usable = [worker for known in self._connected.values() if known.is_usable and (worker := _worker(known.member))]
+        open_roles = {one.role for one in usable if one.worker_id not in self._shut}
+        workers = [one for one in usable if one.worker_id not in self._shut or one.role not in open_roles]
         caches = [
             NodeCache(known.member.node_id, known.member.model_digest, known.member.layout)
             for known in self._caches()

@@ -20,6 +20,7 @@ from forebay.router.attempt import Attempt
 from forebay.router.attempts import Attempts
 from forebay.router.execution import Execution
 from forebay.router.fleet_links import FleetLinks
+from forebay.router.health import Health
 from forebay.router.planner import NoneFreeError, Planner
 from forebay.router.prompt import Prompt
 from forebay.router.prompt_limits import admit, check_model
@@ -57,8 +58,14 @@ class Generations:
     """Serves requests of one router."""
 
     def __init__(
-        self, links: FleetLinks, planner: Planner, failover_limits: FailoverLimits, gate: AdmissionGate
+        self,
+        links: FleetLinks,
+        planner: Planner,
+        failover_limits: FailoverLimits,
+        gate: AdmissionGate,
+        health: Health,
     ) -> None:
+        self._health = health
         self._links = links
         self._planner = planner
         self._failover_limits = failover_limits
@@ -78,7 +85,7 @@ class Generations:
             if not request.has_begun:
                 self._demand.arrived(len(prompt.token_ids), time.monotonic())
             async with self._admitted(prompt, ender, clock) as ticket:
-                attempts = Attempts(prompt, self._links, self._planner, failover)
+                attempts = Attempts(prompt, self._links, self._planner, failover, self._health)
                 execution = Execution(prompt, self._links.tokenizers, attempts.next, failover)
                 ender.attach(execution)
                 with _released(execution):
