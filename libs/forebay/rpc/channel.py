@@ -23,12 +23,18 @@ from forebay.telemetry import inject
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 DEFAULT_UNARY_TIMEOUT_S: Final = 10.0
 DEFAULT_STREAM_TIMEOUT_S: Final = 3600.0
+KEEPALIVE_S: Final = 2.0
+"""A connection with calls on it is asked so often whether it is alive."""
+KEEPALIVE_TIMEOUT_S: Final = 3.0
+"""Of the answer, which the runtime gives without Python."""
 
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    # Of a network that is cut nobody is told: what runs there is lost after KEEPALIVE_S and KEEPALIVE_TIMEOUT_S.
+    ("grpc.keepalive_time_ms", round(KEEPALIVE_S * 1e3)),
+    ("grpc.keepalive_timeout_ms", round(KEEPALIVE_TIMEOUT_S * 1e3)),
+    ("grpc.http2.max_pings_without_data", 0),
     # Also how long one attempt may take: a busy machine answers late, and a far one later than a tenth of a second.
     ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
