@@ -21,6 +21,7 @@ from scripts.benchmarks import (  # noqa: E402
     kv_hit_rates,
     mesh,
     route,
+    router,
     sharing,
     startup,
     tiers,
@@ -49,6 +50,7 @@ BENCHMARKS = {
     "goodput": goodput,
     "drain": drain,
     "route": route,
+    "router": router,
 }
 _ROUNDS_OF = {"kills": 34, "goodput": 3, "cancels": 125}
 _PEERS_OF = {"engine": tuple(PEERS), "accuracy": ("llama.cpp",)}
