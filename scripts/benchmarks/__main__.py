@@ -23,6 +23,7 @@ from scripts.benchmarks import (  # noqa: E402
     mesh,
     roles,
     route,
+    router,
     sharing,
     startup,
     tiers,
@@ -53,6 +54,7 @@ BENCHMARKS = {
     "drain": drain,
     "roles": roles,
     "route": route,
+    "router": router,
 }
 _ROUNDS_OF = {"kills": 34, "goodput": 3, "cancels": 125}
 _PEERS_OF = {"engine": tuple(PEERS), "accuracy": ("llama.cpp",)}

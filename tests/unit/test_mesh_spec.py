@@ -86,6 +86,12 @@ def test_only_what_is_given_is_passed_on() -> None:
     assert "--max-sequences" not in _command(spec, "prefill-0")
 
 
+def test_another_module_can_serve_a_role() -> None:
+    spec = dataclasses.replace(SPEC, modules={"decode": "stand_in"})
+    assert _value(_command(spec, "decode-0"), "-m") == "stand_in"
+    assert _value(_command(spec, "prefill-0"), "-m") == "forebay.prefill"
+
+
 def test_whoever_counts_in_money_is_told_what_it_costs() -> None:
     spec = dataclasses.replace(SPEC, fleet_file=Path("/fleet.yaml"))
     for name in ("prefill-0", "decode-0", "router"):

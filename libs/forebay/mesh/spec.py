@@ -26,7 +26,8 @@ class MeshSpec:
     threads: most cores a step of an engine worker may use; None: all. device_bytes, host_bytes: of the KV arenas; None
     leaves it to the service. disk_bytes: of the disk tier, in the state folder; None: there is none.
     eviction_policy: its name; None leaves it to the service. fleet_file: what chip classes cost; None: each class's own
-    figures. extra_arguments: further flags by role, such as {"kvcache": ("--lease-s", "2")}.
+    figures. extra_arguments: further flags by role, such as {"kvcache": ("--lease-s", "2")}. modules: by role, what is
+    run in place of `forebay.ROLE`.
     """
 
     model_path: Path
@@ -45,6 +46,7 @@ class MeshSpec:
     fleet_file: Path | None = None
     name: str = "local"
     extra_arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    modules: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 1024 <= self.port_base <= 65_535 - ports.NATS:
@@ -137,7 +139,8 @@ class MeshSpec:
         shared = ("--listen", address, "--node-id", self.node_id, "--nats-url", nats_url)
         state = ("--state-dir", str(self.state_dir))
         extra = self.extra_arguments.get(role, ())
-        command = (sys.executable, "-m", f"forebay.{role}", *shared, *state, *arguments, *extra)
+        module = self.modules.get(role, f"forebay.{role}")
+        command = (sys.executable, "-m", module, *shared, *state, *arguments, *extra)
         return ServiceSpec(name, role, address, command)
 
     def _model(self) -> tuple[str, str]:

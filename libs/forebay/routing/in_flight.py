@@ -73,11 +73,19 @@ class InFlight:
 
     def unseen(self, worker_id: str, reported_s: float) -> WorkerLoad:
         """What the report that was heard then does not contain."""
-        total = WorkerLoad()
-        for charge in self._charges.get(worker_id, {}).values():
-            if not _is_known(charge.since_s, reported_s):
-                total = total.plus(charge.load)
-        return total
+        unseen = [
+            one.load for one in self._charges.get(worker_id, {}).values() if not _is_known(one.since_s, reported_s)
+        ]
+        if not unseen:
+            return WorkerLoad()
+        # Summed field by field: a load made for each of them would cost more than all the rest.
+        return WorkerLoad(
+            sum([load.sequences for load in unseen]),
+            sum([load.queued_tokens for load in unseen]),
+            sum([load.context_tokens for load in unseen]),
+            max([load.seen_s for load in unseen]),
+            sum([load.queued_realtime_tokens for load in unseen]),
+        )
 
     def load(self, worker_id: str, reported: WorkerLoad, reported_s: float) -> WorkerLoad:
         """What the worker said in the report that was heard then, corrected by what that cannot show."""

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 
@@ -69,6 +69,8 @@ LAST_WORDS_S: Final = 0.5
 THREAD_SWITCH_S: Final = 0.001
 """How long the engine's thread may keep the interpreter from the event loop, and the other way round."""
 
+S = TypeVar("S", bound=WorkerSettings)
+
 
 @dataclass(frozen=True, slots=True)
 class Worker:
@@ -94,8 +96,17 @@ class WorkerKind:
     make_servicer: Callable[[Worker], object]
 
 
-async def serve_worker(kind: WorkerKind, settings: WorkerSettings, stop: asyncio.Event) -> None:
+def open_model(settings: WorkerSettings) -> EngineLoader:
+    """The model and the engines of the settings' chip class. Raises StartError."""
+    return EngineLoader(settings.model, chip_class_named(settings.chip_class), _most_cores(settings))
+
+
+async def serve_worker(
+    kind: WorkerKind, settings: S, stop: asyncio.Event, load: Callable[[S], EngineLoader] = open_model
+) -> None:
     """Serves until `stop` is set, then drains; a worker whose engine broke sets it itself.
+
+    load: called on a thread of its own.
 
     Raises:
         StartError: something it needs is missing or different.
@@ -106,7 +117,7 @@ async def serve_worker(kind: WorkerKind, settings: WorkerSettings, stop: asyncio
     span_names = {f"/{kind.service_name}/{kind.method}": kind.span_name}
     server = Server(settings.listen, span_names, serves_as=worker_id)
     figures = read_fleet_file(settings.fleet_file).figures_of(chip_class_named(settings.chip_class))
-    loader = await asyncio.to_thread(_open_model, settings)
+    loader = await asyncio.to_thread(load, settings)
     async with _running(kind, settings, worker_id, loader, stop) as worker:
         server.add(kind.register, kind.make_servicer(worker), kind.service_name)
         control = WorkerControl(worker.runner, stop)
@@ -136,10 +147,6 @@ async def _emptied(kind: WorkerKind, runner: SequenceRunner, connection: Connect
     if kind.role is Role.DECODE and await has_taker(connection, member, TAKER_KNOWN_S):
         runner.move_on()
     await runner.wait_idle()
-
-
-def _open_model(settings: WorkerSettings) -> EngineLoader:
-    return EngineLoader(settings.model, chip_class_named(settings.chip_class), _most_cores(settings))
 
 
 def _most_cores(settings: WorkerSettings) -> int:

@@ -185,13 +185,17 @@ class Attempt:
         self._end_early_bring()  # its sequence holds the blocks now
         self._note_prefilled()
         self._kv_epoch = output.kv_epoch or self._kv_epoch
-        if output.finish_reason or output.HasField("error"):
+        has_failed = output.HasField("error")
+        if output.finish_reason or has_failed:
             self.is_over = True
-        if output.HasField("error"):
+        has_failed = output.HasField("error")
+        if output.finish_reason or has_failed:
+            self.is_over = True
+        if has_failed:
             self._watch.failed(self._at, from_failure(output.error))
         elif output.token_ids:
             self._note_token()
-        if output.error.reason == DrainingError.reason and output.kv_epoch:
+        if has_failed and output.error.reason == DrainingError.reason and output.kv_epoch:
             self.left_behind = LeftBehind(self._decode.worker_id, self._sequence_id, output.kv_epoch)
         if self._sink is not None:
             self._sink.on_output(output)

@@ -223,7 +223,7 @@ class Execution:
     def _push(self, token_ids: Sequence[int], logprobs: Sequence[common_pb2.TokenLogprobs], is_last: bool) -> None:
         if self.output.is_text_complete:
             return
-        if any(token_id >= self._prompt.vocabulary_size for token_id in token_ids):
+        if token_ids and max(token_ids) >= self._prompt.vocabulary_size:
             self._fail(ForebayError("a worker generated a token id outside of the vocabulary"))
             return
         if token_ids and self._surplus_characters:

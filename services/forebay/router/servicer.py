@@ -1,7 +1,6 @@
 """RouterService on the wire: messages in, one call, messages out."""
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Any
 
 from forebay.errors import InvalidFieldError
@@ -29,12 +28,10 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         self._fleet = fleet
         self._loads = loads
 
-    async def Generate(  # gRPC's names
+    def Generate(  # gRPC's names
         self, request: router_pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[router_pb2.GenerateResponse]:
-        async with aclosing(self._generations.generate(request)) as responses:
-            async for response in responses:
-                yield response
+        return self._generations.generate(request)
 
     async def Cancel(self, request: router_pb2.CancelRequest, context: Any) -> router_pb2.CancelResponse:
         self._generations.running.cancel(request.request_id)

@@ -83,6 +83,7 @@ class Tokenizers:
         self._on_state = on_state
         self._patience = patience or Patience()
         self._replicas: dict[str, _Replica] = {}
+        self._serving: tuple[_Replica, ...] = ()  # the usable ones of the fleet's model
         self._stream_ids = itertools.count(1)
         self._link_of: dict[int, DetokenizeLink] = {}
         self._orphans: dict[ReplayableTokens, asyncio.TimerHandle] = {}  # replayed as soon as a replica can be used
@@ -144,22 +145,27 @@ class Tokenizers:
             self._replicas[worker_id] = self._open(wanted[worker_id])
         for worker_id, member in wanted.items():
             self._replicas[worker_id].member = member
+        self._look()
 
     async def close(self) -> None:
         """Ends all streams and connections."""
         replicas, self._replicas = list(self._replicas.values()), {}
+        self._look()
         for replica in replicas:
             await self._close(replica)
         await asyncio.gather(*self._closing, return_exceptions=True)
 
     def _usable(self) -> list[_Replica]:
         """Replicas that serve the fleet's model, those with the fewest streams first, draining ones last."""
+        if not self._serving:
+            raise NoWorkerError("no tokenizer can be reached", retry_after_s=RETRY_AFTER_S, role="tokenizer")
+        return sorted(self._serving, key=lambda replica: (replica.member.is_draining, replica.link.stream_count))
+
+    def _look(self) -> None:
+        """Which replicas serve may have changed."""
         known = [replica for replica in self._replicas.values() if replica.is_usable]
         digest = majority(replica.model.digest for replica in known if replica.model is not None)
-        serving = [replica for replica in known if replica.model is not None and replica.model.digest == digest]
-        if not serving:
-            raise NoWorkerError("no tokenizer can be reached", retry_after_s=RETRY_AFTER_S, role="tokenizer")
-        return sorted(serving, key=lambda replica: (replica.member.is_draining, replica.link.stream_count))
+        self._serving = tuple(one for one in known if one.model is not None and one.model.digest == digest)
 
     def _place(self, stream: ReplayableTokens) -> None:
         try:
@@ -214,6 +220,7 @@ class Tokenizers:
         self._changed()
 
     def _changed(self) -> None:
+        self._look()
         self._place_orphans()
         self._on_state()
 
