@@ -343,5 +343,6 @@ def test_the_reason_reads_like_a_sentence() -> None:
     assert chosen.reason == (
         "SPLIT: 320 of 1000 prompt tokens are cached on n1; prefill worker p1 computes the rest in 41.8 ms;"
         " d1 takes 4.98 ms a token with 1 sequence; first token after 46.8 ms, 34.2 J, 6.83e-05 USD;"
-        " meets 500 ms to the first token and 50 ms a token as does LOCAL on d1 at 0.000106 USD and 423 ms to the first token; 2 options."
+        " meets 500 ms to the first token and 50 ms a token as does LOCAL on d1 at 0.000106 USD and 423 ms to the"
+        " first token; 2 options."
     )

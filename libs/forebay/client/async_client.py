@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, Unpack
+from typing import Final, Self, TypeVar, Unpack
 
 from forebay import ports
 from forebay.client.assembly import read_explanation
