@@ -38,7 +38,7 @@ async def test_the_command_prints_sentences_or_json() -> None:
     assert code == 0
     assert output.splitlines() == [
         "chosen    a prefill worker is idle",
-        "          first token 250.0 ms = queue 0.0 ms + prefill 200.0 ms + messages",
+        "          first token 250.0 ms = queue 0.0 ms + prefill 200.0 ms + messages 50.0 ms",
         "          then 0.0 ms a token; 0 J, 0.5 USD in all",
         "rejected  a prefill worker is idle",
         "          without figures: no worker had told its rates",

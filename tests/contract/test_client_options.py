@@ -1,5 +1,7 @@
 """From options to the fields of a request, and what no message can hold, against a scripted router."""
 
+import math
+
 import pytest
 
 from forebay.client import (
@@ -115,7 +117,15 @@ async def test_what_no_message_can_hold_is_refused_before_it_is_sent(free_addres
         ("ignore_eos", "yes", "ignore_eos must be true or false, not a value of type str"),
         ("stop_token_ids", 3, "stop_token_ids must be at most 64 token ids, whole numbers in 0..4294967295, not 3"),
         ("model", 7, "model must be a string of valid Unicode, not 7"),
-        ("time_to_first_token_ms", -1, "time_to_first_token_ms must be a whole number in 0..4294967295, not -1"),
+        ("time_to_first_token_ms", -1, "time_to_first_token_ms must be a whole number in 1..4294967295, not -1"),
+        ("timeout_s", 0, "timeout_s must be a number of seconds over 0 and at most 31622400, not 0"),
+        ("timeout_s", math.nan, "timeout_s must be a number of seconds over 0 and at most 31622400, not nan"),
+        ("timeout_s", math.inf, "timeout_s must be a number of seconds over 0 and at most 31622400, not inf"),
+        (
+            "timeout_s",
+            "5",
+            "timeout_s must be a number of seconds over 0 and at most 31622400, not a value of type str",
+        ),
         ("gather_ms", -1, "gather_ms must be a whole number in 0..60000, not -1"),
         ("qos_tier", "soon", "qos_tier must be one of realtime, batch, backup, not a value of type str"),
     ],

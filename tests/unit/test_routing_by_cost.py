@@ -210,7 +210,7 @@ def test_a_busy_decode_worker_hands_the_prompt_over_when_it_would_be_late() -> N
     assert chosen.rejected.prediction is not None
     alone = chosen.rejected.prediction
     assert alone.prefill_s > 0.35 + chunks * 0.004, "chunks go between the others' steps"
-    assert "meets 0.5 s and 0.05 s a token, LOCAL on d1 would miss it by 14%" in chosen.reason
+    assert "meets 500 ms to the first token and 50 ms a token, LOCAL on d1 would miss it by 14%" in chosen.reason
 
 
 def test_a_queue_sends_the_request_elsewhere() -> None:
@@ -314,7 +314,10 @@ def test_where_predictions_are_wrong_the_sooner_is_taken_though_another_would_be
         corrections.first_token.take(1.6)
     chosen = made(asked, fleet, corrections=corrections)
     assert chosen.decode_worker_id == "d2"
-    assert "meets 0.5 s and 0.05 s a token with margins of 2.1 and 1, LOCAL on d1 would miss it by" in chosen.reason
+    assert (
+        "meets 500 ms to the first token and 50 ms a token at 2.1 and 1 times the prediction,"
+        " LOCAL on d1 would miss it by"
+    ) in chosen.reason
     batch = made(dataclasses.replace(asked, qos_tier=QosTier.BATCH), fleet, corrections=corrections)
     assert batch.decode_worker_id == "d1"
 
@@ -340,5 +343,6 @@ def test_the_reason_reads_like_a_sentence() -> None:
     assert chosen.reason == (
         "SPLIT: 320 of 1000 prompt tokens are cached on n1; prefill worker p1 computes the rest in 41.8 ms;"
         " d1 takes 4.98 ms a token with 1 sequence; first token after 46.8 ms, 34.2 J, 6.83e-05 USD;"
-        " meets 0.5 s and 0.05 s a token as does LOCAL on d1 at 0.000106 USD and 423 ms to the first token; 2 options."
+        " meets 500 ms to the first token and 50 ms a token as does LOCAL on d1 at 0.000106 USD and 423 ms to the"
+        " first token; 2 options."
     )

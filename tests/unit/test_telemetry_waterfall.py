@@ -132,6 +132,12 @@ def test_header_sums_up() -> None:
     assert lines[1].split() == ["50.00ms", "spans=2", "decode", "router"]
 
 
+def test_header_names_the_request_of_the_first_span() -> None:
+    of_request, of_attempt = ({names.REQUEST_ID: value} for value in ("r-1", "r-1.nonce"))
+    lines = waterfall([span(1, attributes=of_request), span(2, 1, attributes=of_attempt)], 100)
+    assert lines[1].split() == ["1.00ms", "spans=2", "request=r-1", "router"]
+
+
 def test_failure_and_attributes_are_shown() -> None:
     attributes = {
         "error.type": "KV_EXHAUSTED",

@@ -13,7 +13,7 @@ _EXAMPLES: Final = """\
   forebay explain 4cacd7b80a5e4c3f8d1b7f60a2c9e1d4
   forebay explain 4cacd7b80a5e4c3f8d1b7f60a2c9e1d4 --json | jq .chosen.prediction
 
-A request's id is in `generate --json` as request_id, and in `trace` as forebay.request_id."""
+A request's id is in `generate --json` as request_id, and in the second line of `trace ID`."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -40,10 +40,11 @@ def _lines(what: str, plan: Plan) -> list[str]:
         return [*lines, "          without figures: no worker had told its rates"]
     figures = plan.prediction
     transfer = f" + transfer {_ms(figures.transfer_s)}" if figures.transfer_s > 0 else ""
+    messages_s = figures.time_to_first_token_s - figures.queue_s - figures.prefill_s - figures.transfer_s
     return [
         *lines,
         f"          first token {_ms(figures.time_to_first_token_s)} = queue {_ms(figures.queue_s)}"
-        f" + prefill {_ms(figures.prefill_s)}{transfer} + messages",
+        f" + prefill {_ms(figures.prefill_s)}{transfer} + messages {_ms(max(0.0, messages_s))}",
         f"          then {_ms(figures.time_per_output_token_s)} a token;"
         f" {figures.energy_joules:.3g} J, {figures.cost_usd:.3g} USD in all",
     ]

@@ -59,7 +59,7 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
         "--time-to-first-token-ms",
         type=int,
         metavar="N",
-        help="refuse it rather than miss this (default: 500, served)",
+        help="refuse it rather than miss this (default: try for 500, refuse nothing)",
     )
     treatment.add_argument(
         "--time-per-output-token-ms", type=int, metavar="N", help="likewise, for each further token (default: 50)"

@@ -1,8 +1,8 @@
 """The client for `async` code. `Client` runs this very class, so there is only one of everything."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, Unpack
+from typing import Final, Self, TypeVar, Unpack
 
 from forebay import ports
 from forebay.client.assembly import read_explanation
@@ -10,7 +10,7 @@ from forebay.client.completion import Completion, Explanation
 from forebay.client.errors import sharpened
 from forebay.client.fleet import Fleet, read_fleet
 from forebay.client.persistence import is_lost
-from forebay.client.request import Message, Prompt, RequestOptions, build_request
+from forebay.client.request import Message, Prompt, RequestOptions, build_request, timeout_of
 from forebay.client.routers import Routers
 from forebay.client.stream import CompletionStream
 from forebay.errors import ForebayError, UnknownRequestError, UnknownWorkerError
@@ -73,7 +73,9 @@ class AsyncClient:
         **options: Unpack[RequestOptions],
     ) -> CompletionStream:
         """The answer as it arrives. The call begins at the first iteration and ends with it."""
-        return CompletionStream(build_request(prompt, messages, options), self._routers, self._timeout_of(options))
+        return CompletionStream(
+            build_request(prompt, messages, options), self._routers, timeout_of(options, self._timeout_s)
+        )
 
     async def cancel(self, request_id: str, *, timeout_s: float = 10.0) -> None:
         """Ends a running request, whichever router has it. Raises UnknownRequestError when there is none of this id."""
@@ -154,10 +156,6 @@ class AsyncClient:
     ) -> Completion:
         # Nobody reads along, so the text may come in few messages.
         return await self.stream(prompt, messages=messages, **({"gather_ms": WHOLE_GATHER_MS} | options)).finish()
-
-    def _timeout_of(self, options: Mapping[str, Any]) -> float:
-        timeout_s = options.get("timeout_s")
-        return self._timeout_s if timeout_s is None else float(timeout_s)
 
     async def _of_any(self, ask: Callable[[str], Awaitable[_Answer]], *passed_over: type[ForebayError]) -> _Answer:
         """The answer of the first router that can be reached and does not fail with an error that is passed over.

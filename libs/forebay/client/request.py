@@ -58,7 +58,7 @@ class SamplingOptions(TypedDict, total=False):
 class RequestOptions(SamplingOptions, total=False):
     """All that may be said of a request beside its prompt. `None` means the same as leaving it out.
 
-    timeout_s: seconds the whole request may take; default: the client's.
+    timeout_s: seconds the whole request may take, over 0 and at most MOST_TIMEOUT_S; default: the client's.
     mode: forces the plan; for tests and research.
     session: a hint that is not used yet.
     gather_ms: for how long text after the first token may be gathered into one chunk, 0..60000.
@@ -88,11 +88,13 @@ _KNOWN_FIELDS: Final = frozenset(RequestOptions.__annotations__)
 _ALLOWED: Final = {
     **sampling.ALLOWED,
     **dict.fromkeys(_PLAIN_FIELDS, "a string of valid Unicode"),
-    **dict.fromkeys(_OBJECTIVE_FIELDS, f"a whole number in 0..{2**32 - 1}"),
+    **dict.fromkeys(_OBJECTIVE_FIELDS, f"a whole number in 1..{2**32 - 1}"),
     "accepts_miss": "true or false",
     "gather_ms": "a whole number in 0..60000",
 }
 _MOST_SHOWN_BITS: Final = 128
+MOST_TIMEOUT_S: Final = 366 * 24 * 3600.0
+"""gRPC cannot tell a server of much more: it would take the call for one whose time is over."""
 
 
 def build_request(
@@ -120,6 +122,17 @@ def build_request(
         field = "tokens.token_ids" if request.HasField("tokens") else request.WhichOneof("input") or "input"
         raise InvalidFieldError(f"a request has at most {MAX_MESSAGE_BYTES} bytes", field=field)
     return request
+
+
+def timeout_of(options: Mapping[str, Any], default_s: float) -> float:
+    """Seconds that a request may take. Raises InvalidFieldError."""
+    given = options.get("timeout_s")
+    timeout_s = default_s if given is None else given
+    is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
+    if not (is_number and 0 < timeout_s <= MOST_TIMEOUT_S):
+        message = f"timeout_s must be a number of seconds over 0 and at most {MOST_TIMEOUT_S:.0f}"
+        raise InvalidFieldError(f"{message}, not {_shown(timeout_s)}", field="timeout_s")
+    return float(timeout_s)
 
 
 def _set_input(request: router_pb2.GenerateRequest, prompt: Prompt | None, messages: Iterable[Message] | None) -> None:

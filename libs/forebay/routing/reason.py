@@ -62,9 +62,10 @@ def _against(request: PlanRequest, one: Forecast, other: Forecast) -> str:
 
 def _target(request: PlanRequest, one: Forecast) -> str:
     if request.qos_tier is QosTier.REALTIME:
-        wanted = f"{request.target.time_to_first_token_s:g} s and {request.target.time_per_output_token_s:g} s a token"
+        first_s, token_s = request.target.time_to_first_token_s, request.target.time_per_output_token_s
+        wanted = f"{_time(first_s)} to the first token and {_time(token_s)} a token"
         first, token = one.margins
-        return wanted if first == token == 1.0 else f"{wanted} with margins of {first:.2g} and {token:.2g}"
+        return wanted if first == token == 1.0 else f"{wanted} at {first:.2g} and {token:.2g} times the prediction"
     return f"its deadline in {_time(request.deadline_s)}"
 
 

@@ -147,6 +147,9 @@ def _summary(rows: Sequence[_Row], total_ns: int) -> str:
         parts.append(f"roots={roots}")
     if orphans:
         parts.append(f"orphans={orphans}")
+    request_id = rows[0].span.attributes.get(names.REQUEST_ID)
+    if request_id is not None:
+        parts.append(f"request={request_id}")
     return "  ".join([*parts, " ".join(services)])
 
 

@@ -144,7 +144,7 @@ def _slo(message: router_pb2.GenerateRequest) -> Slo:
         )
     for name in ("time_to_first_token_ms", "time_per_output_token_ms"):
         if slo.HasField(name) and getattr(slo, name) == 0:
-            raise InvalidFieldError(f"{name} is > 0 milliseconds", field=f"slo.{name}")
+            raise InvalidFieldError(f"{name} must be at least 1, not 0", field=f"slo.{name}")
     first_s, token_s = slo.time_to_first_token_ms / 1e3, slo.time_per_output_token_ms / 1e3
     target = Target(first_s or default.time_to_first_token_s, token_s or default.time_per_output_token_s)
     return Slo(target, slo.accepts_miss)
