@@ -188,9 +188,6 @@ class Attempt:
         has_failed = output.HasField("error")
         if output.finish_reason or has_failed:
             self.is_over = True
-        has_failed = output.HasField("error")
-        if output.finish_reason or has_failed:
-            self.is_over = True
         if has_failed:
             self._watch.failed(self._at, from_failure(output.error))
         elif output.token_ids:
