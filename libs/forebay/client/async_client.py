@@ -10,7 +10,7 @@ from forebay.client.completion import Completion, Explanation
 from forebay.client.errors import sharpened
 from forebay.client.fleet import Fleet, read_fleet
 from forebay.client.persistence import is_lost
-from forebay.client.request import Message, Prompt, RequestOptions, build_request, timeout_of
+from forebay.client.request import Message, Prompt, RequestOptions, build_request, hedge_of, timeout_of
 from forebay.client.routers import Routers
 from forebay.client.stream import CompletionStream
 from forebay.errors import ForebayError, UnknownRequestError, UnknownWorkerError
@@ -73,9 +73,8 @@ class AsyncClient:
         **options: Unpack[RequestOptions],
     ) -> CompletionStream:
         """The answer as it arrives. The call begins at the first iteration and ends with it."""
-        return CompletionStream(
-            build_request(prompt, messages, options), self._routers, timeout_of(options, self._timeout_s)
-        )
+        request, timeout_s = build_request(prompt, messages, options), timeout_of(options, self._timeout_s)
+        return CompletionStream(request, self._routers, timeout_s, hedge_of(options))
 
     async def cancel(self, request_id: str, *, timeout_s: float = 10.0) -> None:
         """Ends a running request, whichever router has it. Raises UnknownRequestError when there is none of this id."""

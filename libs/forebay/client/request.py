@@ -59,6 +59,8 @@ class RequestOptions(SamplingOptions, total=False):
     """All that may be said of a request beside its prompt. `None` means the same as leaving it out.
 
     timeout_s: seconds the whole request may take, over 0 and at most MOST_TIMEOUT_S; default: the client's.
+    hedge_after_s: where several routers are known: if no token has come by then, a second one is asked the same, and
+    whichever has the first token is heard. It costs the work twice; default: never.
     mode: forces the plan; for tests and research.
     session: a hint that is not used yet.
     gather_ms: for how long text after the first token may be gathered into one chunk, 0..60000.
@@ -78,6 +80,7 @@ class RequestOptions(SamplingOptions, total=False):
     request_id: str
     mode: Literal["local", "split"]
     timeout_s: float | None
+    hedge_after_s: float | None
     gather_ms: int
 
 
@@ -133,6 +136,16 @@ def timeout_of(options: Mapping[str, Any], default_s: float) -> float:
         message = f"timeout_s must be a number of seconds over 0 and at most {MOST_TIMEOUT_S:.0f}"
         raise InvalidFieldError(f"{message}, not {_shown(timeout_s)}", field="timeout_s")
     return float(timeout_s)
+
+
+def hedge_of(options: Mapping[str, Any]) -> float | None:
+    """Seconds after which a second router is asked; None: never. Raises InvalidFieldError."""
+    after_s = options.get("hedge_after_s")
+    is_number = isinstance(after_s, int | float) and not isinstance(after_s, bool)
+    if after_s is not None and not (is_number and 0 <= after_s <= MOST_TIMEOUT_S):
+        message = f"hedge_after_s must be a number of seconds from 0 up, not {_shown(after_s)}"
+        raise InvalidFieldError(message, field="hedge_after_s")
+    return None if after_s is None else float(after_s)
 
 
 def _set_input(request: router_pb2.GenerateRequest, prompt: Prompt | None, messages: Iterable[Message] | None) -> None:

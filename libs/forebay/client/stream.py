@@ -18,6 +18,7 @@ from forebay.client.assembly import Assembly
 from forebay.client.completion import Chunk, Completion, Plan
 from forebay.client.errors import BrokenAnswerError, sharpened
 from forebay.client.persistence import Persistence, is_lost
+from forebay.client.race import Race, Runner
 from forebay.client.routers import Routers
 from forebay.errors import DeadlineExceededError, ForebayError, RequestCancelledError
 from forebay.rpc.status import from_rpc_error
@@ -32,10 +33,21 @@ class CompletionStream(AsyncIterator[Chunk]):
     Leaving `async for` early cancels the request. To look at single chunks use `anext(stream)`.
     """
 
-    def __init__(self, request: router_pb2.GenerateRequest, routers: Routers, timeout_s: float) -> None:
+    def __init__(
+        self,
+        request: router_pb2.GenerateRequest,
+        routers: Routers,
+        timeout_s: float,
+        hedge_after_s: float | None = None,
+    ) -> None:
+        """hedge_after_s: if no token has come so long after the beginning, a second router is asked, too."""
         self._request = request
         self._routers = routers
         self._timeout_s = timeout_s
+        self._hedge_after_s = hedge_after_s if len(routers.targets) > 1 else None
+        self._race: Race | None = None
+        self.is_hedged = False
+        """Whether a second router was asked."""
         self._persistence = Persistence(len(routers.targets))
         self._order: list[str] = []  # in which routers are asked, again and again; the first is asked now
         self._began_s = 0.0
@@ -129,7 +141,7 @@ class CompletionStream(AsyncIterator[Chunk]):
         if self._call is None:
             self._open()
         try:
-            event = await self._call.read()
+            event = await self._next_event()
         except grpc.RpcError as error:
             await self._go_on(from_rpc_error(error))
             return None
@@ -142,6 +154,31 @@ class CompletionStream(AsyncIterator[Chunk]):
         if self._assembly.completion is None:
             raise BrokenAnswerError("the router ended the stream without a result")
         return None
+
+    async def _next_event(self) -> Any:
+        """Of the call; the first may be another router's, and is taken in already but for the last of it."""
+        if self._hedge_after_s is None:
+            return await self._call.read()
+        hedge_at_s, self._hedge_after_s = self._began_s + self._hedge_after_s, None
+        self._race = Race(Runner(self._order[0], self._call, self._assembly), self._began_s)
+        try:
+            return await self._race.first(max(0.0, hedge_at_s - time.monotonic()), self._second)
+        finally:
+            self._race.end()
+            winner = self._race.winner
+            if winner is not None:
+                self._order.remove(winner.target)
+                self._order.insert(0, winner.target)
+                self._call, self._assembly = winner.call, winner.assembly
+
+    def _second(self) -> Runner | None:
+        """The same request at the next router."""
+        left_s = self._left_s()
+        if left_s <= 0:
+            return None
+        self.is_hedged = True
+        call: Any = self._routers.stub(self._order[1]).Generate(self._request, timeout=left_s)
+        return Runner(self._order[1], call, Assembly())
 
     def _open(self) -> None:
         """Asks the first router of the order."""
@@ -180,6 +217,8 @@ class CompletionStream(AsyncIterator[Chunk]):
     def close(self) -> None:
         """Ends the call if it is still running; call it on the event loop's thread. Idempotent."""
         self._is_closed = True
+        if self._race is not None:
+            self._race.end()
         if self._call is not None:
             self._call.cancel()
 

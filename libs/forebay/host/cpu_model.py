@@ -20,3 +20,11 @@ def cpu_model(cpuinfo: Path = _CPUINFO) -> str:
     fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     told = [fields[name] for name in _FIELDS if fields.get(name)]
     return " ".join(told) or platform.machine()
+
+
+def is_intel(cpuinfo: Path = _CPUINFO) -> bool:
+    """Whether its maker is Intel; no, where that is not told."""
+    try:
+        return "GenuineIntel" in cpuinfo.read_text().split("\n\n", maxsplit=1)[0]
+    except OSError:
+        return False

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import forebay.kernels.library_paths  # noqa: F401  # before torch computes
 from forebay.kernels.attention_plan import (
     ONEDNN_RUNNING_SUM,
     AttentionPlan,
