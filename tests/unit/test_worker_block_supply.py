@@ -8,7 +8,7 @@ import pytest
 from forebay.engine.rank import rank_of
 from forebay.errors import KvExhaustedError
 from forebay.testing.waiting import until
-from forebay.worker.block_supply import BlockSupply, Patience, Wish
+from forebay.worker.block_supply import SHORTAGE_S, BlockSupply, Patience, Wish
 from forebay.worker.kv_rights import BlockGrant
 from forebay.worker.running_sequence import Offer
 
@@ -131,3 +131,38 @@ async def test_every_refusal_is_told() -> None:
     await until(lambda: len(refusals) >= 2)
     rights.free_blocks = 1
     await asyncio.wait_for(waiting, 5)
+
+
+async def test_while_another_worker_is_short_the_less_urgent_do_not_even_ask() -> None:
+    rights = FakeRights(free_blocks=9)
+    supply = supply_of(rights)
+    supply.note_shortage(0)
+    batch = asyncio.create_task(supply.extend("batch", rank_of(1, 1), 1))
+    await asyncio.sleep(0)  # it has begun
+    await supply.extend("chat", rank_of(2, 0), 1)
+    assert rights.asked == [("chat", 1)]
+    await asyncio.wait_for(batch, 5)
+    assert rights.asked == [("chat", 1), ("batch", 1)]
+
+
+async def test_what_becomes_free_while_another_worker_is_short_is_not_for_the_less_urgent_that_wait() -> None:
+    rights, clock = FakeRights(), asyncio.get_running_loop().time
+    supply = supply_of(rights)
+    batch = asyncio.create_task(supply.extend("batch", rank_of(1, 1), 1))
+    await until(lambda: supply.is_waiting(rank_of(1, 1)) and bool(rights.asked))
+    short_s = clock()
+    supply.note_shortage(0)
+    rights.free_blocks = 1
+    await asyncio.wait_for(batch, 5)
+    assert clock() >= short_s + SHORTAGE_S
+
+
+async def test_batch_waits_for_blocks_when_realtime_gives_up() -> None:
+    rights = FakeRights()
+    supply = supply_of(rights, blocks_s=0.05)
+    batch = asyncio.create_task(supply.begin(wish(1, priority=1)))
+    await until(lambda: supply.is_waiting(rank_of(1, 1)))
+    with pytest.raises(KvExhaustedError):
+        await supply.begin(wish(2))
+    rights.free_blocks = 4
+    assert len((await asyncio.wait_for(batch, 5)).block_ids) == 4
