@@ -99,9 +99,10 @@ async def test_the_first_takes_a_single_block_where_there_are_not_more() -> None
 async def test_an_offer_takes_nothing_from_those_that_wait() -> None:
     rights = FakeRights()
     supply = supply_of(rights)
-    waiting = asyncio.create_task(supply.extend("a", rank_of(1, 0), 2))
+    waiting = asyncio.create_task(supply.begin(wish(1, blocks=4)))
     await until(lambda: supply.is_waiting(rank_of(1, 0)))
-    await supply.take_over("offered", Offer(epoch=1, token_count=0), 5)
+    rights.free_blocks = 3
+    await supply.take_over("offered", Offer(epoch=1, token_count=0), 3)
     assert rights.asked[-1] == ("offered", 0)
     rights.free_blocks = 9
     await asyncio.wait_for(waiting, 5)
