@@ -143,3 +143,13 @@ async def test_what_may_take_the_worker_down_does_not_run_beside_others(rig: Rig
     async with rig.batch():
         with pytest.raises(IsolatedError, match="this one runs 1"):
             await rig.runner.open(alone, lambda token_id, logprobs: None).__aenter__()
+
+
+async def test_what_its_user_leaves_while_it_is_parked_does_not_come_back(rig: Rig) -> None:
+    async with rig.batch() as running:
+        rig.park(running)
+        rig.let_go()
+        coming_back = running.coming_back
+    assert coming_back is not None
+    await asyncio.gather(coming_back, return_exceptions=True)
+    assert rig.added("batch") == 1
