@@ -20,8 +20,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from forebay.client import AsyncClient, CompletionStream
-from forebay.errors import ForebayError
+from forebay.client import AsyncClient, CompletionStream, RequestCancelledError
 from forebay.testing.held_blocks import RELEASED_S, held_blocks
 from forebay.testing.mesh import RunningMesh, running_mesh
 from scripts.benchmarks.bare_engine import random_prompt
@@ -100,14 +99,16 @@ class _Canceller:
             return await self._after(self._numbers.random() * 0.05, _PROMPT)
 
     async def _from_elsewhere(self) -> bool:
-        stream, count = self._stream(_PROMPT), 0
-        with suppress(ForebayError):
+        stream, is_asked = self._stream(_PROMPT), False
+        try:
             async with stream:
                 async for chunk in stream:
-                    count += len(chunk.token_ids)
-                    if 0 < count < _OUTPUT // 2 and stream.request_id:
+                    if chunk.token_ids and stream.request_id and not is_asked:
+                        is_asked = True
                         await self._client.cancel(stream.request_id)
-        return count < _OUTPUT
+        except RequestCancelledError:
+            return True
+        return False
 
     async def _vanishing(self) -> bool:
         client = AsyncClient(self._address)

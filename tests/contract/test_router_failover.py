@@ -132,7 +132,7 @@ async def test_a_span_tells_what_failed_and_who_goes_on(router_for, script, expo
     below = [one for one in made if one.parent is not None and one.parent.span_id == failover.context.span_id]
     assert [one.name for one in below] == [spans.PLAN]
     assert below[0].attributes[spans.DECODE_WORKER_ID] == "decode-2"
-    assert "going on where another worker failed" in below[0].attributes[spans.PLAN_REASON]
+    assert "going on where another worker stopped" in below[0].attributes[spans.PLAN_REASON]
 
 
 @pytest.mark.parametrize(("mode", "told_epoch", "epoch"), [(SPLIT, 7, 7), (SPLIT, 0, 2), (LOCAL, 7, 7)])

@@ -46,6 +46,18 @@ def test_names_and_roles_choose() -> None:
     ]
 
 
+def test_what_has_no_process_stays_and_serves_nobody_meanwhile() -> None:
+    plan = plan_rolling(LARGE, [], gone={"decode-0", "router-0"})
+    names = [name for name, _ in plan.steps]
+    assert {"decode-0", "router-0", "router-1"}.isdisjoint(names)
+    assert "decode-1" in names
+    reasons = dict(plan.stays)
+    assert "`forebay up` starts it again" in reasons["decode-0"]
+    assert "the only router" in reasons["router-1"], "nobody would serve in its place"
+    with pytest.raises(StartError, match="decode-0"):
+        plan_rolling(LARGE, ["decode-0"], gone={"decode-0"})
+
+
 @pytest.mark.parametrize("name", ["kvcache", "nats", "router", "tokenizer"])
 def test_what_cannot_roll_is_refused_where_it_is_named(name: str) -> None:
     with pytest.raises(StartError, match=f"{name} cannot be restarted while the mesh serves"):

@@ -88,6 +88,13 @@ def test_a_tenant_with_many_requests_does_not_keep_another_waiting() -> None:
     assert admitted(admission.update(Room(4, 2), 0.0)) == ["many-0", "one"]
 
 
+def test_tenants_take_turns_by_work_not_by_requests() -> None:
+    admission = Admission()
+    for name, tenant, work_tokens in (("a1", "a", 500), ("a2", "a", 500), ("b1", "b", 200), ("b2", "b", 200)):
+        admission.arrive(Applicant(name, QosTier.REALTIME, tenant, work_tokens, start_by_s=0.0), FULL, 0.0)
+    assert admitted(admission.update(Room(9, 0), 0.0)) == ["a1", "b1", "b2", "a2"]
+
+
 def test_what_cannot_be_in_time_is_dropped_before_it_takes_a_turn() -> None:
     admission = Admission()
     admission.arrive(applicant("hopeless", give_up_s=5.0), FULL, 0.0)
@@ -112,10 +119,29 @@ def test_realtime_pushes_batch_out_of_a_full_queue() -> None:
     assert refused(admission.arrive(applicant("batch-3", QosTier.BATCH, start_by_s=3.0), FULL, 0.0)) == ["batch-3"]
 
 
+def test_batch_is_pushed_out_before_backup() -> None:
+    admission = Admission(AdmissionLimits(queue_length=2))
+    for tier in (QosTier.BATCH, QosTier.BACKUP):
+        admission.arrive(applicant(tier.value, tier), FULL, 0.0)
+    assert refused(admission.arrive(applicant("chat-1"), FULL, 0.0)) == [QosTier.BATCH.value]
+    assert refused(admission.arrive(applicant("chat-2"), FULL, 0.0)) == [QosTier.BACKUP.value]
+
+
+def test_the_tenant_with_the_most_that_wait_is_pushed_out() -> None:
+    admission = Admission(AdmissionLimits(queue_length=3))
+    for name, tenant in (("many-1", "many"), ("one", "one"), ("many-2", "many")):
+        admission.arrive(applicant(name, QosTier.BATCH, tenant), FULL, 0.0)
+    assert refused(admission.arrive(applicant("chat"), FULL, 0.0)) == ["many-2"]
+
+
 def test_realtime_is_turned_away_where_it_would_be_late() -> None:
     admission = Admission(AdmissionLimits(shed_after_s=1.0))
     admission.ended(2.0)  # of 4 that run, one ends every half second
-    assert [refused(admission.arrive(applicant(str(number)), FULL, 0.0)) for number in range(3)] == [[], [], ["2"]]
+    assert [refused(admission.arrive(applicant(str(number)), FULL, 0.0)) for number in range(2)] == [[], []]
+    (refusal,) = admission.arrive(applicant("2"), FULL, 0.0)
+    assert isinstance(refusal, Refuse)
+    assert isinstance(refusal.error, QueueFullError)
+    assert refusal.error.retry_after_s == pytest.approx(0.5), "until the wait would be no longer than is accepted"
 
 
 def test_backup_waits_for_an_idle_worker() -> None:
@@ -150,6 +176,14 @@ def test_who_comes_late_has_saved_nothing() -> None:
     for _ in range(10):
         share.charge("early", 100, ["early"])
     assert share.served_tokens("late") >= 900
+
+
+def test_a_bounded_memory_keeps_those_that_are_ahead() -> None:
+    share = FairShare()
+    share.charge("ahead", 1_000_000, ["waits"])
+    for number in range(2 * MOST_TENANTS):
+        share.charge(str(number), 10, ["waits"])
+    assert share.served_tokens("ahead") == 1_000_000
 
 
 def test_counters_are_bounded() -> None:
@@ -198,6 +232,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def take(self, effects: list[AdmissionEffect]) -> None:
         room = self.room
         free = room.places - room.taken - len(self.world.of("admitted", QosTier.REALTIME, QosTier.BATCH))
+        idle = room.idle_workers - len(self.world.of("admitted"))
         reserved = min(math.ceil(self.limits.reserved_share * room.places), room.places - 1)
         for effect in effects:
             one = self.world.requests[effect.request_id]
@@ -213,6 +248,9 @@ class AdmissionMachine(RuleBasedStateMachine):
             if one.tier is not QosTier.BACKUP:
                 assert free > (reserved if one.tier is QosTier.BATCH else 0)
                 free -= 1
+            else:
+                assert idle > 0
+            idle -= 1
             rivals = [
                 other
                 for other in self.world.requests.values()

@@ -13,8 +13,8 @@ LAYOUT = KvLayout(KvDtype.BFLOAT16, layers=1, kv_heads=1, head_dim=64)
 NAMES = ("d1", "d2", "d3")
 
 
-def decode(name: str, *, is_draining: bool = False) -> Worker:
-    return Worker(name, Role.DECODE, "node", "digest", LAYOUT, 4, is_draining)
+def decode(name: str, *, is_draining: bool = False, max_sequences: int = 4) -> Worker:
+    return Worker(name, Role.DECODE, "node", "digest", LAYOUT, max_sequences, is_draining)
 
 
 def fleet_of(*names: str) -> FleetSnapshot:
@@ -95,3 +95,32 @@ def test_the_least_busy_is_kept_free_while_one_is_wanted_and_the_last_after_a_wh
     assert open_names(occupancy, 20.0 + LAST_WANTED_S) == []
     assert occupancy.room(20.0 + LAST_WANTED_S) == Room(4, 4, 0)
     assert open_names(occupancy, 22.7 + WANTED_IDLE_S) == ["d1"]
+
+
+def test_a_worker_that_tells_no_places_has_one() -> None:
+    occupancy = Occupancy()
+    occupancy.follow(FleetSnapshot((), (decode("d1", max_sequences=0),)))
+    assert occupancy.room(0.0) == Room(1, 0, 1)
+
+
+def test_another_is_kept_free_when_one_is_wanted_anew() -> None:
+    occupancy = Occupancy()
+    occupancy.follow(fleet_of("d1", "d2"))
+    occupancy.note("d1", 2, is_isolated=False)
+    occupancy.note("d2", 1, is_isolated=False)
+    occupancy.want_idle(now_s=10.0)
+    assert open_names(occupancy, 10.5) == ["d1"]
+    occupancy.note("d2", 3, is_isolated=False)
+    occupancy.want_idle(now_s=20.0)
+    assert open_names(occupancy, 20.5) == ["d2"], "the least busy now"
+
+
+def test_a_worker_that_takes_no_company_is_not_the_one_kept_free() -> None:
+    occupancy = Occupancy()
+    occupancy.follow(fleet_of("d1", "d2"))
+    occupancy.isolate("poison", "d1")
+    occupancy.note("d2", 1, is_isolated=False)
+    for now_s in (10.0, 10.9, 11.8):
+        occupancy.want_idle(now_s)
+    assert open_names(occupancy, 10.0 + LAST_WANTED_S - 0.1) == ["d2"], "the last that is open is kept free only then"
+    assert open_names(occupancy, 10.0 + LAST_WANTED_S) == []

@@ -15,7 +15,6 @@ Every key may be left out. Whatever is not understood is refused: a price that i
 another.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -29,6 +28,15 @@ from forebay.errors import StartError
 from forebay.routing.cost import DEFAULT_LINK, LinkRates
 
 _MAY_BE_ZERO: Final = frozenset({"watts", "usd_per_hour", "step_overhead_s", "latency_s"})
+_MOST: Final = {
+    "watts": 1e6,
+    "usd_per_hour": 1e5,
+    "step_overhead_s": 10.0,
+    "flops_per_s": 1e19,
+    "bytes_per_s": 1e16,
+    "latency_s": 10.0,
+}
+"""Beyond what a rack of accelerators has: a figure above is a slip of the exponent or of the unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +124,21 @@ class _Reader:
 
     def _numbers(self, place: str, said: Any, names: tuple[str, ...]) -> dict[str, float]:
         return {
-            name: self._number(f"{place}.{name}", value, may_be_zero=name in _MAY_BE_ZERO)
+            name: self._number(f"{place}.{name}", value, name)
             for name, value in self._mapping(place, said, names).items()
         }
 
-    def _number(self, place: str, value: Any, *, may_be_zero: bool) -> float:
+    def _number(self, place: str, value: Any, name: str) -> float:
         try:  # YAML 1.1 takes 4e11 for a text, since it has no point
             number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
         except (ValueError, OverflowError):
             number = None
         if number is None:
             raise self._refused(place, f"must be a number, not {value!r}")
-        if not math.isfinite(number) or number < 0 or (number == 0 and not may_be_zero):
-            bound = "at least 0" if may_be_zero else "more than 0"
-            raise self._refused(place, f"must be {bound} and finite, not {value!r}")
+        may_be_zero, most = name in _MAY_BE_ZERO, _MOST[name]
+        if not 0 <= number <= most or (number == 0 and not may_be_zero):
+            least = "at least 0" if may_be_zero else "more than 0"
+            raise self._refused(place, f"must be {least} and at most {most:g}, not {value!r}")
         return number
 
     def _mapping(

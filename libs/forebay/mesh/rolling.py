@@ -25,6 +25,7 @@ class RollingPlan:
     stays: tuple[tuple[str, str], ...]
 
 
+_GONE: Final = "its process is gone, as after a drain; `forebay up` starts it again"
 _WORKERS: Final = ("prefill", "decode")
 _REPLICAS: Final = ("tokenizer", "router")
 _KEEPS_STATE: Final = {
@@ -33,8 +34,10 @@ _KEEPS_STATE: Final = {
 }
 
 
-def plan_rolling(services: Sequence[tuple[str, str]], wanted: Collection[str]) -> RollingPlan:
-    """services: name and role of each. wanted: names or roles; none: all that can.
+def plan_rolling(
+    services: Sequence[tuple[str, str]], wanted: Collection[str], gone: Collection[str] = ()
+) -> RollingPlan:
+    """services: name and role of each. wanted: names or roles; none: all that can. gone: names without a process.
 
     Raises StartError for a name that is unknown, and for one that was named and cannot roll.
     """
@@ -42,9 +45,9 @@ def plan_rolling(services: Sequence[tuple[str, str]], wanted: Collection[str]) -
     if unknown:
         known = ", ".join(name for name, _ in services)
         raise StartError(f"the mesh has no service {unknown[0]!r}; it has {known}")
-    counts = Counter(role for _, role in services)
+    counts = Counter(role for name, role in services if name not in gone)
     chosen = [(name, role) for name, role in services if not wanted or name in wanted or role in wanted]
-    reasons = {name: _why_not(role, counts[role]) for name, role in chosen}
+    reasons = {name: _GONE if name in gone else _why_not(role, counts[role]) for name, role in chosen}
     stays = tuple((name, reason) for name, reason in reasons.items() if reason is not None)
     if wanted and stays:
         raise StartError(f"{stays[0][0]} cannot be restarted while the mesh serves: {stays[0][1]}")

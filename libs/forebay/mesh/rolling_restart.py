@@ -37,7 +37,8 @@ async def restart_mesh(state_dir: Path, wanted: Sequence[str], progress: Progres
     record = read_record(state_dir)
     if record is None:
         raise StartError(f"no mesh runs in {state_dir}")
-    plan = plan_rolling([(one.name, one.role) for one in record.services], wanted)
+    gone = {one.name for one in record.services if not one.process.is_running()}
+    plan = plan_rolling([(one.name, one.role) for one in record.services], wanted, gone)
     for name, reason in plan.stays:
         progress(f"  {name:<12} stays: {reason}")
     restart = _Restart(state_dir, record, progress, timeout_s)

@@ -27,9 +27,7 @@ class FairShare:
 
     def charge(self, tenant: str, tokens: int, waiting: Iterable[str]) -> None:
         """So many tokens of work are done for it. waiting: tenants with someone in line, itself perhaps among them."""
-        self._floor_tokens = max(
-            self._floor_tokens, min(map(self.served_tokens, waiting), default=self.served_tokens(tenant))
-        )
+        self._floor_tokens = min(map(self.served_tokens, waiting), default=self.served_tokens(tenant))
         self._served_tokens[tenant] = self.served_tokens(tenant) + tokens
         if len(self._served_tokens) > MOST_TENANTS:
             self._forget()

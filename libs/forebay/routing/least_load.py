@@ -53,7 +53,7 @@ def _fullness(worker: Worker, loads: Mapping[str, WorkerLoad]) -> float:
 
 def _why_alone(request: PlanRequest, option: Option) -> str:
     if request.is_begun:
-        return "going on where another worker failed"
+        return "going on where another worker stopped"
     if request.forced_mode is Mode.LOCAL:
         return "as was asked for"
     if request.prompt_tokens - option.matched_tokens <= request.alone_tokens:

@@ -77,7 +77,7 @@ class Occupancy:
     def want_idle(self, now_s: float) -> None:
         """A request waits for a worker of its own: one is kept free of new work; the last one only after a while."""
         if now_s >= self._wanted_until_s:
-            self._wanted_since_s = now_s
+            self._wanted_since_s, self._emptying = now_s, None
         self._wanted_until_s = now_s + WANTED_IDLE_S
 
     def open_fleet(self, now_s: float) -> FleetSnapshot:
@@ -96,7 +96,6 @@ class Occupancy:
 
     def _kept_free(self, now_s: float) -> tuple[str, ...]:
         if now_s >= self._wanted_until_s:
-            self._emptying = None
             return ()
         others = [one for one in self._places if not self._is_closed(one)]
         is_last = len(others) == 1

@@ -31,7 +31,7 @@ def _what(request: PlanRequest, one: Forecast) -> str:
 
 def _why_alone(request: PlanRequest) -> str:
     if request.is_begun:
-        return ", going on where another worker failed"
+        return ", going on where another worker stopped"
     return ", as was asked for" if request.forced_mode is Mode.LOCAL else ""
 
 

@@ -19,30 +19,26 @@ from forebay.engine.scheduler import (
     NeedsBlocks,
     NewToken,
     Outcome,
-    finish_reason,
 )
 from forebay.engine.types import Engine, Sequence
 from forebay.errors import (
     RETRY_AFTER_S,
-    DrainingError,
     DuplicateRequestError,
     ForebayError,
     IsolatedError,
-    KvExhaustedError,
 )
 from forebay.kv.hashing import HashChain
-from forebay.tasks import end_task
 from forebay.worker.attachment import Attachment
 from forebay.worker.block_supply import BlockSupply, Patience
-from forebay.worker.departure import blocks_to_seal, can_be_taken_over
-from forebay.worker.engine_thread import Add, Cancel, DropEngine, EngineThread, MoreBlocks, UseEngine, internal
+from forebay.worker.engine_thread import DropEngine, EngineThread, MoreBlocks, UseEngine, internal
 from forebay.worker.kv_rights import KvRights, lost
-from forebay.worker.moved_on import MovedOnError
+from forebay.worker.migration import Migration, draining
 from forebay.worker.pauses import Pauses
 from forebay.worker.places import Places
+from forebay.worker.residents import Residents
 from forebay.worker.running_sequence import RunningSequence, SequenceCost, SequenceSpec, StepTime, TokenSink
 from forebay.worker.sequence_preparation import Preparation
-from forebay.worker.standstill import Standstill
+from forebay.worker.shortage import Shortage
 from forebay.worker.step_report import Report
 
 _log = logging.getLogger(__name__)
@@ -60,8 +56,6 @@ class SequenceRunner:
     ) -> None:
         self.limits = limits
         self.is_draining = False
-        self._is_moving_on = False
-        self.is_broken = False  # the engine's thread has ended: nothing can run any more
         self._is_connected = False
         self._patience = patience
         self._make_engine = make_engine
@@ -69,7 +63,6 @@ class SequenceRunner:
         # So many sequences of less urgent tiers may be paused, and keep their blocks, as there are places in the batch.
         self._places = Places(limits.max_sequences, patience.queue_length, pushed_out_at_most=limits.max_sequences)
         self._sequences: dict[str, RunningSequence] = {}
-        self._standstill = Standstill(patience.stuck_s)
         self._step_count = 0
         self.pauses = Pauses()
         self._is_idle = asyncio.Event()
@@ -83,9 +76,12 @@ class SequenceRunner:
         on_broken: called when the engine's thread has ended by itself and all sequences have failed.
         """
         self._rights = rights
-        self._supply = BlockSupply(rights, self._patience, self.limits.block_tokens, self._relieve)
-        self._preparation = Preparation(self.limits, rights, self._supply, self._places, self._clock, self._tell_change)
         self._thread = thread
+        self._residents = Residents(self._sequences, rights, thread, self.limits.context_tokens)
+        self._migration = Migration(self._sequences, self._residents, rights, self.limits.block_tokens)
+        self._supply = BlockSupply(rights, self._patience, self.limits.block_tokens, self._relieve)
+        self._shortage = Shortage(self._residents, rights, self._supply, self._patience.stuck_s, self._clock)
+        self._preparation = Preparation(self.limits, rights, self._supply, self._places, self._clock, self._tell_change)
         self._is_connected = True
 
         def break_down() -> None:
@@ -110,6 +106,11 @@ class SequenceRunner:
         return self._places.queued_count
 
     @property
+    def is_broken(self) -> bool:
+        """Whether the engine's thread has ended: nothing can run any more."""
+        return self._is_connected and self._residents.is_broken
+
+    @property
     def is_isolated(self) -> bool:
         """Whether a sequence has the worker to itself."""
         return any(one.spec.is_alone for one in self._sequences.values())
@@ -132,11 +133,7 @@ class SequenceRunner:
 
         Others do as soon as they have a token, and end here if they end before. For a worker that drains.
         """
-        self._is_moving_on = True
-        for running in self._sequences.values():
-            if running.coming_back is not None and not running.is_in_engine:
-                running.fail(_draining())
-        self._move_what_can()
+        self._migration.begin()
 
     async def wait_idle(self) -> None:
         """Until no sequence holds anything."""
@@ -151,7 +148,7 @@ class SequenceRunner:
         """
         # What others computed is not refused: it would be computed again.
         if self.is_draining and spec.offer is None:
-            raise _draining()
+            raise draining()
         if spec.sequence_id in self._sequences:
             if spec.offer is not None and spec.offer.is_left_behind:
                 raise lost()  # it was left by this very worker, whose connection was lost, and which is still ending it
@@ -212,12 +209,17 @@ class SequenceRunner:
         if self._is_connected:
             self._thread.submit(DropEngine())
 
+    def on_short(self, priority: int) -> None:
+        """Another worker of the node waits for blocks, for something so urgent."""
+        if self._is_connected:  # else nothing is here yet that could be parked
+            self._shortage.relieve_other(priority)
+
     def on_lost(self, sequence_ids: frozenset[str]) -> None:
         """Stops these before the next step."""
         for sequence_id in sequence_ids:
             running = self._sequences.get(sequence_id)
             if running is not None:
-                self._abort(running, lost())
+                self._residents.abort(running, lost())
 
     def _register(self, spec: SequenceSpec, on_token: TokenSink) -> RunningSequence:
         end = asyncio.get_running_loop().create_future()
@@ -239,17 +241,8 @@ class SequenceRunner:
         return running.chain.hashes[: len(running.spec.prompt_token_ids) // self.limits.block_tokens]
 
     def _enter_engine(self, running: RunningSequence, sequence: Sequence) -> None:
-        if self.is_broken:
-            raise internal()
-        if not self._rights.owns(running.sequence_id):
-            raise lost()  # lost while it waited for a place
-        reason = finish_reason(sequence, self.limits.context_tokens)
-        if reason is not None:
-            running.finish(reason)
-            return
-        running.is_in_engine = True
-        self._thread.submit(Add(sequence, running.spec.priority))
-        self._move_what_can()
+        self._residents.enter(running, sequence)
+        self._migration.move_what_can()
 
     def _on_report(self, report: Report) -> None:
         """Takes in one step's news; runs on the loop."""
@@ -270,16 +263,19 @@ class SequenceRunner:
             running = self._sequences.get(sequence_id)
             if running is not None:
                 self._leave_engine(running)
-        self._standstill.note(report.stuck, self._clock())
-        self._move_what_can()
+        self._shortage.note_stuck(report.stuck)
+        self._migration.move_what_can()
 
     def _fail_all(self) -> None:
         """The engine's thread is no more: nothing writes to any block, and no command is answered."""
-        self.is_broken = True
+        self._residents.is_broken = True
         for running in self.sequences:
             running.fail(internal())
             if running.is_in_engine:
                 self._leave_engine(running)
+
+    def _relieve(self) -> None:
+        self._shortage.relieve()
 
     def _tell_change(self) -> None:
         self._on_change()
@@ -313,72 +309,16 @@ class SequenceRunner:
         try:
             grant = await self._supply.extend(running.sequence_id, place, block_count)
         except ForebayError as error:
-            self._abort(running, error)
+            self._residents.abort(running, error)
             return
         self._thread.submit(MoreBlocks(running.sequence_id, grant.block_ids[running.table_blocks :]))
         running.table_blocks = len(grant.block_ids)
 
-    def on_short(self, priority: int) -> None:
-        """Another worker of the node waits for blocks, for something so urgent."""
-        if not self._is_connected:
-            return  # nothing is here yet that could be parked
-        self._supply.note_shortage(priority)
-        if not self._is_parking():
-            self._park_less_urgent(priority)
-
-    def _relieve(self) -> None:
-        """Somebody was refused blocks: one less urgent is parked for it.
-
-        When nobody gets on any more, the last is parked; with all blocks its own, it fails: the node is too small.
-        """
-        if self._is_parking():
-            return  # what it holds takes a moment to come back
-        first = self._supply.first_waiting
-        if first is not None and self._park_less_urgent(first.priority):
-            return
-        inside = {place: one.sequence_id for place, one in self._inside().items()}
-        last = self._standstill.who_gives_way(inside, self._supply.is_waiting, self._clock())
-        if last is None:
-            return
-        running = self._sequences[last]
-        if running.table_blocks < self._rights.device_block_count:
-            self._park(running)
-            return
-        exhausted = KvExhaustedError(
-            "the sequence has all KV blocks of this node and needs more; lower max_tokens, or raise --device-bytes"
-            " of the KV-cache service",
-            retry_after_s=RETRY_AFTER_S,
-        )
-        self._abort(running, exhausted)
-
-    def _inside(self) -> dict[Rank, RunningSequence]:
-        """Those in the engine that are to stay there."""
-        return {
-            one.place: one
-            for one in self._sequences.values()
-            if one.place is not None and one.is_in_engine and not one.is_cancel_sent
-        }
-
-    def _is_parking(self) -> bool:
-        return any(one.is_parking for one in self._sequences.values())
-
-    def _park_less_urgent(self, priority: int) -> bool:
-        """Whether there was one: the last by rank leaves the engine."""
-        less_urgent = {place: one for place, one in self._inside().items() if one.spec.priority > priority}
-        if less_urgent:
-            self._park(less_urgent[max(less_urgent)])
-        return bool(less_urgent)
-
-    def _park(self, running: RunningSequence) -> None:
-        """Takes a sequence out of the engine, and lets it come back when there are blocks for it again."""
-        running.is_parking = True
-        self._cancel_in_engine(running)
-
     def _begin_again(self, running: RunningSequence) -> None:
         """It has left the engine: what it holds is given back, and it stands in line where it stood before."""
         running.is_parking = running.is_cancel_sent = False
-        if self._is_moving_on:
-            running.fail(_draining())  # its full blocks are found by whoever goes on
+        if self._migration.has_begun:
+            running.fail(draining())  # its full blocks are found by whoever goes on
             return
         place, running.place = running.place, None
         if place is None or running.end.done():
@@ -403,16 +343,6 @@ class SequenceRunner:
             _log.exception("a parked sequence cannot come back")
             running.fail(internal())
 
-    def _abort(self, running: RunningSequence, error: ForebayError) -> None:
-        """Takes a sequence out of the engine and fails it."""
-        self._cancel_in_engine(running)
-        running.fail(error)
-
-    def _cancel_in_engine(self, running: RunningSequence) -> None:
-        if running.is_in_engine and not running.is_cancel_sent:
-            running.is_cancel_sent = True
-            self._thread.submit(Cancel(running.sequence_id))
-
     def _leave_by_itself(self, running: RunningSequence) -> None:
         # A Cancel under way is answered in Report.removed; until then another sequence of this id must not begin.
         if not running.is_cancel_sent:
@@ -424,35 +354,9 @@ class SequenceRunner:
         if running.is_closed:
             self._give_up(running)
         elif running.is_moving and not running.end.done():
-            if running.extension is not None:
-                running.extension.cancel()
-            handing_on = self._hand_on(running, running.extension)
-            running.extension = asyncio.create_task(handing_on, context=running.context)
+            self._migration.hand_on(running)
         elif running.is_parking:
             self._begin_again(running)
-
-    def _move_what_can(self) -> None:
-        if not self._is_moving_on:
-            return
-        for running in self._sequences.values():
-            is_at_work = running.is_in_engine and not running.is_cancel_sent and not running.end.done()
-            if is_at_work and can_be_taken_over(running.progress):
-                running.is_moving = True
-                self._cancel_in_engine(running)
-
-    async def _hand_on(self, running: RunningSequence, extension: "asyncio.Task[None] | None") -> None:
-        """Offers a sequence that nobody computes any more to whoever takes it over."""
-        if extension is not None:  # answered after the hand-over it would find the sequence lost
-            await end_task(extension)
-        end = blocks_to_seal(running.progress, self.limits.block_tokens)
-        hashes = running.chain.hashes[running.found_blocks : end]
-        try:
-            epoch = await self._rights.hand_over(running.sequence_id, running.found_blocks, hashes)
-        except ForebayError:
-            running.fail(_draining())
-            return
-        self._rights.give_away(running.sequence_id)
-        running.fail(MovedOnError(epoch))
 
     def _close(self, running: RunningSequence) -> None:
         """Its user is gone: everything it holds is given up as soon as the engine has let go of it."""
@@ -461,7 +365,7 @@ class SequenceRunner:
         for task in (running.extension, running.coming_back):
             if task is not None:
                 task.cancel()
-        self._cancel_in_engine(running)
+        self._residents.take_out(running)
         if not running.is_in_engine:
             self._give_up(running)
 
@@ -473,7 +377,3 @@ class SequenceRunner:
         if not self._sequences:
             self._is_idle.set()
         self._on_change()
-
-
-def _draining() -> DrainingError:
-    return DrainingError("the worker is draining", retry_after_s=RETRY_AFTER_S)
