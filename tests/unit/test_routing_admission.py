@@ -150,6 +150,16 @@ def test_backup_waits_for_an_idle_worker() -> None:
     assert admitted(admission.update(Room(8, 1, idle_workers=1), 0.0)) == ["poison"]
 
 
+def test_what_was_admitted_and_finds_no_worker_does_not_keep_backup_from_the_one_kept_for_it() -> None:
+    admission = Admission()
+    for name in ("a", "b"):  # planned they are not: the last worker has been closed to them meanwhile
+        assert admitted(admission.arrive(applicant(name), Room(4, 0, 1), 0.0)) == [name]
+    assert admission.arrive(applicant("backup", QosTier.BACKUP), Room(4, 1, 0), 0.0) == []
+    assert admission.update(Room(4, 4, 1), 0.0) == [], "they are about to have it"
+    assert admitted(admission.update(Room(4, 4, 1, kept_idle=1), 0.0)) == ["backup"]
+    assert admission.arrive(applicant("another", QosTier.BACKUP), Room(4, 4, 1, kept_idle=1), 0.0) == []
+
+
 def test_withdrawn_requests_leave_nothing() -> None:
     admission = Admission()
     admission.arrive(applicant("a"), FULL, 0.0)

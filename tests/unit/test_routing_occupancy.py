@@ -94,6 +94,8 @@ def test_the_least_busy_is_kept_free_while_one_is_wanted_and_the_last_after_a_wh
     assert open_names(occupancy, 20.0 + LAST_WANTED_S - 0.1) == ["d1"]
     assert open_names(occupancy, 20.0 + LAST_WANTED_S) == []
     assert occupancy.room(20.0 + LAST_WANTED_S) == Room(4, 4, 0)
+    occupancy.note("d1", 0, is_isolated=False)
+    assert occupancy.room(20.0 + LAST_WANTED_S) == Room(4, 4, 1, kept_idle=1)
     assert open_names(occupancy, 22.7 + WANTED_IDLE_S) == ["d1"]
 
 

@@ -41,12 +41,14 @@ class Room:
     """What the fleet has room for, as far as it is known.
 
     places: sequences that its decode workers can generate for at once, 0: none; taken: of these, all those
-    of a worker that runs a request alone; idle_workers: that run nothing, and might run one request alone.
+    of a worker that runs a request alone; idle_workers: that run nothing, and might run one request alone;
+    kept_idle: of these, those that are kept for such a request.
     """
 
     places: int
     taken: int
     idle_workers: int = 0
+    kept_idle: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,9 @@ class Admission:
 
     def _admit(self, room: Room) -> Iterator[Admit]:
         free_count = room.places - room.taken - sum(tier is not QosTier.BACKUP for tier in self._unplanned.values())
-        idle_count = room.idle_workers - len(self._unplanned)
+        # One that is kept for BACKUP is not taken by others, though they wait for a worker too.
+        unplanned_backup_count = sum(tier is QosTier.BACKUP for tier in self._unplanned.values())
+        idle_count = max(room.idle_workers - len(self._unplanned), room.kept_idle - unplanned_backup_count)
         reserved_count = min(math.ceil(self._limits.reserved_share * room.places), max(0, room.places - 1))
         while True:
             if self._waiting[QosTier.REALTIME] and (free_count > 0 or room.places == 0):

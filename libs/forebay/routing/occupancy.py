@@ -71,8 +71,10 @@ class Occupancy:
 
     def room(self, now_s: float) -> Room:
         """What the fleet has room for."""
-        kept = sum(max(0, self._places[one] - self._sequences.get(one, 0)) for one in self._kept_free(now_s))
-        return Room(self._place_count, self._taken_count + kept, self._idle_count)
+        kept_free = self._kept_free(now_s)
+        kept = sum(max(0, self._places[one] - self._sequences.get(one, 0)) for one in kept_free)
+        kept_idle = sum(one not in self._sequences for one in kept_free)
+        return Room(self._place_count, self._taken_count + kept, self._idle_count, kept_idle)
 
     def want_idle(self, now_s: float) -> None:
         """A request waits for a worker of its own: one is kept free of new work; the last one only after a while."""

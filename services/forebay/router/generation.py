@@ -229,9 +229,8 @@ class _Waiting:
             try:
                 return make()
             except NoneFreeError:
-                await asyncio.sleep(
-                    MOST_DELAY_S
-                )  # as long as the caller does: it is the request's turn that is waited for
+                await asyncio.sleep(MOST_DELAY_S)  # for its turn it waits as long as its caller does
+                self._ender.raise_if_ended()
             except NoWorkerError as error:
                 if not self._is_worth_it():
                     raise
