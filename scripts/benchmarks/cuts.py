@@ -3,7 +3,7 @@
 A mesh of two routers, tokenizers, prefill and decode workers, each process in a network namespace of its own on one
 bridge, answers six requests at a time, whose right answers are known; each is streamed and compared, text and tokens.
 In a round the link of one process is taken down under load, so that nothing arrives or leaves and nobody is told; after
-four seconds, or eight where nobody could be answered meanwhile, it is up again. When a request that began after that
+four seconds, or six where nobody could be answered meanwhile, it is up again. When a request that began after that
 has been answered, the load pauses; a second after the last request nothing may be leased or referenced in any tier.
 `--rounds` of each kind, in random order. Lost is a request whose caller heard an error; one that has not ended after
 20 s hung.

@@ -71,6 +71,12 @@ def add_request_flags(parser: argparse.ArgumentParser) -> None:
         help="serve it though these are predicted to be missed",
     )
     treatment.add_argument("--mode", choices=("local", "split"), help="force who computes the prompt; for tests")
+    treatment.add_argument(
+        "--hedge-after-s",
+        type=float,
+        metavar="S",
+        help="ask a second router, of several, if no token has come by then (default: never)",
+    )
     treatment.add_argument("--timeout-s", type=float, metavar="S", help="seconds the request may take (default: 600)")
 
 

@@ -26,7 +26,8 @@ from forebay.testing.waiting import eventually, until
 ROLES: Final = ("router", "tokenizer", "kvcache", "prefill", "decode", "nats")
 HELD_S: Final = 4.0
 """So long a cut lasts at least; longer where nobody was answered meanwhile, up to _MOST_HELD_S."""
-_MOST_HELD_S: Final = 8.0
+_MOST_HELD_S: Final = 6.0
+"""A request is tried for ten seconds without a token (`--failover-s`), in which the way back has to have room."""
 _BACK_S: Final = 60.0
 _ASKED_EVERY_S: Final = 0.25
 _CONCURRENCY: Final = 6
