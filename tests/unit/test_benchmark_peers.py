@@ -55,7 +55,11 @@ def test_answers_are_read_whatever_else_the_peer_prints(process: AnsweringProces
 
 def test_an_idle_peer_uses_no_core(process: AnsweringProcess) -> None:
     Peer(process).generate([[1]], 1)
-    child = psutil.Process().children()[-1]
+    (child,) = (one for one in psutil.Process().children() if _SPINNING_PEER in one.cmdline())
+    ends_s = time.monotonic() + 20.0
+    while child.status() != psutil.STATUS_STOPPED:  # all of its threads have to hear of it
+        assert time.monotonic() < ends_s, child.status()
+        time.sleep(0.01)
     before_s = sum(child.cpu_times()[:2])
     time.sleep(0.2)
     assert child.status() == psutil.STATUS_STOPPED
