@@ -4,14 +4,17 @@ Knows futures and timers, not how the fleet's room is counted. Lives on one even
 """
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from typing import Final
 
 from forebay.errors import ForebayError
 from forebay.routing.admission import Admission, AdmissionEffect, AdmissionLimits, Admit, Applicant, Room
 from forebay.routing.option import QosTier
+
+_LOOKED_EVERY_S: Final = 0.25
+"""While somebody waits: room also comes with time alone, when a worker is kept free no longer."""
 
 
 class Ticket:
@@ -128,7 +131,6 @@ class AdmissionGate:
 
     def _set_timer(self) -> None:
         self.close()
-        give_up_s = self._admission.next_give_up_s
-        if math.isfinite(give_up_s):
-            delay_s = max(0.0, give_up_s - time.monotonic())
+        if self._admission.waiting_count:
+            delay_s = min(_LOOKED_EVERY_S, max(0.0, self._admission.next_give_up_s - time.monotonic()))
             self._timer = asyncio.get_running_loop().call_later(delay_s, self.update)
