@@ -37,7 +37,8 @@ class BreakerMachine(RuleBasedStateMachine):
             return
         self.count += 1
         request = f"r{self.count}"
-        self.breakers.begun(worker, request, self.now_s)
+        is_probe = self.breakers.begun(worker, request, self.now_s)
+        assert is_probe == self.has_opened[worker] == (worker in self.shut())
         self.open[request] = worker, self.has_opened[worker]
 
     @precondition(lambda self: self.open)
@@ -119,17 +120,33 @@ ROLES = {"p0": Role.PREFILL, "d0": Role.DECODE, "d1": Role.DECODE}
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 3), st.sampled_from(sorted(ROLES)) | st.none()), max_size=40))
 def test_who_was_not_heard_is_silent_as_long_as_another_of_the_role_is(script) -> None:  # type: ignore[no-untyped-def]
-    silence, now_s = Silence(2.5), 0.0
+    silence, now_s, anybody_s = Silence(2.5), 0.0, 0.0
     silence.silent(ROLES, now_s)
     heard_s = dict.fromkeys(ROLES, 0.0)
     for wait_s, worker in script:
         now_s += wait_s
         if worker is not None:
+            if now_s - anybody_s >= 1.5:
+                heard_s = dict.fromkeys(ROLES, now_s)
             silence.heard(worker, now_s)
-            heard_s[worker] = now_s
+            heard_s[worker] = anybody_s = now_s
         late = {one for one in ROLES if now_s - heard_s[one] >= 2.5}
         silent = silence.silent(ROLES, now_s)
         assert silent == ({one for one in ("d0", "d1") if one in late} if not {"d0", "d1"} <= late else set())
+
+
+@given(st.floats(0, 60), st.lists(st.floats(0, 1), min_size=3, max_size=3))
+def test_nobody_is_silent_for_a_gap_in_which_nobody_was_heard(gap_s: float, phases: list[float]) -> None:
+    """A partition from NATS: afterwards each is heard within a second, one after the other."""
+    silence = Silence(2.5)
+    silence.silent(ROLES, 0.0)
+    for one in ROLES:
+        silence.heard(one, 0.0)
+    for phase_s, one in sorted(zip(phases, ROLES, strict=True)):
+        now_s = gap_s + phase_s * 0.999
+        assert silence.silent(ROLES, now_s) == frozenset()
+        silence.heard(one, now_s)
+        assert silence.silent(ROLES, now_s) == frozenset()
 
 
 def test_silence_can_be_switched_off_and_a_new_worker_has_its_time() -> None:

@@ -30,11 +30,13 @@ class Breakers:
     def __init__(self) -> None:
         self._states: dict[str, _State] = {}
 
-    def begun(self, worker_id: str, request_id: str, now_s: float) -> None:
-        """A request goes to a worker. To one that is half-open it is the probe."""
+    def begun(self, worker_id: str, request_id: str, now_s: float) -> bool:
+        """A request goes to a worker. Whether it is the probe of one that was half-open, and is shut now."""
         state = self._states.get(worker_id)
-        if state is not None and state.probe is None and _is_half_open(state, now_s):
+        is_probe = state is not None and state.probe is None and _is_half_open(state, now_s)
+        if state is not None and is_probe:
             state.probe = request_id
+        return is_probe
 
     def succeeded(self, worker_id: str) -> None:
         """A request got a token there."""

@@ -9,8 +9,10 @@ from typing import Final
 
 from forebay.role import Role
 
+REPORTED_EVERY_S: Final = 1.0
+"""At least so often a worker does."""
 DEFAULT_SILENT_S: Final = 2.5
-"""Workers report at least each second: so long after the last report two are missing."""
+"""So long after its last report two of a worker's are missing."""
 
 
 class Silence:
@@ -19,10 +21,13 @@ class Silence:
     def __init__(self, silent_s: float = DEFAULT_SILENT_S) -> None:
         self._silent_s = silent_s
         self._heard_s: dict[str, float] = {}
+        self._anybody_s = 0.0  # when somebody was heard last
 
     def heard(self, worker_id: str, now_s: float) -> None:
-        """It said something."""
-        self._heard_s[worker_id] = now_s
+        """It said something. Who could not be heard because nobody was, has its time from now on."""
+        if now_s - self._anybody_s >= max(REPORTED_EVERY_S, self._silent_s - REPORTED_EVERY_S):
+            self._heard_s = dict.fromkeys(self._heard_s, now_s)
+        self._heard_s[worker_id] = self._anybody_s = now_s
 
     def silent(self, workers: Mapping[str, Role], now_s: float) -> frozenset[str]:
         """Who of these is. Forgets all others.

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from forebay.client import AsyncClient
 from forebay.testing.cut_mesh import CutMesh, cut_mesh, enter_own_network
 from forebay.testing.held_blocks import RELEASED_S, held_blocks
 from forebay.testing.kill_rounds import SMALL_TIERS, TWO_OF_EACH
-from forebay.testing.known_answers import learn_answers, varied_questions
+from forebay.testing.loaded_mesh import loaded_mesh
 from forebay.testing.steady_load import Outcome, SteadyLoad, Verdict
 from forebay.testing.waiting import eventually, until
 
@@ -30,8 +30,6 @@ _MOST_HELD_S: Final = 6.0
 """A request is tried for ten seconds without a token (`--failover-s`), in which the way back has to have room."""
 _BACK_S: Final = 60.0
 _ASKED_EVERY_S: Final = 0.25
-_CONCURRENCY: Final = 6
-_STEMS, _PER_STEM = 8, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +111,8 @@ class CutRounds:
 @asynccontextmanager
 async def cut_rounds(mesh: CutMesh, source: random.Random) -> AsyncIterator[CutRounds]:
     """Learns the right answers undisturbed, then keeps the mesh under load."""
-    answers = await learn_answers(mesh.router_address, varied_questions(source, _STEMS, _PER_STEM))
-    async with AsyncExitStack() as closing:
-        client, *routers = [
-            await closing.enter_async_context(AsyncClient(target))
-            for target in (mesh.router_addresses, *mesh.router_addresses)
-        ]
-        load = SteadyLoad(client, answers, source)
-        async with load.running(_CONCURRENCY):
-            yield CutRounds(mesh, routers, load, source)
+    async with loaded_mesh(mesh, source) as (load, routers):
+        yield CutRounds(mesh, routers, load, source)
 
 
 def run_cuts(roles: Sequence[str], source: random.Random) -> list[CutRound]:

@@ -4,16 +4,15 @@ import dataclasses
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from forebay.client import AsyncClient
 from forebay.mesh.local_mesh import Progress
 from forebay.mesh.record import MeshRecord, read_record
 from forebay.mesh.rolling_restart import restart_mesh, switch_role
 from forebay.testing.held_blocks import RELEASED_S, held_blocks
-from forebay.testing.known_answers import learn_answers, varied_questions
+from forebay.testing.loaded_mesh import loaded_mesh
 from forebay.testing.mesh import RunningMesh
 from forebay.testing.steady_load import Outcome, SteadyLoad, Verdict
 from forebay.testing.waiting import until
@@ -21,8 +20,6 @@ from forebay.testing.waiting import until
 BEFORE_S: Final = 3.0
 """Seconds of load before a drain, with which its own are compared."""
 _STEP_S: Final = 60.0
-_CONCURRENCY: Final = 6
-_STEMS, _PER_STEM = 8, 4
 _DRAINS: Final = "drains"  # how the progress says that the replacement is there
 
 
@@ -114,12 +111,8 @@ class DrainRounds:
 @asynccontextmanager
 async def drain_rounds(mesh: RunningMesh, source: random.Random) -> AsyncIterator[DrainRounds]:
     """Learns the right answers undisturbed, then keeps the mesh under load."""
-    answers = await learn_answers(mesh.router_address, varied_questions(source, _STEMS, _PER_STEM))
-    async with AsyncExitStack() as closing:
-        client = await closing.enter_async_context(AsyncClient(mesh.router_addresses))
-        load = SteadyLoad(client, answers, source)
-        async with load.running(_CONCURRENCY):
-            yield DrainRounds(mesh, load)
+    async with loaded_mesh(mesh, source) as (load, _):
+        yield DrainRounds(mesh, load)
 
 
 def _rate(outcomes: tuple[Outcome, ...], begins_s: float, ends_s: float) -> float:

@@ -8,14 +8,14 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
 from forebay.client import AsyncClient
 from forebay.testing.held_blocks import RELEASED_S, held_blocks
-from forebay.testing.known_answers import learn_answers, varied_questions
+from forebay.testing.loaded_mesh import loaded_mesh
 from forebay.testing.mesh import RunningMesh
 from forebay.testing.mortal_mesh import MortalMesh
 from forebay.testing.steady_load import OpenRequest, Outcome, SteadyLoad, Verdict
@@ -24,8 +24,6 @@ from forebay.testing.waiting import eventually, until
 _READY_S: Final = 60.0
 _GOOD_S: Final = 60.0
 _ASKED_EVERY_S: Final = 0.1
-_CONCURRENCY: Final = 6
-_STEMS, _PER_STEM = 8, 4
 _DEVICE_BLOCKS, _HOST_BLOCKS, _DISK_BLOCKS = 100, 48, 160
 _BLOCK_BYTES: Final = 737_280 + 64  # of the default model
 
@@ -183,15 +181,8 @@ class KillRounds:
 @asynccontextmanager
 async def kill_rounds(mesh: RunningMesh, source: random.Random) -> AsyncIterator[KillRounds]:
     """Learns the right answers undisturbed, then keeps the mesh under load."""
-    answers = await learn_answers(mesh.router_address, varied_questions(source, _STEMS, _PER_STEM))
-    async with AsyncExitStack() as closing:
-        client, *routers = [
-            await closing.enter_async_context(AsyncClient(target))
-            for target in (mesh.router_addresses, *mesh.router_addresses)
-        ]
-        load = SteadyLoad(client, answers, source)
-        async with load.running(_CONCURRENCY):
-            yield KillRounds(mesh, routers, load, source)
+    async with loaded_mesh(mesh, source) as (load, routers):
+        yield KillRounds(mesh, routers, load, source)
 
 
 def _worker_of(request: OpenRequest, victim: Victim) -> str | None:

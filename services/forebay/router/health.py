@@ -51,8 +51,8 @@ class Health:
 
     def begun(self, worker_id: str, request_id: str) -> None:
         """A request goes there."""
-        self._breakers.begun(worker_id, request_id, time.monotonic())
-        self._look_if_any()
+        if self._breakers.begun(worker_id, request_id, time.monotonic()):
+            self._look()
 
     def succeeded(self, worker_id: str) -> None:
         """A request got a token there."""
